@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.auth import Auth
+from app.bins import Bins
+from app.errors import HttpError
+from app.metrics import Metrics
+from app.outcomes import Outcomes, OutcomesIn, OutcomesOut
+from app.predict import Answer, Predict, authorization, read_body
+from app.recorder import Recorder
+from app.settings import Settings
+from app.watcher import Watcher
+from mlops.access import Scope
+from mlops.store import Store
+
+log = logging.getLogger("app.access")
+_REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+_SCOPES: dict[str, Scope] = {"/outcomes": "outcomes", "/model": "predict"}
+
+
+def create_app(settings: Settings) -> Service:
+    store, metrics = Store(settings.bucket), Metrics()
+    auth, bins = Auth(metrics), Bins(metrics.registry)
+    watcher = Watcher(settings, store, auth, metrics)
+    recorder = Recorder(settings, store, metrics, bins)
+    outcomes = Outcomes(recorder, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        recorder.start()
+        watcher.start()
+        yield
+        watcher.stop()
+        recorder.stop()
+
+    pages = FastAPI(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None)
+
+    @pages.exception_handler(HttpError)
+    async def refuse(_: Any, error: HttpError) -> JSONResponse:
+        return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+    @pages.exception_handler(RequestValidationError)
+    async def name_the_field(_: Any, error: RequestValidationError) -> Response:
+        faults = [{name: fault[name] for name in ("loc", "msg", "type")} for fault in error.errors()]
+        # Plain ASCII without the input, which may hold what JSON cannot: NaN, half a character.
+        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
+
+    @pages.post("/outcomes", tags=["outcomes"])
+    def receive(body: OutcomesIn) -> OutcomesOut:
+        """Say what became true of earlier predictions."""
+        return outcomes.receive(body.outcomes)
+
+    @pages.get("/model", tags=["model"])
+    def model() -> dict[str, Any]:
+        """The release that answers, and its contract."""
+        live = watcher.live
+        if live is None:
+            raise HttpError(503, watcher.reason or "no model released", {"retry-after": "5"})
+        return {"release": live.release.model_dump(mode="json"), "contract": live.model.contract.model_dump(mode="json")}
+
+    @pages.get("/healthz", tags=["probes"])
+    def healthz() -> dict[str, bool]:
+        return {"alive": True}
+
+    @pages.get("/readyz", tags=["probes"])
+    def readyz(response: Response) -> dict[str, Any]:
+        response.status_code = 503 if watcher.reason else 200
+        return {"ready": not watcher.reason, "reason": watcher.reason or ("" if watcher.live else "no model released")}
+
+    @pages.get("/metrics", include_in_schema=False)
+    def scrape() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    plain_openapi = pages.openapi
+
+    def openapi() -> dict[str, Any]:
+        pages.openapi_schema = None  # the served contract may have changed
+        schema = plain_openapi()
+        _describe_predict(schema, watcher)
+        return schema
+
+    pages.openapi = openapi
+    return Service(pages, Predict(settings, watcher, auth, recorder, metrics), auth, metrics, settings.max_body_bytes)
+
+
+def _describe_predict(schema: Any, watcher: Watcher) -> None:
+    """Put `/predict`, as the served contract has it, into FastAPI's page."""
+    types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
+    shapes, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    bearer = {"type": "http", "scheme": "bearer"}
+    schema["components"]["securitySchemes"] = {"key": bearer}
+    schema["security"] = [{"key": []}]
+    known = {
+        "401": "no valid API key",
+        "403": "wrong scope",
+        "413": "too large",
+        "422": "a field is wrong",
+        "429": "too often",
+        "503": "no model, or overloaded",
+    }
+    responses: dict[str, Any] = {status: {"description": text} for status, text in known.items()}
+    responses["200"] = {"description": "A prediction a row", "content": {"application/json": {"schema": shapes[0]}}}
+    body = {"required": True, "content": {"application/json": {"schema": shapes[1] if len(shapes) > 1 else {}}}}
+    operation = {"tags": ["predictions"], "summary": "Predict one row or many", "requestBody": body, "responses": responses}
+    schema["paths"] = {"/predict": {"post": operation}, **schema["paths"]}
+    refusals = {status: {"description": known[status]} for status in ("401", "403", "429", "503")}
+    for methods in schema["paths"].values():
+        for each in methods.values():
+            each["responses"].update({status: text for status, text in refusals.items() if status not in each["responses"]})
+
+
+class Service:
+    """The outermost ASGI application: sends /predict past FastAPI, measures and logs every answer."""
+
+    def __init__(self, pages: FastAPI, predict: Predict, auth: Auth, metrics: Metrics, max_body_bytes: int):
+        self._pages, self._predict, self._auth, self._metrics = pages, predict, auth, metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._pages(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+        request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = os.urandom(16).hex().encode()
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            if scope["path"] == "/predict":
+                await self._predict(scope, receive, send_with_id)
+            else:
+                await self._page(scope, receive, send_with_id)
+        except HttpError as error:
+            await JSONResponse({"detail": error.detail}, error.status, error.headers)(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.answered(scope["path"], scope["method"], status, seconds)
+            # A prediction that went well is in the prediction log; a line for each would only hide the others.
+            if status >= 400:
+                line = {
+                    "event": "request",
+                    "id": request_id.decode(),
+                    "path": scope["path"][:100],
+                    "status": status,
+                    "ms": round(seconds * 1000, 2),
+                }
+                log.warning("%s", json.dumps(line))
+
+    async def _page(self, scope: Any, receive: Any, send: Any) -> None:
+        """FastAPI would read a body of any size, and before it knows who sends it."""
+        if needed := _SCOPES.get(scope["path"]):
+            self._auth.check(authorization(scope), needed)
+        parts = [{"type": "http.request", "body": bytes(await read_body(receive, self._max_body_bytes))}]
+
+        async def receive_again() -> Any:
+            return parts.pop() if parts else await receive()
+
+        await self._pages(scope, receive_again, send)

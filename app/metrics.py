@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # a second series for each, that nothing asks for
+
+ROUTES = ("/predict", "/outcomes", "/healthz", "/readyz", "/metrics", "/model", "/docs", "/openapi.json")
+_LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """Every series of the service. Labels take values from fixed lists only, so their number is bounded."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("http_requests", "Requests answered", ["route", "method", "status"], registry=registry)
+        self.duration = Histogram("http_request_duration_seconds", "Time to answer", ["route"], buckets=_LATENCY, registry=registry)
+        self.in_flight = Gauge("mlops_requests_in_flight", "Prediction requests being answered", registry=registry)
+        self.predictions = Counter("mlops_predictions", "Rows scored for callers", registry=registry)
+        self.outcomes = Counter("mlops_outcomes", "Outcomes received", ["result"], registry=registry)
+        self.auth_refused = Counter("mlops_auth_refused", "Requests refused by authentication", ["reason"], registry=registry)
+        self.logged = Counter("mlops_log_rows", "Rows written to the local spool", ["kind"], registry=registry)
+        self.log_dropped = Counter("mlops_log_dropped_rows", "Rows that the log had to drop", ["reason"], registry=registry)
+        self.log_uploaded = Counter("mlops_log_segments_uploaded", "Segments uploaded to the bucket", registry=registry)
+        self.spool_bytes = Gauge("mlops_log_spool_bytes", "Bytes waiting in the local spool", registry=registry)
+        self.refused = Counter("mlops_release_refused", "Releases that did not verify", ["reason"], registry=registry)
+        self.bucket_errors = Counter("mlops_bucket_errors", "Failed calls to the bucket", ["what"], registry=registry)
+        self.epoch = Gauge("mlops_release_epoch", "Epoch that the log wants and that is served", ["state"], registry=registry)
+        self.lag = Gauge("mlops_release_lag_seconds", "How long the wanted release has not been served", registry=registry)
+        self.info = Gauge("mlops_model_info", "The model that answers", ["model", "digest"], registry=registry)
+
+        self._series = cache(lambda route, method, status: (self.requests.labels(route, method, str(status)), self.duration.labels(route)))
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        route = route if route in ROUTES else "other"
+        method = method if method in ("GET", "POST") else "other"
+        requests, duration = self._series(route, method, status)
+        requests.inc()
+        duration.observe(seconds)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What one replica is told, by environment variables MLOPS_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix="MLOPS_")
+
+    env: str
+    model: str
+    bucket: str
+    keyring: Path
+    spool: Path
+    host: str = "127.0.0.1"
+    port: int = 8080
+    poll_seconds: float = 2.0
+    segment_seconds: float = 10.0
+    segment_bytes: int = 8 * 2**20
+    spool_bytes: int = 256 * 2**20
+    max_body_bytes: int = 8 * 2**20
+    max_in_flight: int = 256
+    probe_memory_mb: int = 512

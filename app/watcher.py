@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from obstore.exceptions import BaseError
+
+from app.auth import Auth
+from app.metrics import Metrics
+from app.settings import Settings
+from mlops import access, bundle, releases
+from mlops.errors import Refused
+from mlops.keys import Keyring
+from mlops.model import Model
+from mlops.probe import probe
+from mlops.releases import Release
+from mlops.statements import require_approval
+from mlops.store import Store
+
+log = logging.getLogger("app.watcher")
+_RETRY_REFUSED_SECONDS = 30.0  # a keyring that was mended counts without a restart; doubled each time
+_RETRY_REFUSED_MOST = 3600.0
+_AHEAD = timedelta(minutes=5)  # what clocks may differ by
+
+
+@dataclass(frozen=True)
+class Live:
+    """What answers: a release and its loaded model. Replaced as a whole, never changed."""
+
+    release: Release
+    model: Model
+
+
+class Watcher:
+    """Follows the release log and the access journal in a thread of its own; `live` is what to answer with.
+
+    A release is served once its approval, its bundle, and its model (in a child process) hold. Until then, and
+    whatever the bucket does, the last good one answers.
+    """
+
+    def __init__(self, settings: Settings, store: Store, auth: Auth, metrics: Metrics):
+        self.live: Live | None = None
+        self.reason = "starting: the bucket has not been read yet"  # why not ready; empty: ready
+        self._settings, self._store, self._auth, self._metrics = settings, store, auth, metrics
+        self._keyring = Keyring(settings.keyring)
+        self._journal = releases.journal(store, settings.model)
+        self._access = access.journal(store)
+        self._log: list[Release] = []
+        self._epoch = self._access_epoch = -1  # -1: never read, so list once
+        self._refused: dict[int, tuple[float, float]] = {}  # epoch → when to try again, and how long to wait then
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for what, step in (("access", self._follow_access), ("releases", self._follow_releases), ("lag", self._measure)):
+                try:
+                    step()
+                except Exception as error:  # the bucket is away, or somebody broke it: keep answering, try again
+                    self._metrics.bucket_errors.labels(what).inc()
+                    log.warning("%s", json.dumps({"event": "bucket", "what": what, "error": str(error)[:300]}))
+                    if what == "releases" and self.live is None and self.reason:
+                        self.reason = f"the bucket cannot be read: {str(error)[:200]}"
+            self._stop.wait(self._settings.poll_seconds * random.uniform(0.8, 1.2))
+
+    def _follow_access(self) -> None:
+        if self._access_epoch < 0:
+            self._access_epoch, keys = access.newest(self._store)
+            self._auth.replace(keys)
+        while (raw := self._access.get(self._access_epoch + 1)) is not None:
+            self._access_epoch += 1
+            try:
+                self._auth.replace(access.parse(self._access_epoch, raw))
+            except Refused as refused:
+                self._refuse(refused, self._access_epoch)
+
+    def _follow_releases(self) -> None:
+        if self._epoch < 0:
+            last, out_of_line = self._journal.listed()
+            found = [self._journal.get(epoch) for epoch in range(1, last + 1)]
+            for epoch, raw in enumerate(found, 1):
+                self._read(epoch, raw)
+            if out_of_line:
+                self._refuse(Refused("epoch", "releases", out_of_line[0][-80:], f"and {len(out_of_line) - 1} more are out of line"), 0)
+            self._epoch = last
+        while (raw := self._journal.get(self._epoch + 1)) is not None:
+            self._read(self._epoch + 1, raw)
+            self._epoch += 1
+        self._serve_newest()
+        self.reason = "" if self.live or not self._log else "no release verifies"
+
+    def _read(self, epoch: int, raw: bytes | None) -> None:
+        try:
+            release = releases.parse(epoch, raw or b"")
+            self._log.append(release)
+            if release.at > releases.now() + _AHEAD:
+                raise Refused("future", f"release {epoch}", release.at.isoformat(), "has not come yet: until then it changes nothing")
+        except Refused as refused:
+            self._refuse(refused, epoch)
+
+    def _serve_newest(self) -> None:
+        """The release in force; at the start, when that one does not hold, the newest before it that does."""
+        log_now = list(self._log)
+        while wanted := releases.serving(log_now, releases.now()):
+            if self.live and self.live.release.epoch >= wanted.epoch:
+                return
+            due, wait = self._refused.get(wanted.epoch, (0.0, _RETRY_REFUSED_SECONDS))
+            if time.monotonic() >= due:
+                try:
+                    self.live = self._load(wanted)
+                    self._refused.pop(wanted.epoch, None)
+                    self._metrics.info.clear()
+                    self._metrics.info.labels(self._settings.model, wanted.champion).set(1)
+                    log.info("%s", json.dumps({"event": "serving", "epoch": wanted.epoch, "digest": wanted.champion}))
+                    return
+                except Refused as refused:
+                    self._refused[wanted.epoch] = time.monotonic() + wait, min(2 * wait, _RETRY_REFUSED_MOST)
+                    self._refuse(refused, wanted.epoch)
+            log_now = [release for release in log_now if release.epoch != wanted.epoch]
+
+    def _load(self, release: Release) -> Live:
+        try:
+            return self._verified(release)
+        except (Refused, BaseError, OSError):  # the bucket or this machine: nothing is said about the model
+            raise
+        except Exception as error:  # whatever was written to break a reader refuses itself, and the next release is read
+            raise Refused("load", f"release {release.epoch}", type(error).__name__, str(error)[:200]) from None
+
+    def _verified(self, release: Release) -> Live:
+        if release.mode != "full":
+            raise Refused("mode", f"release {release.epoch}", release.mode, "is a mode that this app does not know")
+        model, digest = self._settings.model, release.champion
+        require_approval(self._store, self._keyring, model, digest, self._settings.env)
+        if self.live and self.live.model.digest == digest:
+            return Live(release, self.live.model)
+        fetched = bundle.read(self._store, model, digest)
+        probe(fetched, digest, self._settings.probe_memory_mb)
+        loaded = Model(fetched, digest)
+        for row in fetched.json("golden.json")["rows"][:20]:
+            loaded.score([loaded.schema.row(row)])
+        return Live(release, loaded)
+
+    def _refuse(self, refused: Refused, epoch: int) -> None:
+        self._metrics.refused.labels(refused.reason).inc()
+        log.error("%s", json.dumps({"event": "refused", "epoch": epoch, "reason": refused.reason, "why": str(refused)}))
+
+    def _measure(self) -> None:
+        now = releases.now()
+        wanted = releases.serving(self._log, now)
+        served = self.live.release.epoch if self.live else 0
+        self._metrics.epoch.labels("wanted").set(wanted.epoch if wanted else 0)
+        self._metrics.epoch.labels("serving").set(served)
+        behind = wanted is not None and served != wanted.epoch
+        self._metrics.lag.set((now - wanted.at).total_seconds() if wanted and behind else 0)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from mlops.client import Client
+from mlops.environment import Environment
+from mlops.errors import Fault
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request: when it ended (Unix seconds), and which model answered, or what went wrong."""
+
+    at: float
+    model: str = ""
+    epoch: int = 0
+    error: str = ""
+
+
+@dataclass
+class Traffic:
+    """A steady caller in a thread, for as long as the `with` block lasts."""
+
+    environment: Environment
+    rows: list[dict[str, Any]]
+    per_second: float = 50
+    answers: list[Answer] = field(default_factory=list)
+
+    def __enter__(self) -> Traffic:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        client, sent, due = Client(self.environment), 0, time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due = max(due, time.monotonic() - 1) + 1 / self.per_second
+            try:
+                answer = client.predict([self.rows[sent % len(self.rows)]])
+                self.answers.append(Answer(time.time(), answer["model"], answer["epoch"]))
+            except (Fault, httpx.HTTPError) as error:
+                self.answers.append(Answer(time.time(), error=str(error)))
+            sent += 1
+
+    @property
+    def failed(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.error]
+
+    def wait_for(self, model: str, seconds: float) -> float:
+        """Until `model` answers; returns how long that took."""
+        started, seen = time.monotonic(), len(self.answers)
+        while time.monotonic() - started < seconds:
+            if any(answer.model == model for answer in self.answers[seen:]):
+                return time.monotonic() - started
+            time.sleep(0.02)
+        raise Fault("release", model[:12], f"does not answer after {seconds:g} s")

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from mlops.errors import Fault
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Feature(_Strict):
+    """One column of a request.
+
+    `known_at` is `request` (the caller sends it), or the data's time column that says when its value became
+    known: no row's may lie after the moment of prediction. `range` is what is physically possible, no more.
+    """
+
+    type: Literal["number", "category", "boolean"]
+    description: str = ""
+    known_at: str = "request"
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
+    missing: bool = False
+    unknown: Literal["other", "reject"] = "other"
+    drift: Literal["integrity", "season"] = "integrity"
+    protected: bool = False
+    log: Literal["keep", "hash", "drop"] = "keep"
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Feature:
+        if self.range and self.type != "number":
+            raise ValueError(f"range is {list(self.range)}: only a number has one")
+        if self.range and self.range[0] >= self.range[1]:
+            raise ValueError(f"range is {list(self.range)}: write [lowest, highest]")
+        if self.unknown == "reject" and self.type != "category":
+            raise ValueError("unknown is 'reject': only a category has unknown values")
+        return self
+
+
+class Time(_Strict):
+    """When the event of a row takes place; the prediction is made `lead_minutes` before it."""
+
+    column: str
+    zone: str = "UTC"
+    lead_minutes: int = Field(default=0, ge=0)
+
+
+class Window(_Strict):
+    """A half-open part of the data: two dates, or two fractions of the time column (of the rows, if it has none)."""
+
+    start: date | float
+    end: date | float
+
+    @classmethod
+    def parse(cls, text: object) -> Window:
+        try:
+            start, end = (date.fromisoformat(x) if "-" in x else float(x) for x in str(text).split(".."))
+        except ValueError:
+            raise Fault("window", text, "write START..END, two dates (2024-01-01..2024-03-01) or fractions (0..0.7)") from None
+        if type(start) is not type(end) or start >= end:  # ty: ignore[unsupported-operator]
+            raise Fault("window", text, "the start lies before the end, and both are dates or both are fractions")
+        if isinstance(start, float) and not (start >= 0 and end <= 1):  # ty: ignore[unsupported-operator]
+            raise Fault("window", text, "fractions lie between 0 and 1")
+        return cls(start=start, end=end)
+
+    def __str__(self) -> str:
+        return f"{self.start}..{self.end}"
+
+
+class Windows(_Strict):
+    train: Window
+    holdout: Window
+
+    @field_validator("train", "holdout", mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        try:
+            return value if isinstance(value, (Window, dict)) else Window.parse(value)
+        except Fault as fault:
+            raise ValueError(str(fault)) from None
+
+
+class Gate(_Strict):
+    """What a model must hold. Losses are log-loss (binary) or absolute error over that of the median (regression)."""
+
+    margin: float = 0.02  # upper 95 % bound of the loss difference to the champion
+    point_margin: float = 0.01  # and its point estimate
+    slice_margin: float = 0.02
+    min_days: int = 28
+    min_slice_rows: int = 200
+    min_slice_days: int = 10
+    min_auc: float = 0.6
+    min_gain: float = 0.005  # over predicting the base rate (binary) or the median (regression)
+    max_calibration_error: float = 0.12
+    calibration_margin: float = 0.02
+    fairness_margin: float = 0.05
+    max_single_feature_auc: float = 0.85
+    too_good: float = 0.05
+    max_size_mb: float = 50
+    max_latency_ms: float = Field(default=20, gt=0, le=1000)
+
+
+class Golden(_Strict):
+    """A fact about the data (`where` finds its rows, `expect` are their values), or about the model
+    (`row` against `row` with `change`: the score must rise or fall by `by`)."""
+
+    about: str
+    where: dict[str, str | int | float | bool] | None = None
+    expect: dict[str, str | int | float | bool | None] | None = None
+    row: dict[str, str | int | float | bool | None] | None = None
+    change: dict[str, str | int | float | bool | None] | None = None
+    score: Literal["higher", "lower"] = "higher"
+    by: float = 0.0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Golden:
+        if (self.where is None) != (self.expect is None) or (self.row is None) != (self.change is None):
+            raise ValueError("give 'where' with 'expect', or 'row' with 'change'")
+        if (self.where is None) == (self.row is None):
+            raise ValueError("give one of 'where' and 'row'")
+        return self
+
+
+class Contract(_Strict):
+    """What one model promises: its request, its target, and what the gate holds it to."""
+
+    model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    task: Literal["binary", "regression"]
+    question: str = ""
+    target: str
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    time: Time | None = None
+    outcome_at: str | None = None  # the data's column that says when the label became known
+    entity: list[str] = []
+    after: list[str] = []  # columns known only after the prediction
+    features: dict[Name, Feature] = Field(min_length=1)
+    slices: list[str] = []
+    windows: Windows = Windows(train=Window(start=0.0, end=0.7), holdout=Window(start=0.7, end=1.0))
+    quarantine_limit: float = Field(default=0.01, ge=0, le=1)
+    gate: Gate = Gate()
+    golden: list[Golden] = []
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _no_multiclass(cls, value: object) -> object:
+        if value == "multiclass":
+            raise ValueError("'multiclass' is not supported yet: use binary or regression, one model a class if need be")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        faults = [
+            f"features.{name}: known only after the prediction (it is in 'after'); remove it from the features"
+            for name in self.features
+            if name in self.after or self.features[name].known_at == "after"
+        ]
+        faults += [
+            f"features.{name}: is what a bundle calls something of its own; rename the column in load()"
+            for name in ("score", "numbers", "categories")
+            if name in self.features
+        ]
+        if self.target in self.features:
+            faults.append(f"features.{self.target}: it is the target; remove it from the features")
+        faults += [
+            f"features.{name}.known_at is {feature.known_at!r}: needs a 'time' to be compared with"
+            for name, feature in self.features.items()
+            if feature.known_at not in ("request", "after") and not self.time
+        ]
+        faults += [
+            f"slices: {name!r} is not a category or boolean among the features"
+            for name in self.slices
+            if name not in self.features or self.features[name].type == "number"
+        ]
+        for golden in self.golden:
+            used = {**(golden.row or {}), **(golden.change or {})}
+            faults += [f"golden {golden.about!r}: {name!r} is not a feature" for name in used if name not in self.features]
+        if not self.time and any(isinstance(w.start, date) for w in (self.windows.train, self.windows.holdout)):
+            faults.append("windows: dates need a 'time'; use fractions")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def numbers(self) -> list[str]:
+        return [name for name, feature in self.features.items() if feature.type != "category"]
+
+    @property
+    def categories(self) -> list[str]:
+        return [name for name, feature in self.features.items() if feature.type == "category"]
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        """The inputs of the graph, and the columns of each."""
+        return {name: columns for name, columns in (("numbers", self.numbers), ("categories", self.categories)) if columns}
+
+    @cached_property
+    def logged(self) -> dict[str, list[str]]:
+        """What the prediction log does with which features."""
+        return {how: [name for name, feature in self.features.items() if feature.log == how] for how in ("keep", "hash", "drop")}
+
+    @property
+    def context(self) -> list[str]:
+        """The entity's columns that the model itself does not see; a request may carry them."""
+        return [name for name in self.entity if name not in self.features]
+
+    def json_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+
+def load_contract(source: Path | bytes) -> Contract:
+    """Read YAML (a path) or JSON (bytes); every fault at once."""
+    where = str(source) if isinstance(source, Path) else "contract.json"
+    try:
+        raw = yaml.safe_load(source.read_text()) if isinstance(source, Path) else msgspec.json.decode(source)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Fault("contract", where, f"cannot be read as {'YAML' if isinstance(source, Path) else 'JSON'} ({error})") from None
+    if not isinstance(raw, dict):
+        raise Fault("contract", where, "a mapping is expected; see docs/contract.md")
+    try:
+        return Contract.model_validate(raw)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            value = fault["input"]
+            shown = "" if isinstance(value, (dict, list)) or fault["type"] == "missing" else f" is {value!r}"
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{'.'.join(map(str, fault['loc'])) or 'contract'}{shown}: {message}")
+        raise Fault("contract", where, "\n  ".join(["mend every line below", *faults])) from None

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from mlops.errors import Fault
+from mlops.keys import Keyring
+from mlops.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = Path(os.environ.get("MLOPS_MODELS", ROOT / "training" / "models"))
+
+
+class Environment(BaseModel):
+    """Where one environment keeps its things: `environments/<name>/environment.yaml`, each key overridden by MLOPS_<KEY>."""
+
+    name: str
+    home: Path  # what this machine keeps: keys, logs, spool
+    bucket: str
+    keyring: Path
+    endpoint: str
+    tracking: str
+
+    @classmethod
+    def load(cls, name: str | None = None) -> Environment:
+        name = name or os.environ.get("MLOPS_ENV", "local")
+        file = ROOT / "environments" / name / "environment.yaml"
+        values: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
+        from_process = {k: os.environ[f"MLOPS_{k.upper()}"] for k in cls.model_fields if f"MLOPS_{k.upper()}" in os.environ}
+        home = ROOT / Path(from_process.get("home") or values.get("home") or ".mlops")
+        values = {k: str(v).format(home=home) for k, v in values.items()}
+        running = home / "running.json"  # written by the embedded platform: its ports may not be the usual ones
+        if running.exists():
+            values |= json.loads(running.read_text())
+        values |= from_process | {"name": name, "home": home}
+        if missing := [key for key in cls.model_fields if key not in values]:
+            raise Fault("env", name, f"no {file.relative_to(ROOT)} and no MLOPS_{missing[0].upper()}; one of them must say where it is")
+        return cls(**values)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.bucket)
+
+    @property
+    def keys(self) -> Keyring:
+        return Keyring(self.keyring)
+
+
+def only_model() -> str:
+    """The model that is meant where there is one."""
+    found = sorted(path.parent.name for path in MODELS.glob("*/contract.yaml"))
+    if len(found) != 1:
+        raise Fault("model", ", ".join(found) or "none", "name one with --model, or draft one: mlops init DATA --target COLUMN")
+    return found[0]

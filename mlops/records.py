@@ -1,0 +1,72 @@
+"""The prediction log and the outcomes: their rows, and segments of them that a crash cannot make unreadable."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+
+class Scored(msgspec.Struct):
+    """One scored row. `at` is Unix time in seconds; `features` is what the contract lets us keep."""
+
+    id: str
+    at: float
+    epoch: int
+    model: str
+    score: float
+    prediction: float
+    features: dict[str, Any]
+    entity: str | None = None
+
+
+class Outcome(msgspec.Struct):
+    """What became true of a prediction; `at` is when it was received, in Unix seconds."""
+
+    id: str
+    value: float
+    at: float
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def line(record: Scored | Outcome) -> bytes:
+    body = _encode(record)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def lines(segment: bytes) -> Iterator[bytes]:
+    """The records of a segment as JSON; a line that a crash cut short, or that rotted, is passed over."""
+    for raw in segment.splitlines():
+        if raw[8:9] == b" " and raw[:8] == b"%08x" % zlib.crc32(raw[9:]):
+            yield raw[9:]
+
+
+def segment_key(kind: str, model: str, at: float, epoch: int, name: str) -> str:
+    """`predictions/<model>/<day>/<hour>/<epoch>-<name>.log`: hour and epoch can be found by listing alone."""
+    return f"{kind}/{model}/{datetime.fromtimestamp(at, UTC):%Y-%m-%d/%H}/{epoch:08d}-{name}.log"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): sorts by time, so that an outcome finds the hour of its prediction."""
+    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def id_time(prediction_id: str) -> float | None:
+    """When a prediction was made, in Unix seconds; None if this is no UUIDv7."""
+    text = prediction_id.replace("-", "")
+    if len(prediction_id) != 36 or len(text) != 32 or text[12] != "7":
+        return None
+    try:
+        return (int(text, 16) >> 80) / 1000
+    except ValueError:
+        return None

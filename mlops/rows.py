@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from mlops.bundle import MAX_ROWS
+from mlops.contract import Contract, Feature
+
+_FLOAT32 = 3.4e38  # what the graph's inputs can hold
+
+
+def _type(feature: Feature, levels: Sequence[str]) -> Any:
+    if feature.type == "boolean":
+        kind: Any = bool
+    elif feature.type == "number":
+        low, high = feature.range or (-_FLOAT32, _FLOAT32)
+        kind = Annotated[float, msgspec.Meta(ge=low, le=high, description=feature.description or None)]
+    elif feature.unknown == "reject":
+        kind = Literal[tuple(levels)]  # ty: ignore[invalid-type-form]
+    else:
+        kind = Annotated[str, msgspec.Meta(max_length=200, description=feature.description or None)]
+    return kind | None if feature.missing else kind
+
+
+class RowSchema:
+    """A contract compiled: what a request may hold, and its rows as the graph's inputs.
+
+    The API, batch scoring and training all turn rows into arrays here, so that they cannot differ.
+    """
+
+    def __init__(self, contract: Contract, levels: Mapping[str, Sequence[str]]):
+        self.contract = contract
+        self.names = [*contract.numbers, *contract.categories]
+        fields: list[Any] = [
+            (name, _type(contract.features[name], levels.get(name, ())), *([None] if contract.features[name].missing else []))
+            for name in self.names
+        ]
+        fields += [(name, str | int | float | None, None) for name in contract.context]
+        self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
+        self._numbers, self._missing = len(contract.numbers), any(contract.features[name].missing for name in contract.categories)
+        rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]
+        key = Annotated[str, msgspec.Meta(max_length=200, description="keeps a caller with one model, where the contract names no entity")]
+        self.Request = msgspec.defstruct("PredictRequest", [("rows", rows), ("key", key | None, None)], forbid_unknown_fields=True)
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.Request)
+
+    def row(self, values: Mapping[str, Any]) -> Any:
+        """One row from a mapping, with the checks of the API. Raises msgspec.ValidationError naming the field."""
+        return msgspec.convert(values, self.Row)
+
+    def arrays(self, rows: Iterable[Any]) -> dict[str, np.ndarray]:
+        """The graph's inputs: `numbers` (rows, numbers) in float32, missing ones NaN; `categories` (rows, categories)
+        as strings, missing ones ""; in the contract's order. One that the contract has none of is left out."""
+        first, last = self._numbers, len(self.names)
+        values = [msgspec.structs.astuple(row) for row in rows]
+        feed: dict[str, np.ndarray] = {}
+        if first:
+            feed["numbers"] = np.array([row[:first] for row in values], dtype=np.float32)  # None becomes NaN
+        if last > first:
+            strings = [row[first:last] for row in values]
+            if self._missing:
+                strings = [["" if value is None else value for value in row] for row in strings]
+            feed["categories"] = np.array(strings, dtype=object)
+        return feed

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import LocalStore, S3Store
+
+from mlops.errors import Fault, Refused
+
+# Short on purpose: a poll that hangs is worse than one that fails and comes again.
+_CLIENT = {"timeout": timedelta(seconds=5), "connect_timeout": timedelta(seconds=2)}
+_RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=8)}
+
+
+class Store:
+    """The bucket: a folder (a path or file://…) or an S3 API (s3://bucket/prefix, endpoint and keys from AWS_*)."""
+
+    def __init__(self, url: str):
+        self.url = url
+        if url.startswith("s3://"):
+            bucket, _, prefix = url.removeprefix("s3://").partition("/")
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+            config = {"endpoint": endpoint} if endpoint else {}
+            options = _CLIENT | {"allow_http": endpoint.startswith("http://")}
+            self._store = S3Store(bucket, prefix=prefix or None, client_options=options, retry_config=_RETRY, **config)
+        elif "://" in url and not url.startswith("file://"):
+            raise Fault("bucket", url, "write a folder, file://… or s3://BUCKET[/PREFIX]")
+        else:
+            self._store = LocalStore(Path(url.removeprefix("file://")).absolute(), mkdir=True)
+
+    def get(self, key: str, limit: int | None = None) -> bytes | None:
+        """None if it is absent; Refused, before its bytes are read, if there are more than `limit`."""
+        try:
+            found = self._store.get(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if limit is not None and found.meta["size"] > limit:
+            raise Refused("size", key.rsplit("/", 1)[-1], found.meta["size"], f"bytes are too many: {limit} are allowed")
+        return bytes(found.bytes())
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        self._store.put(key, data)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write `key` if it is absent: the compare-and-set everything else stands on. False if it exists."""
+        try:
+            self._store.put(key, data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys below the folder `prefix`, sorted."""
+        return sorted(item["path"] for batch in self._store.list(prefix) for item in batch)

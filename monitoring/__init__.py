@@ -1,0 +1,1 @@
+"""Watching what was released: the prediction log joined with its outcomes."""

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from mlops import door
+from mlops.bundle import Bundle
+from mlops.environment import ROOT
+from tests import synthetic
+from tests.proofs import fuzz, weight
+from tests.service import Service, environment
+
+FOREIGN = ("mlflow", "sklearn", "pandas", "polars", "pyarrow", "scipy", "training", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
+    made = environment(tmp_path_factory.mktemp("predict"))
+    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    with Service(made, synthetic.MODEL) as service:
+        service.serves(1)
+        yield service
+
+
+def post(service: Service, body: bytes, **headers: str) -> httpx.Response:
+    return service.http.post("/predict", content=body, headers={"content-type": "application/json", **headers}, timeout=60)
+
+
+def rows(*found: dict[str, Any]) -> bytes:
+    return json.dumps({"rows": found}).encode()
+
+
+@pytest.mark.parametrize(
+    ("field", "raw"),
+    [
+        ("size", "null"),
+        ("size", '"1"'),
+        ("size", "true"),
+        ("size", "[1]"),
+        ("size", "50.001"),
+        ("size", "-50.001"),
+        ("size", "NaN"),
+        ("size", "Infinity"),
+        ("size", "-Infinity"),
+        ("size", "1e999"),
+        ("size", "-1e999"),
+        ("size", "1" * 400),
+        ("heat", "NaN"),
+        ("heat", "3.5e38"),
+        ("color", "null"),
+        ("color", "1"),
+        ("color", json.dumps("x" * 201)),
+        ("region", '"west"'),
+        ("region", '""'),
+        ("region", "null"),
+        ("group", "false"),
+        ("member", "1"),
+        ("member", '"true"'),
+        ("member", "null"),
+        ("customer", "{}"),
+        ("nobody", "1"),
+        ("settled", "1"),
+        ("y", "1"),
+        ("²", "1"),
+        ("a`b", "1"),
+    ],
+)
+def test_a_wrong_field_is_refused_and_named_with_its_row(service: Service, field: str, raw: str) -> None:
+    wrong = fuzz.with_value(field, raw)
+    second = wrong.replace(b'{"rows":[', b'{"rows":[' + json.dumps(synthetic.request()).encode() + b",")
+    for position, body in enumerate((wrong, second)):
+        answer = post(service, body)
+        assert answer.status_code == 422, answer.text
+        assert [fault["loc"] for fault in answer.json()["detail"]] == [["body", "rows", position, field]]
+
+
+@pytest.mark.parametrize("field", ["size", "color", "region", "group", "member"])
+def test_a_missing_field_is_refused_and_named(service: Service, field: str) -> None:
+    row = synthetic.request()
+    del row[field]
+    answer = post(service, rows(synthetic.request(), row))
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "rows", 1, field]
+
+
+@pytest.mark.parametrize(
+    ("body", "loc"),
+    [
+        (b'{"rows":[]}', ["body", "rows"]),
+        (b"{}", ["body", "rows"]),
+        (b'{"rows":{}}', ["body", "rows"]),
+        (b'{"rows":[1]}', ["body", "rows", 0]),
+        (rows(synthetic.request())[:-1] + b',"why":1}', ["body", "why"]),
+        (rows(synthetic.request())[:-1] + b',"key":1}', ["body", "key"]),
+        (rows(*[synthetic.request()] * 10_001), ["body", "rows"]),
+    ],
+    ids=["no rows", "no field", "no list", "no object", "unknown", "key", "too many"],
+)
+def test_a_wrong_request_is_refused_and_its_part_named(service: Service, body: bytes, loc: list[Any]) -> None:
+    answer = post(service, body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"][0]["loc"] == loc
+
+
+def test_what_the_contract_allows_is_answered(service: Service) -> None:
+    allowed = [{"heat": None}, {"color": "never seen"}, {"color": ""}, {"customer": None}, {"customer": 7}, {"size": -50}, {"size": 50}]
+    answer = service.predict(*[synthetic.request(**change) for change in allowed])
+    assert len({each["id"] for each in answer["predictions"]}) == len(allowed)
+    assert all(0 <= each["score"] <= 1 and each["prediction"] == (each["score"] >= 0.5) for each in answer["predictions"])
+    row = synthetic.request()
+    del row["heat"], row["customer"]  # may be missing: the same as null
+    assert service.predict(row)["predictions"][0]["score"] == answer["predictions"][0]["score"]
+
+
+def test_rows_are_answered_alike_alone_and_among_many(service: Service) -> None:
+    sent = [synthetic.request(size=number / 100, member=number % 2 == 0) for number in range(200)]
+    together = [each["score"] for each in service.predict(*sent)["predictions"]]
+    alone = [service.predict(row)["predictions"][0]["score"] for row in sent[:20]]
+    assert together[:20] == alone
+    assert len(set(together)) > 5
+
+
+def test_nothing_generated_or_nasty_makes_a_server_error_or_goes_unnamed_or_stays_in_memory(service: Service) -> None:
+    found = fuzz.attack(service, 150, derandomize=True)
+    assert found["wrong"] == []
+    assert found["same_answer"]
+    assert found["server_errors"] == 0
+    assert found["memory_growth"] <= fuzz.MEMORY_GROWTH
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_beyond_the_limit_is_refused_while_it_arrives(service: Service, chunked: bool) -> None:
+    piece = b"x" * 2**20
+    body = (piece for _ in range(50)) if chunked else piece * 50
+    answer = service.http.post("/predict", content=body)
+    assert answer.status_code == 413
+    assert "8388608 bytes" in answer.json()["detail"]
+    assert service.predict(synthetic.request())["epoch"] == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_another_method_is_told_which_one_there_is(service: Service, method: str) -> None:
+    answer = service.http.request(method, "/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/healthz", "/model", "/nowhere"])
+@pytest.mark.parametrize(("sent", "echoed"), [("abc-123.X_9", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("a\tb", False)])
+def test_the_request_id_comes_back_or_is_made(service: Service, path: str, sent: str, echoed: bool) -> None:
+    method = "POST" if path == "/predict" else "GET"
+    answer = service.http.request(
+        method, path, headers={"x-request-id": sent}, content=rows(synthetic.request()) if method == "POST" else b""
+    )
+    returned = answer.headers.get_list("x-request-id")
+    assert len(returned) == 1
+    assert (returned[0] == sent) is echoed
+    assert 1 <= len(returned[0]) <= 64
+
+
+def test_a_refused_request_is_in_the_log_of_the_service_with_its_id(service: Service) -> None:
+    post(service, b"{}", **{"x-request-id": "find-me-422"})
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if "find-me-422" in line]
+    assert [(line["event"], line["path"], line["status"]) for line in lines] == [("request", "/predict", 422)]
+
+
+def test_the_openapi_page_describes_predict_as_the_contract_has_it(service: Service, first_bundle: Bundle) -> None:
+    page = service.http.get("/openapi.json").json()
+    operation, schemas = page["paths"]["/predict"]["post"], page["components"]["schemas"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+    row = schemas[schemas[reference]["properties"]["rows"]["items"]["$ref"].rsplit("/", 1)[-1]]
+    contract = first_bundle.contract
+    assert set(row["properties"]) == {*contract.features, *contract.context}
+    assert set(row["required"]) == {name for name, feature in contract.features.items() if not feature.missing}
+    assert row["additionalProperties"] is False
+    assert (row["properties"]["size"]["minimum"], row["properties"]["size"]["maximum"]) == (-50, 50)
+    assert set(row["properties"]["region"]["enum"]) == {"north", "south"}
+    assert {"200", "401", "403", "413", "422", "429", "503"} <= set(operation["responses"])
+    assert page["security"] == [{"key": []}]
+    assert service.http.get("/docs").status_code == 200
+
+
+def test_beyond_the_requests_in_flight_the_next_is_told_to_come_again(
+    tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle
+) -> None:
+    made = environment(tmp_path_factory.mktemp("overload"))
+    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    with Service(made, synthetic.MODEL, max_in_flight=1) as service:
+        service.serves(1)
+        body = rows(synthetic.request())
+        head = f"POST /predict HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
+            slow.sendall(head.encode() + body[:10])
+            service.until(lambda: post(service, body).status_code == 503)
+            refused = post(service, body)
+            assert refused.json()["detail"] == "too many requests in flight"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert service.http.get("/healthz").status_code == 200
+            slow.sendall(body[10:])
+            assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        assert service.predict(synthetic.request())["epoch"] == 1
+
+
+def test_the_service_imports_nothing_that_only_training_and_monitoring_need() -> None:
+    look = "import sys, app.main; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    imported = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
+    assert "onnxruntime" in imported.split()
+    assert not set(FOREIGN) & set(imported.split())
+
+
+def test_a_replica_is_ready_at_once_and_stays_small(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> None:
+    made = environment(tmp_path_factory.mktemp("weight"))
+    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    with Service(made, synthetic.MODEL) as service:
+        found = weight.weigh(service)
+    # Of a core, because other tests run meanwhile; the proof holds the time itself to the bar.
+    assert found["core_seconds"] <= weight.READY_SECONDS
+    assert found["memory_mb"] <= weight.MEMORY_MB

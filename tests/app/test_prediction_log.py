@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from urllib.parse import quote
+
+import pytest
+
+from mlops import door, records
+from mlops.bundle import Bundle
+from mlops.environment import ROOT, Environment
+from tests import synthetic
+from tests.proofs import log
+
+
+@pytest.fixture
+def served(environment: Environment, first_bundle: Bundle) -> Environment:
+    door.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "test")
+    return environment
+
+
+def test_every_scored_row_is_in_the_log_once_with_its_values(served: Environment) -> None:
+    with log.running(served) as service:
+        found = log.every_row_once(service, 600, 400)
+    assert found == {"requests": 600, "failed": 0, "rows": 600, "damaged": 0, "missing": 0, "twice": 0, "wrong": 0, "foreign": 0}
+
+
+def test_a_request_of_many_rows_is_logged_row_by_row(served: Environment) -> None:
+    with log.running(served) as service:
+        answer = service.predict(*[synthetic.request(customer=f"c{number}", size=number / 10) for number in range(200)])
+        service.stop()
+    rows = {row.id: row for row in log.logged(served)[0]}
+    assert [rows[each["id"]].entity for each in answer["predictions"]] == [f"c{number}" for number in range(200)]
+    assert [rows[each["id"]].score for each in answer["predictions"]] == [each["score"] for each in answer["predictions"]]
+
+
+def test_the_log_hashes_what_the_contract_protects(served: Environment) -> None:
+    with log.running(served) as service:
+        service.predict(synthetic.request(group="a"), synthetic.request(group="a"), synthetic.request(group="b"))
+        service.stop()
+    groups = [row.features["group"] for row in log.logged(served)[0]]
+    assert len(set(groups)) == 2
+    assert all(len(group) == 16 for group in groups)
+    assert not any(b'"a"' in (served.store.get(key) or b"") for key in served.store.keys("predictions/synthetic"))
+
+
+def test_after_kill_9_only_the_last_seconds_are_missing_and_a_successor_brings_in_the_rest(served: Environment) -> None:
+    with log.running(served, segment_seconds=30) as service:  # so that all of it is still in the spool
+        found = log.kill(service, 2.5, 100)
+    assert found["segments_left"] >= 1
+    assert found["rows_adopted"] > 50
+    assert found["oldest_lost_seconds"] <= log.LOST_SECONDS
+    assert (found["damaged"], found["twice"], found["wrong"]) == (0, 0, 0)
+
+
+def test_a_torn_last_line_of_a_dead_process_costs_that_line_alone(served: Environment) -> None:
+    spool = served.home / "spool"
+    spool.mkdir()
+    whole = records.line(records.Scored(records.new_id(), 1.0, 1, "m", 0.5, 1, {"size": 1.0}))
+    key = records.segment_key("predictions", synthetic.MODEL, 1.0, 1, "dead")
+    (spool / f"{quote(key, safe='')}.open").write_bytes(whole + whole[:-20])
+    with log.running(served) as service:
+        service.until(lambda: not any(spool.glob("*.log")))
+    assert served.store.get(key) == whole + whole[:-20]
+    assert len(log.logged(served)[0]) == 1
+
+
+@pytest.mark.parametrize("limit", ["the cap of the spool", "the disk"])
+def test_what_does_not_fit_is_dropped_and_counted_and_no_request_notices(served: Environment, limit: str) -> None:
+    with log.running(served, **({"spool_bytes": 1} if limit == "the cap of the spool" else {"segment_seconds": 60})) as service:
+        if limit == "the disk" and not log.little_files(service, 6_000):
+            service.spool.chmod(0o500)  # the next best: no new segment can be made
+        found = log.disk_full(service, 300, 300)
+    assert found["dropped"] > 0
+    assert {found[name] for name in ("failed", "unaccounted", "damaged", "twice", "wrong", "foreign")} == {0}
+
+
+def test_two_replicas_never_share_a_spool(served: Environment) -> None:
+    told = {"env": "local", "model": synthetic.MODEL, "bucket": served.bucket, "keyring": served.keyring, "spool": served.home / "spool"}
+    with log.running(served):
+        second = subprocess.run(
+            [sys.executable, "-m", "app"],
+            cwd=ROOT,
+            env=os.environ | {f"MLOPS_{name.upper()}": str(value) for name, value in told.items()},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert second.returncode != 0
+    assert second.stderr.startswith("MLOPS_SPOOL")
+    assert "another replica writes there" in second.stderr
+
+
+def test_a_terminated_replica_leaves_nothing_in_its_spool(served: Environment) -> None:
+    with log.running(served, segment_seconds=60) as service:
+        service.predict(synthetic.request())
+        service.stop()
+        assert [path.name for path in service.spool.iterdir()] == ["lock"]
+    assert len(log.logged(served)[0]) == 1

@@ -1,0 +1,161 @@
+"""`mlops run` as a person has it: one story over three starts, since each takes the time MLflow takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from environments.local.platform import free_port
+from mlops import releases
+from mlops.environment import ROOT
+from mlops.store import Store
+from tests import synthetic
+
+
+class Run:
+    """One `mlops run`."""
+
+    def __init__(self, home: Path, models: Path):
+        home.mkdir(exist_ok=True)
+        self.home, self.output = home, home / f"output-{len(list(home.glob('output-*')))}"
+        told = {"MLOPS_HOME": str(home), "MLOPS_MODELS": str(models), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlops.cli", "run"], cwd=ROOT, env=os.environ | told, stdout=output, stderr=output
+            )
+        self.seen: dict[int, psutil.Process] = {}
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def running(self) -> dict[str, Any]:
+        return json.loads((self.home / "running.json").read_text())
+
+    def up(self) -> Run:
+        until(lambda: "Ctrl-C ends it" in self.text or self.process.poll() is not None, self, 200)
+        assert self.process.poll() is None, self.text
+        return self
+
+    def curl(self) -> dict[str, Any]:
+        (line,) = re.findall(r"^curl .*$", self.text, re.MULTILINE)
+        answer = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+        return json.loads(answer)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that it has started and that lives, whoever is the parent now."""
+        for started in psutil.process_iter():
+            try:
+                if started.environ().get("MLOPS_HOME") == str(self.home):
+                    self.seen[started.pid] = started
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return [one for one in self.seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self, how: int) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(40)
+
+
+def until(condition: Callable[[], bool], run: Run, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.1)
+    logs = "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in sorted((run.home / "logs").glob("*.log")))
+    raise AssertionError(f"not within {seconds} s\n{run.text}{logs}")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    home = tmp_path / "a home"  # with a space, as people have them
+    yield home
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MLOPS_HOME") == str(home):
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+
+
+@pytest.mark.timeout(600)
+def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Path) -> None:
+    made = synthetic.write_model(tmp_path / "models", synthetic.frame())
+    (made.folder / "parameters.yaml").write_text("estimator: linear\n")
+    wanted = free_port(8080)
+    with socket.create_server(("127.0.0.1", wanted)):
+        first = Run(home, tmp_path / "models").up()
+    assert f":{first.running['endpoint'].rsplit(':', 1)[1]}" in first.text
+    assert first.running["endpoint"] != f"http://127.0.0.1:{wanted}", "a busy port is passed over"
+    store = Store(str(home / "bucket"))
+    (released,) = releases.read(store, synthetic.MODEL)
+    answer = first.curl()
+    assert (answer["model"], answer["epoch"]) == (released.champion, 1)
+
+    second = Run(home, tmp_path / "models")
+    assert second.process.wait(30) == 2
+    assert "a platform runs there already" in second.text
+    assert "Traceback" not in second.text
+    assert httpx.get(f"{first.running['endpoint']}/healthz").status_code == 200
+
+    first.processes()
+    for name in ("app-0", "mlflow"):
+        before = first.running["pids"][name]
+        os.kill(before, signal.SIGKILL)
+        until(lambda name=name, before=before: first.running["pids"][name] != before, first)
+        assert f"{name} ended with -9, starting it again" in first.text
+        assert not [one for one in first.processes() if one.pid != first.process.pid and os.getpgid(one.pid) == before], (
+            "nobody holds its port"
+        )
+    until(lambda: answers(f"{first.running['endpoint']}/readyz"), first)
+
+    children = first.processes()
+    assert {first.process.pid, *first.running["pids"].values()} <= {child.pid for child in children}
+    first.process.kill()
+    first.process.wait()
+    orphans = first.processes()
+    assert set(first.running["pids"].values()) <= {orphan.pid for orphan in orphans}, "nobody has told them"
+    third = Run(home, tmp_path / "models").up()
+    assert not [one for one in orphans if one.is_running()], "what a predecessor left behind is ended"
+    assert third.curl()["model"] == released.champion
+    assert len(releases.read(store, synthetic.MODEL)) == 1
+    assert "training" not in third.text, "it goes on from the same data"
+    third.processes()
+    assert third.end(signal.SIGTERM) == 0
+    assert not third.processes(), "no process is left"
+    assert not (home / "running.json").exists()
+    assert "stopped" in third.text
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    synthetic.write_model(tmp_path / "models", synthetic.frame(days=10))
+    run = Run(home, tmp_path / "models")
+    until(lambda: (home / "running.json").exists() and "app-0" in run.running["pids"], run)
+    assert len(run.processes()) >= 3
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    assert run.end(signal.SIGINT) == 0, "the impatient are served too"
+    assert not run.processes()
+    assert not (home / "running.json").exists()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,123 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops import bundle as bundles
+from mlops.bundle import FILES, Bundle, canonical
+from mlops.errors import Fault, Refused
+from mlops.model import Model
+from mlops.probe import probe
+from mlops.store import Store
+from tests import synthetic
+
+MODEL = synthetic.MODEL
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "bucket") if request.param == "folder" else request.getfixturevalue("s3_bucket"))
+
+
+def test_a_bundle_is_read_as_written_and_written_again_changes_nothing(store: Store, first_bundle: Bundle) -> None:
+    digest = bundles.write(store, MODEL, first_bundle)
+    assert bundles.write(store, MODEL, first_bundle) == digest == first_bundle.digest
+    assert bundles.read(store, MODEL, digest) == first_bundle
+    assert set(store.keys(bundles.folder(MODEL, digest))) == {f"{bundles.folder(MODEL, digest)}/{n}" for n in (*FILES, "manifest.json")}
+
+
+def test_a_write_that_was_interrupted_is_completed_by_the_next(store: Store, first_bundle: Bundle) -> None:
+    store.put(f"{bundles.folder(MODEL, first_bundle.digest)}/model.onnx", first_bundle.files["model.onnx"])
+    with pytest.raises(Refused, match="missing"):
+        bundles.read(store, MODEL, first_bundle.digest)
+    with pytest.raises(Fault, match="no bundle"):
+        bundles.find(store, MODEL, first_bundle.digest[:12])
+    bundles.write(store, MODEL, first_bundle)
+    assert bundles.find(store, MODEL, first_bundle.digest[:12]) == first_bundle.digest
+
+
+def test_a_bundle_is_never_written_over(store: Store, first_bundle: Bundle) -> None:
+    store.put(f"{bundles.folder(MODEL, first_bundle.digest)}/card.md", b"other")
+    with pytest.raises(Fault, match="exists with other bytes"):
+        bundles.write(store, MODEL, first_bundle)
+    assert store.get(f"{bundles.folder(MODEL, first_bundle.digest)}/card.md") == b"other"
+
+
+def test_the_digest_is_of_every_byte(first_bundle: Bundle) -> None:
+    digests = {Bundle(first_bundle.files | {name: data + b" "}).digest for name, data in first_bundle.files.items()}
+    assert len({first_bundle.digest, *digests}) == len(FILES) + 1
+    assert Bundle(dict(reversed(first_bundle.files.items()))).digest == first_bundle.digest
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "A" * 64, "../" * 20 + "aaaa", "é" * 64])
+def test_what_is_no_digest_names_no_bundle(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(Refused) as refused:
+        bundles.read(Store(str(tmp_path)), MODEL, digest)
+    assert refused.value.reason == "digest"
+
+
+def test_a_prefix_finds_the_one_bundle_that_it_fits(tmp_path: Path, first_bundle: Bundle, second_bundle: Bundle) -> None:
+    store = Store(str(tmp_path))
+    digests = {bundles.write(store, MODEL, each) for each in (first_bundle, second_bundle)}
+    assert {bundles.find(store, MODEL, digest[:8]) for digest in digests} == digests
+    with pytest.raises(Fault, match="matches 2 bundles"):
+        bundles.find(store, MODEL, "")
+    with pytest.raises(Fault, match="matches no bundle"):
+        bundles.find(store, MODEL, "x")
+
+
+def test_another_models_bundle_is_refused(tmp_path: Path, first_bundle: Bundle) -> None:
+    store = Store(str(tmp_path))
+    digest = bundles.write(store, "other", first_bundle)
+    with pytest.raises(Refused, match="another model's contract"):
+        bundles.read(store, "other", digest)
+
+
+PROFILES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no bins": lambda p: p.pop("bins"),
+    "a column less": lambda p: p["bins"].pop("heat"),
+    "a column more": lambda p: p["bins"].update(other=p["bins"]["heat"]),
+    "no levels to reject by": lambda p: p["levels"].clear(),
+    "levels of none": lambda p: p["levels"].update(region=[]),
+    "a share less": lambda p: p["bins"]["color"]["expected"].pop(),
+    "edges twice": lambda p: p["bins"]["size"]["edges"].__setitem__(1, p["bins"]["size"]["edges"][0]),
+    "edges out of order": lambda p: p["bins"]["size"]["edges"].reverse(),
+    "edges that are words": lambda p: p["bins"]["size"].update(edges=["a"] * len(p["bins"]["size"]["edges"])),
+    "levels for a number": lambda p: p["bins"]["size"].update(levels=None),
+    "edges for a category": lambda p: p["bins"]["color"].update(edges=[]),
+}
+
+
+@pytest.mark.parametrize("change", PROFILES.values(), ids=PROFILES)
+def test_a_profile_that_serving_could_not_count_by_is_refused(
+    tmp_path: Path, first_bundle: Bundle, change: Callable[[dict[str, Any]], object]
+) -> None:
+    store, profile = Store(str(tmp_path)), first_bundle.json("profile.json")
+    change(profile)
+    digest = bundles.write(store, MODEL, Bundle(first_bundle.files | {"profile.json": canonical(profile)}))
+    with pytest.raises(Refused) as refused:
+        bundles.read(store, MODEL, digest)
+    assert refused.value.reason == "profile"
+
+
+def test_the_manifest_names_each_file_with_its_size(first_bundle: Bundle) -> None:
+    listed = json.loads(first_bundle.manifest)["files"]
+    assert {name: entry["bytes"] for name, entry in listed.items()} == {n: len(d) for n, d in first_bundle.files.items()}
+
+
+def test_a_good_model_passes_the_probe(first_bundle: Bundle) -> None:
+    probe(first_bundle, first_bundle.digest)
+
+
+def test_a_model_of_another_seed_misses_the_golden_rows(first_bundle: Bundle, second_bundle: Bundle) -> None:
+    swapped = Bundle(first_bundle.files | {"model.onnx": second_bundle.files["model.onnx"]})
+    with pytest.raises(Refused) as refused:
+        probe(swapped, swapped.digest)
+    assert refused.value.reason == "golden"
+
+
+def test_scores_of_a_loaded_bundle_are_its_golden_ones(first_bundle: Bundle) -> None:
+    model, golden = Model(first_bundle, first_bundle.digest), first_bundle.json("golden.json")
+    assert model.score([model.schema.row(row) for row in golden["rows"]]) == pytest.approx(golden["scores"], abs=1e-6)

@@ -1,0 +1,54 @@
+"""`make prove NAME…`: run a bar in its full form and keep its figures in docs/proofs/NAME.json. Fails where it does not hold.
+
+A proof is a module of this folder with `prove() -> dict`: figures as numbers, and `holds`; `reason` where it does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlops.environment import ROOT
+from training.registry import commit
+
+PROOFS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def prove(name: str) -> bool:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"prove-{name}-") as folder:
+        found = importlib.import_module(f"tests.proofs.{name}").prove(Path(folder))
+    record = {
+        "proof": name,
+        "holds": bool(found.pop("holds")),
+        **found,
+        "seconds": round(time.monotonic() - started),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+    }
+    file = ROOT / "docs" / "proofs" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{name}: {'holds' if record['holds'] else 'DOES NOT HOLD'}, see {file.relative_to(ROOT)}")
+    return record["holds"]
+
+
+if __name__ == "__main__":
+    names = sys.argv[1:]
+    if not names or set(names) - set(PROOFS):
+        sys.exit(f"make prove NAME…, of: {', '.join(PROOFS)}")
+    results = [prove(name) for name in names]  # all of them, whatever the first one says
+    sys.exit(0 if all(results) else 1)

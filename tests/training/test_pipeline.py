@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import polars as pl
+import pytest
+import yaml
+
+from mlops import bundle as bundles
+from mlops import door
+from mlops.contract import Window
+from mlops.environment import ROOT, Environment
+from mlops.errors import Fault, Refused
+from mlops.probe import TOLERANCE
+from mlops.statements import require_gate, statements
+from tests import synthetic
+from tests.proofs import parity
+from tests.proofs.gate import synthetic_problem
+from training import pipeline
+from training.pipeline import Trained
+from training.recipe import Recipe
+
+FAST = {"max_iter": 30}
+PLOTS = {
+    "binary": {"confusion_matrix", "roc", "precision_recall", "calibration", "permutation_importance", "score_distribution"},
+    "regression": {"calibration", "permutation_importance", "score_distribution", "predicted_against_actual"},
+}
+
+
+def model(models: Path, rows: pl.DataFrame | None = None, name: str = synthetic.MODEL, task: str = "binary", **parameters: Any) -> Recipe:
+    contract = synthetic.contract_yaml(task, model=name)
+    made = synthetic.write_model(models, synthetic.frame() if rows is None else rows, contract)
+    (made.folder / "parameters.yaml").write_text(yaml.safe_dump(FAST | parameters))
+    return pipeline_recipe(made.folder)
+
+
+def pipeline_recipe(folder: Path) -> Recipe:
+    from training.recipe import recipe
+
+    return recipe(folder.name, folder)
+
+
+def train(environment: Environment, recipe: Recipe, **options: Any) -> Trained:
+    return pipeline.train(environment, recipe, say=lambda _: None, **options)
+
+
+def cli(environment: Environment, models: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    told = {f"MLOPS_{k.upper()}": str(getattr(environment, k)) for k in ("home", "bucket", "keyring", "endpoint", "tracking")}
+    return subprocess.run(
+        [sys.executable, "-m", "mlops.cli", *words],
+        cwd=ROOT, env=os.environ | told | {"MLOPS_MODELS": str(models)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path: Path, task: str) -> None:
+    trained = train(tracked, model(tmp_path, name=f"explained-{task}", task=task))
+    assert trained.verdict.passed, trained.verdict.reasons
+    name = f"explained-{task}"
+    client = mlflow.MlflowClient(tracked.tracking)
+    version = client.get_model_version(name, str(trained.version))
+    assert (version.tags["digest"], version.tags["gate"]) == (trained.digest, "passed")
+    run = client.get_run(str(version.run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["max_iter"] == "30"
+    assert run.data.params["train"].startswith("2024-01-01..")
+    assert run.data.metrics["loss"] == pytest.approx(trained.metrics["loss"])
+    assert set(run.data.tags) >= {"fingerprint", "commit", "digest", "gate", "seed"}
+    origin = trained.bundle.json("provenance.json")
+    assert run.data.tags["fingerprint"] == origin["data"]["fingerprint"]
+    assert set(origin) >= {"lock", "seed", "libraries", "architecture"}
+    kept = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert {path.stem for path in (kept / "plots").glob("*.png")} == PLOTS[task]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (kept / "plots").glob("*.png"))
+    assert {path.name for path in (kept / "bundle").iterdir()} == {*bundles.FILES, "manifest.json"}
+    assert json.loads((kept / "report.json").read_text())["verdict"] == "passed"
+    page = trained.report.read_text()
+    assert page == (kept / "report.html").read_text()
+    assert "passed" in page
+    assert 'src="http' not in page
+    assert bundles.read(tracked.store, name, trained.digest).digest == trained.digest
+    assert {s.kind for s in statements(tracked.store, tracked.keys, name, trained.digest, None)[0]} == {"built", "gate"}
+    assert require_gate(tracked.store, tracked.keys, name, trained.digest).details["checks"]
+
+
+def test_the_same_inputs_give_the_same_digest_registered_once_and_another_seed_another(tracked: Environment, tmp_path: Path) -> None:
+    rows = synthetic.frame()
+    digests = [
+        train(tracked, model(tmp_path / str(place), order, "again")).digest
+        for place, order in enumerate((rows, rows.reverse(), rows.sample(fraction=1.0, shuffle=True, seed=1)))
+    ]
+    assert len(set(digests)) == 1
+    recipe = model(tmp_path / "0", rows, "again")
+    other = train(tracked, recipe, seed=1)
+    assert other.digest != digests[0]
+    assert other.bundle.json("provenance.json")["seed"] == 1
+    versions = mlflow.MlflowClient(tracked.tracking).search_model_versions("name = 'again'")
+    assert sorted(v.tags["digest"] for v in versions) == sorted({digests[0], other.digest})
+
+
+def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Environment, tmp_path: Path) -> None:
+    rows = synthetic.frame().with_columns(pl.col("y").shuffle(seed=1))
+    recipe = model(tmp_path / "models", rows, "shuffled")
+    done = cli(tracked, tmp_path / "models", "train", "--json")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(done.stdout.splitlines()[0])
+    assert found["gate"] == "refused"
+    assert any(reason.startswith("floor:") for reason in found["reasons"])
+    assert all(reason in Path(found["report"]).read_text().replace("&#39;", "'") for reason in found["reasons"])
+    with pytest.raises(Refused, match="refused by the gate"):
+        door.release(tracked, "shuffled", found["digest"], "all the same")
+    assert bundles.read(tracked.store, "shuffled", found["digest"]).contract == recipe.contract
+    client = mlflow.MlflowClient(tracked.tracking)
+    assert client.search_registered_models("name = 'shuffled'") == []
+    experiment = client.get_experiment_by_name("shuffled")
+    assert experiment is not None
+    assert client.search_runs([experiment.experiment_id])[0].data.tags["gate"] == "refused"
+
+
+def test_a_challenger_is_held_to_the_champion_on_rows_that_neither_has_seen(tracked: Environment, tmp_path: Path) -> None:
+    recipe = model(tmp_path, name="contest")
+    champion = train(tracked, recipe)
+    door.release(tracked, "contest", champion.digest, "first")
+    with pytest.raises(Fault, match="rows that neither model has seen") as caught:
+        train(tracked, recipe, train_window=Window.parse("0..0.3"), holdout_window=Window.parse("0.3..0.7"))
+    assert caught.value.key == "holdout"
+    again = train(tracked, recipe, seed=1)
+    named = {check.name for check in again.verdict.checks}
+    assert again.verdict.passed, again.verdict.reasons
+    assert {"holdout", "loss", "too_good", "calibration", "slice:color=red"} <= named
+    few = train(tracked, recipe, train_window=Window.parse("0..0.03"))
+    assert not few.verdict.passed
+    assert any(reason.startswith("loss: ") for reason in few.verdict.reasons)
+
+
+def test_windows_that_overlap_are_refused(tracked: Environment, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="overlaps the training window"):
+        train(tracked, model(tmp_path, name="overlapping"), train_window=Window.parse("0..0.7"), holdout_window=Window.parse("0.69..1.0"))
+
+
+def test_a_person_may_accept_a_telling_column_but_no_loss(tracked: Environment, tmp_path: Path) -> None:
+    rows = synthetic.frame().with_columns(size=pl.col("size") + 1.5 * pl.col("y"))
+    recipe = model(tmp_path, rows, "telling")
+    refused = train(tracked, recipe)
+    assert [reason.partition(":")[0] for reason in refused.verdict.reasons] == ["leakage"]
+    assert "size alone has AUC" in refused.verdict.reasons[0]
+    assert refused.version is None
+    accepted = train(tracked, recipe, accept={"leakage": "the size is on the order"})
+    assert accepted.verdict.passed
+    assert accepted.digest == refused.digest
+    assert "the size is on the order" in accepted.report.read_text()
+    assert require_gate(tracked.store, tracked.keys, "telling", accepted.digest).verdict == "passed"
+    with pytest.raises(Fault, match="only too_good and leakage"):
+        train(tracked, recipe, accept={"loss": "it will be fine"})
+
+
+def test_without_a_tracking_server_the_way_out_is_named(environment: Environment, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="make up"):
+        train(environment, model(tmp_path))
+
+
+def test_the_app_answers_as_scikit_learn_does(tmp_path: Path) -> None:
+    problem = synthetic_problem(60, 60)
+    rows = parity.spoilt(problem.holdout, problem)
+    found = parity.compare(tmp_path, problem, rows)
+    assert found["rows"] == rows.height
+    assert found["unknown_or_missing"] > 100
+    assert found["difference"] <= TOLERANCE

@@ -1,0 +1,97 @@
+"""The rows of a training: put in order, fingerprinted, validated, cut into windows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import polars as pl
+
+from mlops.contract import Contract, Window
+from mlops.errors import Fault
+
+_HASH_BLOCKS = 50  # stand in for days where there is no time
+
+
+def canonical(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same rows, however they came, in one order; columns by name."""
+    frame = frame.select(sorted(frame.columns))
+    return frame.sort(frame.columns, nulls_last=True)
+
+
+def fingerprint(frame: pl.DataFrame) -> str:
+    """SHA-256 of the rows; the same for the same rows in another order or file."""
+    return hashlib.sha256(canonical(frame).write_csv(float_scientific=None).encode()).hexdigest()
+
+
+def require_columns(frame: pl.DataFrame, contract: Contract) -> None:
+    times = {f.known_at for f in contract.features.values()} - {"request"}
+    wanted = [*contract.features, contract.target, *contract.entity, *sorted(times)]
+    wanted += [contract.time.column] if contract.time else []
+    if missing := [name for name in wanted if name not in frame.columns]:
+        raise Fault("data.py", missing[0], f"the contract names it, but load() returns only {', '.join(sorted(frame.columns))}")
+    if contract.task == "binary" and not set(frame[contract.target].drop_nulls().cast(pl.Float64).unique().to_list()) <= {0.0, 1.0}:
+        shown = frame[contract.target].drop_nulls().unique().sort().head(4).to_list()
+        raise Fault("target", contract.target, f"holds {shown}; a binary target is 0 or 1 (false or true)")
+
+
+def days(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
+    """The day of each row in the contract's zone, as days since 1970; hash blocks where there is no time."""
+    if contract.time is None:
+        return (_hashes(frame, contract) * _HASH_BLOCKS * 1000).astype(np.int64) % _HASH_BLOCKS
+    return _dates(frame, contract).cast(pl.Int32).to_numpy()
+
+
+def _dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
+    assert contract.time
+    column = frame[contract.time.column]
+    if column.dtype == pl.Date:
+        return column
+    if not isinstance(column.dtype, pl.Datetime):
+        raise Fault("time.column", contract.time.column, f"is {column.dtype} in the data; load() must return dates or datetimes")
+    zoned = column.dt.replace_time_zone("UTC") if column.dtype.time_zone is None else column
+    return zoned.dt.convert_time_zone(contract.time.zone).dt.date()
+
+
+def _hashes(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
+    """A fraction in [0, 1) for each row from its own content, so that a row stays on its side of a split."""
+    columns = sorted([*contract.features, contract.target])
+    rows = frame.select(pl.col(columns).cast(pl.String)).iter_rows()
+    # Not Polars' own hash: it may change with the version, and rows would change sides.
+    digests = b"".join(hashlib.blake2b(repr(row).encode(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype=">u8") / 2.0**64
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The rows of a window, and the window with fractions made days where there is a time."""
+
+    frame: pl.DataFrame
+    window: Window
+
+
+def cut(frame: pl.DataFrame, contract: Contract, window: Window) -> Cut:
+    if contract.time is None:
+        if isinstance(window.start, date):
+            raise Fault("window", str(window), "dates need a 'time' in the contract; use fractions")
+        part = _hashes(frame, contract)
+        rows = frame.filter(pl.Series((part >= window.start) & (part < window.end)))
+    else:
+        dates = _dates(frame, contract)
+        if not isinstance(window.start, date):
+            first, last = dates.min(), dates.max()
+            assert isinstance(first, date)
+            assert isinstance(last, date)
+            assert not isinstance(window.end, date)
+            span = (last - first).days + 1
+            window = Window(start=first + timedelta(int(span * window.start)), end=first + timedelta(int(span * window.end)))
+        rows = frame.filter((dates >= window.start) & (dates < window.end))
+    if rows.height == 0:
+        raise Fault("window", str(window), "holds no rows")
+    return Cut(rows, window)
+
+
+def overlap(a: Window, b: Window) -> bool:
+    return a.start < b.end and b.start < a.end  # ty: ignore[unsupported-operator]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import roc_auc_score
+
+from mlops.contract import Contract
+
+
+def known_too_late(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
+    """Features whose value became known after the moment of prediction, with the number of such rows."""
+    late: dict[str, int] = {}
+    if contract.time is None:
+        return late
+    moment = pl.col(contract.time.column) - pl.duration(minutes=contract.time.lead_minutes)
+    for name, feature in contract.features.items():
+        if feature.known_at != "request":
+            rows = frame.select((pl.col(name).is_not_null() & (pl.col(feature.known_at) > moment)).sum()).item()
+            if rows:
+                late[name] = rows
+    return late
+
+
+def single_feature_auc(frame: pl.DataFrame, contract: Contract) -> dict[str, float]:
+    """How well each column alone ranks the target (regression: above its median). A category is ranked by the target
+    means of one half of the rows, on the other half."""
+    target = frame[contract.target].to_numpy().astype(float)
+    positive = target > (np.median(target) if contract.task == "regression" else 0.5)
+    half = np.arange(frame.height) % 2 == 0
+    found = {}
+    for name, feature in contract.features.items():
+        if feature.type == "category":
+            codes = frame[name].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+            rows = np.bincount(codes[half], minlength=codes.max() + 1)
+            hits = np.bincount(codes[half], positive[half], minlength=codes.max() + 1)
+            values, answer = ((hits + positive.mean()) / (rows + 1))[codes[~half]], positive[~half]
+        else:
+            values, answer = frame[name].cast(pl.Float64).to_numpy(), positive
+            present = ~np.isnan(values)
+            found[name] = _auc(answer, present)  # that a value is there may tell as much as the value
+            values, answer = values[present], answer[present]
+        found[name] = max(found.get(name, 0.5), _auc(answer, values))
+    return found
+
+
+def _auc(answer: np.ndarray, values: np.ndarray) -> float:
+    """0.5 to 1, in whichever direction."""
+    if answer.all() or not answer.any():
+        return 0.5
+    auc = float(roc_auc_score(answer, values))
+    return max(auc, 1 - auc)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from sklearn import metrics
+
+from mlops.contract import Contract
+from training import evaluate
+
+
+def plots(contract: Contract, y: np.ndarray, score: np.ndarray, importance: dict[str, float], folder: Path) -> list[Path]:
+    """One PNG a view of the held-out rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    views = {
+        "permutation_importance": lambda ax: _importance(ax, importance),
+        "score_distribution": lambda ax: _scores(ax, contract, y, score),
+    }
+    views["calibration"] = lambda ax: _calibration(ax, contract, y, score)
+    if contract.task == "binary" and 0 < y.mean() < 1:
+        views |= {
+            "confusion_matrix": lambda ax: metrics.ConfusionMatrixDisplay.from_predictions(
+                y > 0.5, score >= contract.threshold, ax=ax, colorbar=False
+            ),
+            "roc": lambda ax: metrics.RocCurveDisplay.from_predictions(y > 0.5, score, ax=ax, plot_chance_level=True),
+            "precision_recall": lambda ax: metrics.PrecisionRecallDisplay.from_predictions(y > 0.5, score, ax=ax, plot_chance_level=True),
+        }
+    else:
+        views["predicted_against_actual"] = lambda ax: _against(ax, y, score)
+    written = []
+    for name, draw in views.items():
+        figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+        draw(ax)
+        ax.set_title(name.replace("_", " "))
+        written.append(folder / f"{name}.png")
+        figure.savefig(written[-1], dpi=90)
+        plt.close(figure)
+    return written
+
+
+def _importance(ax: Axes, importance: dict[str, float]) -> None:
+    ordered = sorted(importance.items(), key=lambda item: item[1])
+    ax.barh([name for name, _ in ordered], [value for _, value in ordered])
+    ax.set_xlabel("loss when the column is shuffled, less the loss")
+
+
+def _scores(ax: Axes, contract: Contract, y: np.ndarray, score: np.ndarray) -> None:
+    if contract.task == "binary":
+        ax.hist([score[y < 0.5], score[y > 0.5]], bins=40, label=["0", "1"], stacked=True)
+        ax.legend(title=contract.target)
+    else:
+        ax.hist(score, bins=40)
+    ax.set_xlabel("score")
+    ax.set_ylabel("rows")
+
+
+def _calibration(ax: Axes, contract: Contract, y: np.ndarray, score: np.ndarray) -> None:
+    bins = evaluate.calibration_bins(score)
+    what, middle = ("mean", np.mean) if contract.task == "binary" else ("median", np.median)
+    middles = [[middle(values[bins == b]) for b in np.unique(bins)] for values in (score, y)]
+    ax.axline((middles[0][0],) * 2, slope=1, color="grey", linestyle=":")
+    ax.plot(*middles, marker="o")
+    ax.set_xlabel(f"{what} score")
+    ax.set_ylabel(f"{what} outcome")
+
+
+def _against(ax: Axes, y: np.ndarray, score: np.ndarray) -> None:
+    ax.plot(score, y, ".", alpha=0.05)
+    ax.set_xlabel("score")
+    ax.set_ylabel("actual")

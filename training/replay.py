@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+
+from mlops.client import Client
+from mlops.contract import Contract, Window
+from mlops.environment import Environment
+from mlops.errors import Fault
+from training import data
+from training.recipe import Recipe
+from training.validation import validate
+
+_REQUEST_ROWS = 1000
+
+
+def replay(
+    environment: Environment, recipe: Recipe, window: Window, speed: float, limit: int | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Send the window's rows as requests at their moment of prediction, and each outcome when it became known.
+
+    Rows of one moment share a request, up to a thousand of them. `speed`: seconds of data in one second; 0: one after the other.
+    """
+    contract = recipe.contract
+    frame = validate(recipe.load(), contract, environment.home / "reports" / contract.model / "quarantine.csv")
+    frame = data.cut(data.canonical(frame), contract, window).frame
+    if contract.time:
+        frame = frame.sort(contract.time.column, maintain_order=True)
+    if limit and frame.height > limit:
+        frame = frame[np.linspace(0, frame.height - 1, limit).astype(int)]
+    rows = request_rows(frame, contract)
+    labels = frame[contract.target].cast(pl.Float64).to_list()
+    client, ids = Client(environment), [""] * len(rows)
+    found: dict[str, Any] = {"requests": 0, "failed": 0, "outcomes": 0, "error": "", "models": {}}
+    events = sorted(_events(frame, contract))
+    started, first = time.monotonic(), events[0][0]
+    for moment, kind, members in _together(events):
+        if speed > 0:
+            time.sleep(max(0.0, (moment - first) / speed - (time.monotonic() - started)))
+        try:
+            if kind == 0:
+                found["requests"] += 1
+                answer = client.predict([rows[position] for position in members])
+                found["models"][answer["model"]] = found["models"].get(answer["model"], 0) + len(members)
+                for position, prediction in zip(members, answer["predictions"], strict=True):
+                    ids[position] = prediction["id"]
+            elif known := [{"id": ids[p], "value": labels[p]} for p in members if ids[p]]:
+                client.outcomes(known)
+                found["outcomes"] += len(known)
+        except (Fault, httpx.HTTPError) as error:
+            found["failed"] += 1
+            found["error"] = found["error"] or str(error)
+        say(f"replay: {found['requests']} requests, {found['outcomes']} outcomes")
+    return found
+
+
+def _events(frame: pl.DataFrame, contract: Contract) -> Iterator[tuple[float, int, int]]:
+    """(moment in Unix seconds, 0 request or 1 outcome, row), unsorted. Without times: requests, then outcomes."""
+    if contract.time is None:
+        asked = np.arange(frame.height, dtype=float)
+        known = asked + frame.height
+    else:
+        asked = _seconds(frame[contract.time.column]) - 60.0 * contract.time.lead_minutes
+        after = contract.outcome_at or contract.time.column
+        known = np.maximum(np.nan_to_num(_seconds(frame[after]), nan=asked.max()), asked)
+    for position in range(frame.height):
+        yield float(asked[position]), 0, position
+        yield float(known[position]), 1, position
+
+
+def _together(events: list[tuple[float, int, int]]) -> Iterator[tuple[float, int, list[int]]]:
+    """Events of one moment and kind, as many as a request takes."""
+    for (moment, kind), group in groupby(events, key=lambda event: event[:2]):
+        while members := [position for _, _, position in islice(group, _REQUEST_ROWS)]:
+            yield moment, kind, members
+
+
+def _seconds(column: pl.Series) -> np.ndarray:
+    return column.cast(pl.Datetime("us")).dt.epoch("ms").cast(pl.Float64).to_numpy() / 1000
+
+
+def request_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
+    """Rows as a caller sends them: missing values are left out."""
+    columns = [*contract.features, *(name for name in contract.context if name in frame.columns)]
+    return [{name: value for name, value in row.items() if value is not None} for row in frame.select(columns).to_dicts()]
