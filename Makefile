@@ -11,7 +11,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 INSTALLED := .venv/installed
-PARTS := app training dev
+PARTS := app training mlflow infra dev
 
 .PHONY: install demo test up bench prove lock clean
 .DEFAULT_GOAL := install

@@ -70,14 +70,20 @@ def _append(store: Store, change: object) -> None:
     journal(store).append(lambda _: _Access(keys=change(read(store)), nonce=nonce).model_dump_json().encode())  # ty: ignore
 
 
-def new(store: Store, name: str, scopes: list[Scope], per_second: float, expires: datetime | None = None) -> tuple[ApiKey, str]:
-    """The key itself is returned this once and kept nowhere."""
+def new_secret() -> str:
+    return f"mlops_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
+
+
+def new(
+    store: Store, name: str, scopes: list[Scope], per_second: float, expires: datetime | None = None, secret: str | None = None
+) -> tuple[ApiKey, str]:
+    """The key itself is returned this once and kept nowhere. `secret`: one that was made before."""
     if not scopes:
         raise Fault("scope", [], "name at least one: predict, outcomes")
     if not per_second > 0:
         raise Fault("per_second", per_second, "allow more than 0 requests a second")
-    key_id = secrets.token_hex(4)
-    secret = f"mlops_{key_id}_{secrets.token_urlsafe(32)}"
+    secret = secret or new_secret()
+    key_id = secret.split("_")[1]
     key = ApiKey(
         id=key_id, name=name, sha256=sha256(secret), scopes=scopes, per_second=per_second, created=datetime.now(UTC), expires=expires
     )

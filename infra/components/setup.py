@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.workload import container, env, hashed, job, metadata, pod, scratch, service_account
+
+STEPS = ("keys", "database", "bucket")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupArgs:
+    """`step`: what `python -m mlops.bootstrap` makes where it is absent."""
+
+    step: str
+    namespace: pulumi.Input[str]
+    image: str
+    pull_secret: str
+    values: dict[str, Any]
+    secrets: dict[str, tuple[str, str]]
+
+
+class Setup(pulumi.ComponentResource):
+    """A Job that runs again, under a new name, when its image or its settings change."""
+
+    def __init__(self, name: str, args: SetupArgs, opts: pulumi.ResourceOptions | None = None):
+        super().__init__("mlops:platform:Setup", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        ready: list[pulumi.Resource] = [service_account(name, args.namespace, child)]
+        asks_the_api = args.step == "keys"
+        if asks_the_api:
+            ready += _may_create(name, args.namespace, child)
+        template = pod(
+            name,
+            [
+                container(
+                    "setup", args.image, cpu="100m", memory="1Gi", command=["python", "-m", "mlops.bootstrap", args.step],
+                    mounts={"/tmp": "scratch"}, env=env({"HOME": "/tmp", **args.values}, args.secrets),  # noqa: S108
+                )
+            ],
+            [scratch()],
+            args.pull_secret,
+            automount_service_account_token=asks_the_api,
+        )  # fmt: skip
+        full = hashed(name, args.image, args.values, args.secrets)
+        spec: Any = job(name, template)
+        self.job = k8s.batch.v1.Job(
+            full, metadata=metadata(full, args.namespace, name), spec=spec, opts=pulumi.ResourceOptions(parent=self, depends_on=ready)
+        )
+        self.register_outputs({})
+
+
+def _may_create(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """Create, and read back no more than the signing keys, of which the keyring needs the public halves."""
+    rules: Any = [
+        {"api_groups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"]},
+        {"api_groups": [""], "resources": ["secrets"], "resource_names": ["signing-build", "signing-approve"], "verbs": ["get"]},
+    ]
+    role = k8s.rbac.v1.Role(name, metadata=metadata(name, namespace), rules=rules, opts=child)
+    binding = k8s.rbac.v1.RoleBinding(
+        name,
+        metadata=metadata(name, namespace),
+        role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        opts=child,
+    )
+    return [role, binding]

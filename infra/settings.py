@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pulumi
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _optional(pattern: str) -> Any:
+    return Annotated[str, Field(pattern=rf"^({pattern})?$")]
+
+
+Url = _optional(r"https?://[^\s]+")
+HostPort = _optional(r"[\w.-]+:[0-9]+")
+_CIDR_PORT = r"[0-9./]+:[0-9]+"
+_LABEL = r"[\w./-]+=[\w.-]+"
+
+
+def _not_here(word: str, instead: str) -> AfterValidator:
+    def refuse(value: str) -> str:
+        if value == word:
+            raise PydanticCustomError("not_here", f"{word} is what infra/cloud makes, which is not here yet: use {instead}")  # ty: ignore
+        return value
+
+    return AfterValidator(refuse)
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
+
+
+class Cluster(_Group):
+    kind: Annotated[Literal["kubeconfig", "eks"], _not_here("eks", "kubeconfig")]
+    context: str
+
+
+class Images(_Group):
+    app: Image
+    training: Image
+    mlflow: Image
+    mirror: _optional(r"[\w.:-]+(/[\w./-]+)?")
+    pull_secret: str
+    postgres: Image
+    versitygw: Image
+    haproxy: Image
+    prometheus: Image
+    alertmanager: Image
+    grafana: Image
+    kube_state_metrics: Image
+    metrics_adapter: Image
+
+    def third_party(self, name: str) -> str:
+        """From the mirror, if there is one: the registry's host gives way to it."""
+        image: str = getattr(self, name)
+        return f"{self.mirror}/{image.partition('/')[2]}" if self.mirror else image
+
+
+class Bucket(_Group):
+    kind: Annotated[Literal["bundled", "s3", "external"], _not_here("s3", "external")]
+    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]+)?$")]
+    endpoint: Url
+    region: str
+    secret: str
+    size: Quantity
+
+
+class Database(_Group):
+    kind: Annotated[Literal["bundled", "rds", "external"], _not_here("rds", "external")]
+    host: str
+    port: Port
+    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
+    secret: str
+    size: Quantity
+
+    @model_validator(mode="after")
+    def _complete(self) -> Database:
+        if self.kind == "external" and not (self.host and self.secret):
+            raise ValueError("external needs database.host and database.secret")
+        return self
+
+
+class Tracking(_Group):
+    kind: Literal["bundled", "external"]
+    url: Url
+    secret: str
+    hosts: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Tracking:
+        if self.kind == "external" and not self.url:
+            raise ValueError("external needs tracking.url")
+        return self
+
+
+class Serving(_Group):
+    min_replicas: Annotated[int, Field(ge=1)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    scale_on: Literal["inFlight", "cpu"]
+    in_flight: Annotated[int, Field(ge=1)]
+    metrics_api: Literal["bundled", "existing"]
+    cpu: Quantity
+    memory: Quantity
+    node_port: Annotated[int, Field(ge=0, le=65535)]
+    canary_image: str
+    canary_replicas: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _room(self) -> Serving:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"serving.maxReplicas is {self.max_replicas}: at least serving.minReplicas, {self.min_replicas}")
+        return self
+
+
+class Ingress(_Group):
+    enabled: bool
+    class_: Annotated[str, Field(alias="class")]
+    host: str
+    tls_secret: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Ingress:
+        if self.enabled and not self.host:
+            raise ValueError("ingress.enabled needs ingress.host")
+        return self
+
+
+class Training(_Group):
+    schedule: _optional(r"(\S+\s+){4}\S+")
+    data: Literal["load", "snapshot"]
+    secret: str
+    egress: _optional(rf"{_CIDR_PORT}(,{_CIDR_PORT})*")
+    cpu: Quantity
+    memory: Quantity
+
+
+class Monitoring(_Group):
+    kind: Literal["bundled", "operator", "none"]
+    labels: _optional(rf"{_LABEL}(,{_LABEL})*")
+    namespace: Name
+    retention: Annotated[str, Field(pattern=r"^[0-9]+[hdwy]$")]
+    size: Quantity
+
+    @property
+    def selected(self) -> dict[str, str]:
+        return dict(pair.split("=") for pair in self.labels.split(",") if pair)
+
+
+class Grafana(_Group):
+    enabled: bool
+
+
+class Alerts(_Group):
+    secret: str
+    slack_channel: str
+    email_to: str
+    email_from: str
+    smtp_host: HostPort
+    webhook: Url
+    heartbeat: Url
+
+    @model_validator(mode="after")
+    def _complete(self) -> Alerts:
+        if (self.slack_channel or self.email_to) and not self.secret:
+            raise ValueError("alerts.slackChannel and alerts.emailTo need alerts.secret")
+        if self.email_to and not (self.email_from and self.smtp_host):
+            raise ValueError("alerts.emailTo needs alerts.emailFrom and alerts.smtpHost")
+        return self
+
+
+class Settings(_Group):
+    """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes, checked once more and typed."""
+
+    environment: Name
+    cluster_scope: bool
+    namespace: Name
+    model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    storage_class: str
+    cluster: Cluster
+    images: Images
+    bucket: Bucket
+    database: Database
+    tracking: Tracking
+    serving: Serving
+    ingress: Ingress
+    training: Training
+    monitoring: Monitoring
+    grafana: Grafana
+    alerts: Alerts
+
+    @model_validator(mode="after")
+    def _fits_the_environment(self) -> Settings:
+        faults = []
+        if self.environment in ("staging", "prod"):
+            faults += [f"{k} is bundled: for kind and dev alone; use external" for k in ("bucket", "database") if getattr(self, k).kind == "bundled"]
+        if self.environment != "kind":
+            faults += [
+                f"images.{name} is {image}: outside kind it is named by digest (mlops images --push)"
+                for name in ("app", "training", "mlflow")
+                if "@sha256:" not in (image := getattr(self.images, name))
+            ]
+        if not self.cluster_scope and self.serving.scale_on == "inFlight" and self.serving.metrics_api == "bundled":
+            faults.append("serving.metricsApi is bundled: needs clusterScope; use existing, or serving.scaleOn: cpu")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Of the stack that runs. Every fault at once."""
+        config, values = pulumi.Config(), {"environment": pulumi.get_stack()}
+        for key in _keys(cls):
+            if (value := config.get(".".join(key).removesuffix(".kind"))) is not None:
+                group = values if len(key) == 1 else values.setdefault(key[0], {})
+                group[key[-1]] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise pulumi.RunError("\n  ".join([f"settings of {pulumi.get_stack()}: mend every line below", *map(_fault, error.errors())])) from None
+
+
+def _keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    keys: list[tuple[str, ...]] = []
+    for name, field in model.model_fields.items():
+        alias = field.alias or name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [(alias, *key) for key in _keys(field.annotation)]
+        elif name != "environment":
+            keys.append((alias,))
+    return keys
+
+
+def _fault(fault: Any) -> str:
+    key = ".".join(map(str, fault["loc"])).removesuffix(".kind")
+    shown = "" if isinstance(fault["input"], (dict, BaseModel)) or fault["type"] == "missing" else f" is {fault['input']!r}"
+    return f"{key}{shown}: {fault['msg'].removeprefix('Value error, ')}" if key else fault["msg"].removeprefix("Value error, ")

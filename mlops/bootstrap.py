@@ -1,0 +1,204 @@
+"""What a new environment needs before anything serves, made where it is absent: `python -m mlops.bootstrap keys|database|bucket`.
+
+Secrets are made inside the cluster, so that neither Pulumi's state nor anybody's disk ever holds them. Each step may be
+killed and run again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from mlops import access
+from mlops.environment import Environment
+from mlops.errors import Fault
+from mlops.keys import Key, Keyring, Role
+
+# Who writes what in the bucket; everybody else reads it at most. Releases and bundles are never deleted by anybody.
+IDENTITIES = {
+    "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*"]},
+    "training": {"read": ["models/*", "data/*"], "write": ["models/*"]},
+    "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
+    "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*"]},
+}
+TRACKING_USERS = ("training", "controller")
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_SECONDS = 300
+
+
+class Cluster:
+    """Create-if-absent for Secrets and ConfigMaps of the pod's own namespace."""
+
+    def __init__(self) -> None:
+        self._namespace = (_ACCOUNT / "namespace").read_text()
+        host = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+        token = {"authorization": f"Bearer {(_ACCOUNT / 'token').read_text()}"}
+        self._http = httpx.Client(base_url=host, headers=token, verify=str(_ACCOUNT / "ca.crt"), timeout=20)
+
+    def create(self, kind: str, name: str, data: dict[str, str]) -> None:
+        """`kind`: secrets or configmaps. What exists stays as it is."""
+        values = {"stringData": data} if kind == "secrets" else {"data": data}
+        body = {"metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "mlops"}}, **values}
+        answer = self._http.post(f"/api/v1/namespaces/{self._namespace}/{kind}", json=body)
+        if answer.status_code not in (201, 409):
+            raise Fault(f"{kind}/{name}", answer.status_code, answer.json().get("message", "")[:300])
+
+    def secret(self, name: str) -> dict[str, str]:
+        answer = self._http.get(f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
+        if answer.status_code != 200:
+            raise Fault(f"secrets/{name}", answer.status_code, answer.json().get("message", "")[:300])
+        return {key: base64.b64decode(value).decode() for key, value in answer.json()["data"].items()}
+
+
+def keys(cluster: Cluster, environment: str) -> None:
+    """Signing keys and the keyring that trusts them, passwords, the bucket's identities, one API key."""
+    public = []
+    for role, scope in (("build", None), ("approve", environment)):
+        cluster.create("secrets", f"signing-{role}", _signing_key(role, scope))  # ty: ignore[invalid-argument-type]
+        public.append(json.loads(cluster.secret(f"signing-{role}")["key.json"]))
+    cluster.create("configmaps", "keyring", {"keyring.json": json.dumps({"keys": public}, indent=1)})
+    cluster.create("secrets", "database", {"password": secrets.token_hex(24)})
+    cluster.create("secrets", "tracking-admin", {"password": secrets.token_hex(16), "secret-key": secrets.token_hex(32)})
+    for user in TRACKING_USERS:
+        password = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16)}
+        cluster.create("secrets", f"tracking-{user}", password)
+    for identity in ("root", *IDENTITIES):
+        pair = {"AWS_ACCESS_KEY_ID": f"{identity}-{secrets.token_hex(4)}", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
+        cluster.create("secrets", f"bucket-{identity}", pair)
+    cluster.create("secrets", "client-key", {"client.key": access.new_secret()})
+    cluster.create("secrets", "grafana", {"password": secrets.token_hex(16)})
+
+
+def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        key: Key = Keyring(Path(folder, "keyring.json")).new(role, environment)
+        return {f"{key.id}.pem": Path(folder, f"{key.id}.pem").read_text(), "key.json": key.model_dump_json()}
+
+
+def database(uri: str, auth_uri: str) -> None:
+    """Both of MLflow's databases, with its schema of this version, and its users. The password comes from PGPASSWORD."""
+    import psycopg
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
+
+    for each in (uri, auth_uri):
+        parts = urlsplit(each)
+        name = parts.path.lstrip("/")
+        server = parts._replace(scheme="postgresql", path="/postgres").geturl()
+        with _patiently(lambda server=server: psycopg.connect(server, autocommit=True, connect_timeout=5)) as connection:
+            if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
+                connection.execute(f'create database "{name}"')
+    engine = create_sqlalchemy_engine_with_retry(uri)
+    _upgrade_db(engine)
+    engine.dispose()
+    store = SqlAlchemyStore()
+    store.init_db(auth_uri)
+    wanted = {"admin": os.environ["ADMIN_PASSWORD"]} | {user: os.environ[f"{user.upper()}_PASSWORD"] for user in TRACKING_USERS}
+    for user, password in wanted.items():
+        if store.has_user(user):
+            store.update_user(user, password)  # a Secret that was replaced counts from now on
+        else:
+            store.create_user(user, password, is_admin=user == "admin")
+
+
+def bucket(environment: Environment, client_key: str) -> None:
+    """In the bundled bucket: the bucket itself, an identity for each workload and what it may do. Everywhere: the client's key."""
+    if "ROOT_ACCESS_KEY_ID" in os.environ:
+        _bundled_bucket(urlsplit(environment.bucket).netloc, os.environ["AWS_ENDPOINT_URL"])
+    if access.sha256(client_key) not in {key.sha256 for key in access.read(environment.store)}:
+        access.new(environment.store, "client", ["predict", "outcomes"], per_second=100_000, secret=client_key)
+
+
+def _bundled_bucket(name: str, endpoint: str) -> None:
+    import boto3
+    from botocore.exceptions import ClientError
+
+    root = {"aws_access_key_id": os.environ["ROOT_ACCESS_KEY_ID"], "aws_secret_access_key": os.environ["ROOT_SECRET_ACCESS_KEY"]}
+    session = boto3.Session(**root, region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    s3 = session.client("s3", endpoint_url=endpoint)
+    _patiently(s3.list_buckets)
+    try:
+        s3.create_bucket(Bucket=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+            raise
+    users = {identity: os.environ[f"{identity.upper()}_ACCESS_KEY_ID"] for identity in IDENTITIES}
+    for identity, user in users.items():
+        _versity_user(session, endpoint, user, os.environ[f"{identity.upper()}_SECRET_ACCESS_KEY"])
+    s3.put_bucket_policy(Bucket=name, Policy=json.dumps(policy(name, users)))
+
+
+def policy(bucket: str, users: dict[str, str]) -> dict[str, Any]:
+    """The bucket's policy: `users` are the principals of the identities."""
+    statements: list[dict[str, Any]] = []
+    for identity, may in IDENTITIES.items():
+        grants = {"s3:GetObject": may["read"], "s3:PutObject": may["write"], "s3:DeleteObject": may.get("delete", [])}
+        statements.append(_statement(users[identity], ["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]))
+        for action, paths in grants.items():
+            if paths:
+                statements.append(_statement(users[identity], [action], [f"arn:aws:s3:::{bucket}/{path}" for path in paths]))
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _statement(user: str, actions: list[str], resources: list[str]) -> dict[str, Any]:
+    return {"Effect": "Allow", "Principal": {"AWS": [user]}, "Action": actions, "Resource": resources}
+
+
+def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
+    """VersityGW's admin API, which no S3 client has. An account that exists gets this secret."""
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+
+    def ask(path: str, body: str) -> httpx.Response:
+        request = AWSRequest("PATCH", f"{endpoint}{path}", data=body, headers={"x-amz-content-sha256": hashlib.sha256(body.encode()).hexdigest()})
+        SigV4Auth(session.get_credentials(), "s3", session.region_name).add_auth(request)
+        return httpx.patch(f"{endpoint}{path}", content=body, headers=dict(request.headers), timeout=20)
+
+    account = f"<Account><Access>{user}</Access><Secret>{secret}</Secret><Role>user</Role></Account>"
+    answer = ask("/create-user", account)
+    if answer.status_code == 409:
+        answer = ask(f"/update-user?access={user}", f"<MutableProps><Secret>{secret}</Secret></MutableProps>")
+    if not answer.is_success:
+        raise Fault("bucket user", user, f"was not made: {answer.status_code} {answer.text[:200]}")
+
+
+def _patiently(attempt: Callable[[], Any]) -> Any:
+    """What is asked may still be starting."""
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return attempt()
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def main(step: str) -> None:
+    if step == "keys":
+        keys(Cluster(), os.environ["MLOPS_ENV"])
+    elif step == "database":
+        database(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_AUTH_STORE_URI"])
+    elif step == "bucket":
+        bucket(Environment.load(), os.environ["CLIENT_KEY"])
+    else:
+        raise Fault("step", step, "use keys, database or bucket")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except Fault as fault:
+        sys.exit(str(fault))
