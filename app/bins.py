@@ -14,7 +14,8 @@ from mlops.model import Model
 class Bins(Collector):
     """Counts served rows in the bins of the model's profile, so that Prometheus can compute PSI over replicas.
 
-    Bin names are positions in the profile, `missing`, and for categories `other`; a new model starts at zero.
+    Bin names are positions in the profile, `missing`, and for categories `other`; a new model starts at zero. The tier
+    (integrity, season, score) says whether a shift is an alarm.
     """
 
     def __init__(self, registry: CollectorRegistry):
@@ -44,16 +45,16 @@ class Bins(Collector):
         return np.where(np.isnan(array), len(edges) + 1, np.searchsorted(edges, array, side="left"))
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        counted = CounterMetricFamily("mlops_feature_bin_rows", "Rows served by bin", labels=["feature", "bin"])
-        expected = GaugeMetricFamily("mlops_feature_bin_expected", "Share of the bin in training", labels=["feature", "bin"])
+        counted = CounterMetricFamily("mlops_feature_bin_rows", "Rows served by bin", labels=["feature", "bin", "tier"])
+        expected = GaugeMetricFamily("mlops_feature_bin_expected", "Share of the bin in training", labels=["feature", "bin", "tier"])
         if self._counted:
             model, found = self._counted
             for name, counts in found.items():
                 bins = model.profile["bins"][name]
-                labels = bin_names(bins)
-                for label, count, share in zip(labels, counts.tolist(), bins["expected"], strict=True):
-                    counted.add_metric([name, label], count)
-                    expected.add_metric([name, label], share)
+                tier = model.contract.features[name].drift if name in model.contract.features else "score"
+                for label, count, share in zip(bin_names(bins), counts.tolist(), bins["expected"], strict=True):
+                    counted.add_metric([name, label, tier], count)
+                    expected.add_metric([name, label, tier], share)
         yield counted
         yield expected
 

@@ -57,14 +57,26 @@ keys = setup("keys", {"MLOPS_ENV": settings.environment}, {})
 stored: list[pulumi.Resource] = [keys]
 if settings.bucket.kind == "bundled":
     image = images.third_party("versitygw")
-    stored.append(Bucket("bucket", BucketArgs(namespace=namespace, image=image, size=settings.bucket.size, storage_class=settings.storage_class), after(keys)))
+    stored.append(
+        Bucket(
+            "bucket",
+            BucketArgs(namespace=namespace, image=image, size=settings.bucket.size, storage_class=settings.storage_class),
+            after(keys),
+        )
+    )
 bucket = setup("bucket", connections.values | connections.bucket_values, connections.setup_bucket(), *stored)
 
 if settings.tracking.kind == "bundled":
     recorded: list[pulumi.Resource] = [keys]
     if settings.database.kind == "bundled":
         image = images.third_party("postgres")
-        recorded.append(Database("database", DatabaseArgs(namespace=namespace, image=image, settings=settings.database, storage_class=settings.storage_class), after(keys)))
+        recorded.append(
+            Database(
+                "database",
+                DatabaseArgs(namespace=namespace, image=image, settings=settings.database, storage_class=settings.storage_class),
+                after(keys),
+            )
+        )
     uris = {"MLFLOW_BACKEND_STORE_URI": connections.backend, "MLFLOW_AUTH_STORE_URI": connections.auth}
     schema = setup("database", uris, connections.setup_database(), *recorded)
     Tracking(
@@ -157,8 +169,14 @@ if monitoring.kind == "bundled":
         ),
         after(network),
     )
-    Alertmanager("alertmanager", AlertmanagerArgs(namespace=namespace, image=images.third_party("alertmanager"), alerts=settings.alerts), after(network))
-    KubeStateMetrics("kube-state-metrics", KubeStateMetricsArgs(namespace=namespace, image=images.third_party("kube_state_metrics")), after(network))
+    Alertmanager(
+        "alertmanager",
+        AlertmanagerArgs(namespace=namespace, image=images.third_party("alertmanager"), alerts=settings.alerts),
+        after(network),
+    )
+    KubeStateMetrics(
+        "kube-state-metrics", KubeStateMetricsArgs(namespace=namespace, image=images.third_party("kube_state_metrics")), after(network)
+    )
     if settings.grafana.enabled:
         Grafana("grafana", GrafanaArgs(namespace=namespace, image=images.third_party("grafana")), after(keys))
     if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
@@ -176,8 +194,14 @@ def forward(service: str, port: int) -> str:
 
 pulumi.export("namespace", settings.namespace)
 pulumi.export("predictions", f"http://127.0.0.1:{settings.serving.node_port}" if settings.serving.node_port else forward("proxy", 8080))
-pulumi.export("tracking", f"{forward('tracking', 5000)}   # http://127.0.0.1:5000, user admin" if settings.tracking.kind == "bundled" else settings.tracking.url)
-pulumi.export("password", f"kubectl -n {settings.namespace} get secret tracking-admin -o jsonpath='{{.data.password}}' | base64 -d   # grafana: secret grafana")
+pulumi.export(
+    "tracking",
+    f"{forward('tracking', 5000)}   # http://127.0.0.1:5000, user admin" if settings.tracking.kind == "bundled" else settings.tracking.url,
+)
+pulumi.export(
+    "password",
+    f"kubectl -n {settings.namespace} get secret tracking-admin -o jsonpath='{{.data.password}}' | base64 -d   # grafana: secret grafana",
+)
 pulumi.export("apiKey", f"kubectl -n {settings.namespace} get secret client-key -o jsonpath='{{.data.client\\.key}}' | base64 -d")
 if monitoring.kind == "bundled":
     pulumi.export("prometheus", forward("prometheus", 9090))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.components import bucket, database, proxy, tracking
+from infra.components import bucket, proxy, tracking
 from infra.settings import Settings
 from infra.workload import env
 from mlops.bootstrap import IDENTITIES, TRACKING_USERS
@@ -18,7 +18,7 @@ class Connections:
         self._settings = settings
         bundled = settings.database.kind == "bundled"
         self.database_host = "database" if bundled else settings.database.host
-        self.database_secret = "database" if bundled else settings.database.secret  # noqa: S105
+        self.database_secret = "database" if bundled else settings.database.secret
         server = f"postgresql+psycopg://{settings.database.user}@{self.database_host}:{settings.database.port}"
         self.backend, self.auth = f"{server}/mlflow", f"{server}/mlflow_auth"  # the password is in PGPASSWORD
         self.tracking_url = f"http://tracking:{tracking.PORT}" if settings.tracking.kind == "bundled" else settings.tracking.url
@@ -55,7 +55,7 @@ class Connections:
         if self._settings.bucket.kind == "bundled":
             for identity in ("root", *IDENTITIES):
                 found |= {key.replace("AWS", identity.upper()): (f"bucket-{identity}", key) for key in _KEYS}
-        secret = "bucket-controller" if self._settings.bucket.kind == "bundled" else self._settings.bucket.secret  # noqa: S105
+        secret = "bucket-controller" if self._settings.bucket.kind == "bundled" else self._settings.bucket.secret
         return found | ({key: (secret, key) for key in _KEYS} if secret else {})
 
     def setup_database(self) -> dict[str, tuple[str, str]]:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from infra.components import alertmanager, bucket, controller, database, kube_state_metrics, metrics_adapter, prometheus, proxy, serving, tracking
+from infra.components import (
+    alertmanager,
+    bucket,
+    controller,
+    database,
+    kube_state_metrics,
+    metrics_adapter,
+    prometheus,
+    proxy,
+    serving,
+    tracking,
+)
 from infra.components.network import ANYWHERE, API, Flow
 from infra.settings import Settings
 

@@ -7,20 +7,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from mlops.environment import only_model
+from mlops.errors import Fault
+
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def _optional(pattern: str) -> Any:
-    return Annotated[str, Field(pattern=rf"^({pattern})?$")]
-
-
-Url = _optional(r"https?://[^\s]+")
-HostPort = _optional(r"[\w.-]+:[0-9]+")
-_CIDR_PORT = r"[0-9./]+:[0-9]+"
-_LABEL = r"[\w./-]+=[\w.-]+"
+Url = Annotated[str, Field(pattern=r"^(https?://\S+)?$")]
+HostPort = Annotated[str, Field(pattern=r"^([\w.-]+:[0-9]+)?$")]
+Mirror = Annotated[str, Field(pattern=r"^([\w.:-]+(/[\w./-]+)?)?$")]
+Cron = Annotated[str, Field(pattern=r"^((\S+\s+){4}\S+)?$")]
+CidrPorts = Annotated[str, Field(pattern=r"^([0-9./]+:[0-9]+(,[0-9./]+:[0-9]+)*)?$")]
+Labels = Annotated[str, Field(pattern=r"^([\w./-]+=[\w.-]+(,[\w./-]+=[\w.-]+)*)?$")]
 
 
 def _not_here(word: str, instead: str) -> AfterValidator:
@@ -45,7 +46,7 @@ class Images(_Group):
     app: Image
     training: Image
     mlflow: Image
-    mirror: _optional(r"[\w.:-]+(/[\w./-]+)?")
+    mirror: Mirror
     pull_secret: str
     postgres: Image
     versitygw: Image
@@ -132,17 +133,17 @@ class Ingress(_Group):
 
 
 class Training(_Group):
-    schedule: _optional(r"(\S+\s+){4}\S+")
+    schedule: Cron
     data: Literal["load", "snapshot"]
     secret: str
-    egress: _optional(rf"{_CIDR_PORT}(,{_CIDR_PORT})*")
+    egress: CidrPorts
     cpu: Quantity
     memory: Quantity
 
 
 class Monitoring(_Group):
     kind: Literal["bundled", "operator", "none"]
-    labels: _optional(rf"{_LABEL}(,{_LABEL})*")
+    labels: Labels
     namespace: Name
     retention: Annotated[str, Field(pattern=r"^[0-9]+[hdwy]$")]
     size: Quantity
@@ -198,7 +199,11 @@ class Settings(_Group):
     def _fits_the_environment(self) -> Settings:
         faults = []
         if self.environment in ("staging", "prod"):
-            faults += [f"{k} is bundled: for kind and dev alone; use external" for k in ("bucket", "database") if getattr(self, k).kind == "bundled"]
+            faults += [
+                f"{k} is bundled: for kind and dev alone; use external"
+                for k in ("bucket", "database")
+                if getattr(self, k).kind == "bundled"
+            ]
         if self.environment != "kind":
             faults += [
                 f"images.{name} is {image}: outside kind it is named by digest (mlops images --push)"
@@ -214,15 +219,21 @@ class Settings(_Group):
     @classmethod
     def load(cls) -> Settings:
         """Of the stack that runs. Every fault at once."""
-        config, values = pulumi.Config(), {"environment": pulumi.get_stack()}
+        config = pulumi.Config()
+        values: dict[str, Any] = {"environment": pulumi.get_stack()}
         for key in _keys(cls):
             if (value := config.get(".".join(key).removesuffix(".kind"))) is not None:
                 group = values if len(key) == 1 else values.setdefault(key[0], {})
                 group[key[-1]] = value
         try:
+            values["model"] = values.get("model") or only_model()
             return cls.model_validate(values)
+        except Fault as fault:
+            raise pulumi.RunError(str(fault)) from None
         except ValidationError as error:
-            raise pulumi.RunError("\n  ".join([f"settings of {pulumi.get_stack()}: mend every line below", *map(_fault, error.errors())])) from None
+            raise pulumi.RunError(
+                "\n  ".join([f"settings of {pulumi.get_stack()}: mend every line below", *map(_fault, error.errors())])
+            ) from None
 
 
 def _keys(model: type[BaseModel]) -> list[tuple[str, ...]]:

@@ -20,7 +20,12 @@ def labels(name: str, **more: str) -> dict[str, str]:
 
 
 def metadata(name: str, namespace: pulumi.Input[str], of: str | None = None, annotations: Mapping[str, str] | None = None) -> Any:
-    return {"name": name, "namespace": namespace, "labels": labels(of or name), **({"annotations": dict(annotations)} if annotations else {})}
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": labels(of or name),
+        **({"annotations": dict(annotations)} if annotations else {}),
+    }
 
 
 def hashed(name: str, *content: Any) -> str:
@@ -40,14 +45,22 @@ def service_account(name: str, namespace: pulumi.Input[str], opts: pulumi.Resour
 
 
 def service(
-    name: str, namespace: pulumi.Input[str], ports: dict[str, int], opts: pulumi.ResourceOptions, headless: bool = False, node_port: int = 0, of: str | None = None
+    name: str,
+    namespace: pulumi.Input[str],
+    ports: dict[str, int],
+    opts: pulumi.ResourceOptions,
+    headless: bool = False,
+    node_port: int = 0,
+    of: str | None = None,
 ) -> k8s.core.v1.Service:
     """`ports`: name → port. A headless one answers with the pods themselves."""
     listed = [{"name": port, "port": number, "target_port": number} for port, number in ports.items()]
     if node_port:
         listed[0]["node_port"] = node_port
     spec: Any = {"selector": {NAME: of or name}, "ports": listed, "type": "NodePort" if node_port else "ClusterIP"}
-    return k8s.core.v1.Service(name, metadata=metadata(name, namespace, of), spec=spec | ({"cluster_ip": "None"} if headless else {}), opts=opts)
+    return k8s.core.v1.Service(
+        name, metadata=metadata(name, namespace, of), spec=spec | ({"cluster_ip": "None"} if headless else {}), opts=opts
+    )
 
 
 def env(values: Mapping[str, Any], secrets: Mapping[str, tuple[str, str]] | None = None) -> list[Any]:
@@ -58,7 +71,7 @@ def env(values: Mapping[str, Any], secrets: Mapping[str, tuple[str, str]] | None
 
 
 def probe(path: str, port: int, **timing: int) -> ProbeArgsDict:
-    return {"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing}  # ty: ignore[invalid-return-type]
+    return {"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing}
 
 
 def container(name: str, image: str, *, cpu: str, memory: str, mounts: Mapping[str, str] | None = None, **more: Any) -> ContainerArgsDict:
@@ -69,16 +82,21 @@ def container(name: str, image: str, *, cpu: str, memory: str, mounts: Mapping[s
         "name": name,
         "image": image,
         "image_pull_policy": "IfNotPresent",
-        "resources": {"requests": {"cpu": cpu, "memory": memory, "ephemeral-storage": "64Mi"}, "limits": {"memory": memory, "ephemeral-storage": "2Gi"}},
+        "resources": {
+            "requests": {"cpu": cpu, "memory": memory, "ephemeral-storage": "64Mi"},
+            "limits": {"memory": memory, "ephemeral-storage": "2Gi"},
+        },
         "security_context": {
             "allow_privilege_escalation": False,
             "read_only_root_filesystem": True,
             "run_as_non_root": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volume_mounts": [{"name": v, "mount_path": path, **({} if v in writable else {"read_only": True})} for path, v in (mounts or {}).items()],
+        "volume_mounts": [
+            {"name": v, "mount_path": path, **({} if v in writable else {"read_only": True})} for path, v in (mounts or {}).items()
+        ],
         **more,
-    }  # ty: ignore[invalid-return-type]
+    }
 
 
 def scratch(name: str = "scratch", size: str = "1Gi") -> VolumeArgsDict:
@@ -118,10 +136,10 @@ def pod(
             **({"image_pull_secrets": [{"name": pull_secret}]} if pull_secret else {}),
             **more,
         },
-    }  # ty: ignore[invalid-return-type]
+    }
 
 
-def selector(name: str, track: str = "stable") -> dict[str, dict[str, str]]:
+def selector(name: str, track: str = "stable") -> Any:
     return {"match_labels": {NAME: name, "track": track}}
 
 
@@ -138,7 +156,7 @@ def volume_claim(name: str, size: str, storage_class: str) -> Any:
     return {"metadata": {"name": name}, "spec": spec | ({"storage_class_name": storage_class} if storage_class else {})}
 
 
-def job(name: str, template: PodTemplateSpecArgsDict, backoff: int = 6, seconds: int = 600) -> dict[str, Any]:
+def job(template: Any, backoff: int = 6, seconds: int = 600) -> Any:
     """The spec of a Job whose pod is tried again as a whole."""
-    template["spec"]["restart_policy"] = "Never"  # ty: ignore[invalid-assignment, not-subscriptable]
+    template["spec"]["restart_policy"] = "Never"
     return {"backoff_limit": backoff, "active_deadline_seconds": seconds, "template": template}

@@ -66,7 +66,7 @@ def keys(cluster: Cluster, environment: str) -> None:
     """Signing keys and the keyring that trusts them, passwords, the bucket's identities, one API key."""
     public = []
     for role, scope in (("build", None), ("approve", environment)):
-        cluster.create("secrets", f"signing-{role}", _signing_key(role, scope))  # ty: ignore[invalid-argument-type]
+        cluster.create("secrets", f"signing-{role}", _signing_key(role, scope))
         public.append(json.loads(cluster.secret(f"signing-{role}")["key.json"]))
     cluster.create("configmaps", "keyring", {"keyring.json": json.dumps({"keys": public}, indent=1)})
     cluster.create("secrets", "database", {"password": secrets.token_hex(24)})
@@ -162,7 +162,9 @@ def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
     from botocore.awsrequest import AWSRequest
 
     def ask(path: str, body: str) -> httpx.Response:
-        request = AWSRequest("PATCH", f"{endpoint}{path}", data=body, headers={"x-amz-content-sha256": hashlib.sha256(body.encode()).hexdigest()})
+        request = AWSRequest(
+            "PATCH", f"{endpoint}{path}", data=body, headers={"x-amz-content-sha256": hashlib.sha256(body.encode()).hexdigest()}
+        )
         SigV4Auth(session.get_credentials(), "s3", session.region_name).add_auth(request)
         return httpx.patch(f"{endpoint}{path}", content=body, headers=dict(request.headers), timeout=20)
 

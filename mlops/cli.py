@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from mlops.cluster import Cluster, without
 from mlops.environment import Environment, only_model
 from mlops.errors import Fault, GateRefused
 
@@ -38,6 +39,7 @@ class Context:
     env: str | None = None
     model: str | None = None
     as_json: bool = False
+    cluster: Cluster | None = None
 
     @property
     def environment(self) -> Environment:
@@ -68,13 +70,32 @@ state = Context()
 Why = Annotated[str, typer.Option(help="The reason; it stays in the release log.")]
 
 
+_LOCAL = ("run", "init", "tune", "score")
+
+
 @app.callback()
 def common(
+    context: typer.Context,
     env: Annotated[str | None, typer.Option(help="A folder of environments/; local if not given.")] = None,
     model: Annotated[str | None, typer.Option(help="A folder of training/models/; not needed where there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; may stand anywhere.")] = False,
 ) -> None:
     state.env, state.model, state.as_json = env, model, as_json
+    state.cluster = cluster = Cluster.of(env)
+    verb = context.invoked_subcommand or ""
+    if cluster is None or verb in ("images", "backup", "restore", "snapshot") or "--help" in sys.argv:
+        return
+    words = without(sys.argv[1:], "--env")
+    if verb in _LOCAL:
+        raise Fault("env", cluster.name, f"is a cluster; {verb} works on this machine: leave --env out")
+    if verb in ("predict", "replay"):
+        cluster.reach()
+    elif verb == "train":
+        raise typer.Exit(cluster.train(words))
+    elif verb == "key" and any(word.startswith(("build", "approve")) for word in words):
+        context.with_resource(cluster.keyring())
+    else:
+        raise typer.Exit(cluster.run(words))
 
 
 @app.command()
@@ -190,11 +211,11 @@ def rollback(why: Why = "") -> None:
 
 def _mirror(champion: str) -> None:
     """MLflow's alias is for people: without MLflow a release is as good."""
-    from training.registry import Registry, reachable
+    from mlops.tracking import Tracking, reachable
 
     environment = state.environment
     if reachable(environment.tracking):
-        Registry(environment.tracking, state.model_name).mirror(champion)
+        Tracking(environment.tracking).mirror(state.model_name, {"champion": champion})
 
 
 @app.command()
@@ -238,7 +259,7 @@ def status() -> None:
     import httpx
 
     from mlops import releases
-    from training.registry import reachable
+    from mlops.tracking import reachable
 
     environment, model = state.environment, state.model_name
     current = releases.serving(releases.read(environment.store, model), releases.now())
@@ -407,6 +428,75 @@ def key_revoke(
     state.result(
         {"id": key_id, "state": "verify-only" if verify_only else "revoked"}, f"{key_id} is {'verify-only' if verify_only else 'revoked'}"
     )
+
+
+@app.command()
+def snapshot(
+    file: Annotated[Path | None, typer.Argument(help="Parquet with the columns of load(); what load() gives, if not given.")] = None,
+) -> None:
+    """Put the data into the bucket, for trainings where data.py cannot reach it (training.data: snapshot)."""
+    from training.recipe import recipe
+    from training.source import put_snapshot, to_parquet
+
+    model = state.model_name
+    content = file.read_bytes() if file else to_parquet(recipe(model).load())
+    if state.cluster:
+        raise typer.Exit(state.cluster.run([*["--json"] * state.as_json, "--model", model, "snapshot", "/dev/stdin"], content))
+    key = put_snapshot(state.environment.store, model, content)
+    state.result({"key": key, "bytes": len(content)}, f"{len(content)} bytes in {key}")
+
+
+def _cluster(verb: str) -> Cluster:
+    if state.cluster is None:
+        raise Fault("env", state.env or "local", f"is no cluster; {verb} needs one: mlops --env kind {verb}")
+    return state.cluster
+
+
+@app.command()
+def images(
+    push: Annotated[
+        str | None, typer.Option(help="A registry and prefix, registry.example.com/team; the cluster of this machine, if not given.")
+    ] = None,
+    platform: Annotated[str | None, typer.Option(help="linux/amd64 or linux/arm64; this machine's, if not given.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="app, training or mlflow.")] = None,
+    pip_conf: Annotated[Path | None, typer.Option(help="For a package index of your own; in no layer.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="For a certificate authority of your own; in no layer.")] = None,
+) -> None:
+    """Build the images with docker, podman or buildah, and hand them to the cluster or a registry."""
+    from mlops import images as kinds
+    from training.registry import commit
+
+    cluster = _cluster("images")
+    if unknown := set(only or []) - set(kinds.DOCKERFILES):
+        raise Fault("only", sorted(unknown)[0], f"use {', '.join(kinds.DOCKERFILES)}")
+    wanted = {name: cluster.settings[f"images.{name}"] for name in only or kinds.DOCKERFILES}
+    secrets = {name: path for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)) if path}
+    with err.status("images") as status:
+        made = kinds.make(wanted, cluster.settings["cluster.context"], push, platform, commit(), secrets, status.update)
+    lines = [f"pulumi config set --stack {cluster.name} images.{name} {image}" for name, image in made.items() if push]
+    state.result({"images": made}, "\n".join(lines or made.values()))
+
+
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
+    """MLflow's databases and the bucket, together."""
+    from mlops.backup import backup as save
+
+    with err.status("backup") as status:
+        sizes = save(_cluster("backup"), folder, status.update)
+    state.result(sizes, "\n".join(f"{size:>14} {name}" for name, size in sizes.items()))
+
+
+@app.command()
+def restore(folder: Annotated[Path, typer.Argument(help="What `mlops backup` wrote.")]) -> None:
+    """Bring a backup back: what is there of the same name is replaced."""
+    from mlops.backup import restore as bring_back
+
+    cluster = _cluster("restore")
+    err.print(f"restore in [bold]{cluster.name}[/]: databases and bucket of namespace {cluster.settings['namespace']}")
+    with err.status("restore") as status:
+        sizes = bring_back(cluster, folder, status.update)
+    state.result(sizes, f"restored {', '.join(sizes)}; the app reads the bucket by itself")
 
 
 def main() -> None:

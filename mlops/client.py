@@ -11,7 +11,7 @@ from mlops.errors import Fault
 
 def api_key(environment: Environment) -> str:
     """The caller's own key: MLOPS_API_KEY, or the one that the embedded platform keeps for you."""
-    kept = environment.home / "keys" / "client.key"
+    kept = environment.keyring.parent / "client.key"
     if key := os.environ.get("MLOPS_API_KEY"):
         return key
     if kept.exists():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,20 +127,32 @@ def _epochs_observed(store: Store, model: str) -> set[int]:
 def observed(store: Store, model: str, at: datetime) -> Counter[tuple[str, int]]:
     """(digest, epoch) → rows answered in the second before and after `at`, or else by the answer next to it within a
     minute; from the prediction log."""
-    moment, near = at.timestamp(), []
-    decode = msgspec.json.Decoder(records.Scored).decode
+    moment, near = at.timestamp(), {}
     hours = {datetime.fromtimestamp(moment + shift, UTC).strftime("%Y-%m-%d/%H") for shift in (-_AROUND_SECONDS, _AROUND_SECONDS)}
     for hour in sorted(hours):
         for key in store.keys(f"predictions/{model}/{hour}"):
-            for raw in records.lines(store.get(key) or b""):
-                try:
-                    row = decode(raw)
-                except msgspec.DecodeError:  # whole, but not of ours
-                    continue
-                if abs(row.at - moment) <= _AROUND_SECONDS:
-                    near.append((abs(row.at - moment), (row.model, row.epoch)))
-    nearest = min(near, default=(0.0, ("", 0)))[0]
-    return Counter(who for distance, who in near if distance <= max(1.0, nearest))
+            for row_id, answered, digest, epoch in _answers(key, store.get(key) or b""):
+                if abs(answered - moment) <= _AROUND_SECONDS:
+                    near[row_id] = abs(answered - moment), (digest, epoch)  # one that is being compacted is there twice
+    nearest = min((distance for distance, _ in near.values()), default=0.0)
+    return Counter(who for distance, who in near.values() if distance <= max(1.0, nearest))
+
+
+def _answers(key: str, content: bytes) -> Iterator[tuple[str, float, str, int]]:
+    """(id, at, digest, epoch) of the rows of a segment, or of the Parquet that it became."""
+    if key.endswith(".parquet"):
+        from pyarrow import BufferReader, parquet
+
+        names = ["id", "at", "model", "epoch"]
+        yield from zip(
+            *(column.to_pylist() for column in parquet.read_table(BufferReader(content), columns=names).select(names)), strict=True
+        )
+        return
+    decode = msgspec.json.Decoder(records.Scored).decode
+    for raw in records.lines(content):
+        with suppress(msgspec.DecodeError):  # whole, but not of ours
+            row = decode(raw)
+            yield row.id, row.at, row.model, row.epoch
 
 
 def check(environment: Environment, model: str, prefix: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,4 +54,9 @@ class Store:
 
     def keys(self, prefix: str) -> list[str]:
         """Keys below the folder `prefix`, sorted."""
-        return sorted(item["path"] for batch in self._store.list(prefix) for item in batch)
+        return sorted(item["path"] for batch in self._store.list(prefix or None) for item in batch)
+
+    def delete(self, key: str) -> None:
+        """Nothing happens if it is absent."""
+        with suppress(FileNotFoundError):
+            self._store.delete(key)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 
 import msgspec
 import polars as pl
 
 from mlops import records
+from mlops.errors import Fault
 from mlops.store import Store
 
 _PREDICTIONS = {"id": pl.String, "at": pl.Float64, "epoch": pl.Int64, "model": pl.String, "score": pl.Float64, "prediction": pl.Float64}
 _OUTCOMES = {"id": pl.String, "value": pl.Float64, "at": pl.Float64}
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,19 @@ def joined(store: Store, model: str) -> Joined:
 
 
 def _read(store: Store, prefix: str, kind: type[records.Scored] | type[records.Outcome], schema: dict) -> pl.DataFrame:
+    """Segments and Parquet alike; a row that is in both, since it was being compacted, once."""
     decode = msgspec.json.Decoder(kind).decode
-    found = [decode(raw) for key in store.keys(prefix) for raw in records.lines(store.get(key) or b"")]
-    return pl.DataFrame({name: [getattr(record, name) for record in found] for name in schema}, schema=schema)
+    for _ in range(_TRIES):
+        contents = {key: store.get(key) for key in store.keys(prefix)}
+        if any(content is None for content in contents.values()):
+            continue  # compacted since it was listed
+        frames = [pl.DataFrame(schema=schema)]
+        for key, content in contents.items():
+            assert content is not None
+            if key.endswith(".parquet"):
+                frames.append(pl.read_parquet(BytesIO(content), columns=list(schema)).cast(schema))
+            else:
+                found = [decode(raw) for raw in records.lines(content)]
+                frames.append(pl.DataFrame({name: [getattr(record, name) for record in found] for name in schema}, schema=schema))
+        return pl.concat(frames).unique(maintain_order=True)
+    raise Fault("log", prefix, "was compacted each time it was read; try again")

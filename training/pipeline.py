@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from training.golden import check_golden
 from training.plots import plots
 from training.recipe import Recipe
 from training.registry import Registry, commit
+from training.source import read_snapshot
 from training.validation import typed, validate
 
 Say = Callable[[str], None]
@@ -57,7 +59,7 @@ def train(
     contract, out = recipe.contract, environment.home / "reports" / recipe.contract.model
     registry = Registry(environment.tracking, contract.model)
     say("load")
-    raw = recipe.load()
+    raw = recipe.load() if os.environ.get("MLOPS_DATA", "load") == "load" else read_snapshot(environment.store, contract.model)
     data.require_columns(raw, contract)
     smoke(recipe, raw, seed)
     say("validate")

@@ -9,10 +9,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
-
 from mlops.environment import ROOT
 from mlops.errors import Fault
+from mlops.tracking import reachable
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
@@ -25,13 +24,6 @@ def commit() -> str:
         return f"{head}{'-changed' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("MLOPS_COMMIT", "unknown")
-
-
-def reachable(uri: str) -> bool:
-    try:
-        return httpx.get(f"{uri}/health", timeout=3).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 class Registry:
@@ -84,8 +76,3 @@ class Registry:
 
     def _versions(self, digest: str) -> list[str]:
         return [v.version for v in self._client.search_model_versions(f"name = '{self._model}'") if v.tags.get("digest") == digest]
-
-    def mirror(self, champion: str) -> None:
-        """Show people in MLflow which version serves. The release log decides; this follows."""
-        for version in self._versions(champion)[:1]:
-            self._client.set_registered_model_alias(self._model, "champion", version)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import re
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 
 from mlops.errors import Fault
+from mlops.store import Store
 
 
 def read(uri: str, query: str | None = None) -> pl.DataFrame:
@@ -36,6 +38,33 @@ def read(uri: str, query: str | None = None) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise Fault("data", uri, f"cannot be read: {str(error).splitlines()[0]}") from None
     raise Fault("data", uri, "is neither .csv nor .parquet; for a database give a query as well")
+
+
+def to_parquet(frame: pl.DataFrame) -> bytes:
+    content = BytesIO()
+    frame.write_parquet(content, compression="zstd")
+    return content.getvalue()
+
+
+def put_snapshot(store: Store, model: str, content: bytes) -> str:
+    """`content`: Parquet. Returns its key."""
+    try:
+        pl.read_parquet_schema(BytesIO(content))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise Fault("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
+    store.put(key := _snapshot(model), content)
+    return key
+
+
+def read_snapshot(store: Store, model: str) -> pl.DataFrame:
+    content = store.get(_snapshot(model))
+    if content is None:
+        raise Fault("snapshot", _snapshot(model), "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
+    return pl.read_parquet(BytesIO(content))
+
+
+def _snapshot(model: str) -> str:
+    return f"data/{model}.parquet"
 
 
 def _secret(match: re.Match[str]) -> str:

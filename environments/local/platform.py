@@ -61,6 +61,7 @@ class Platform:
         while len(self.ports) < replicas:
             self.ports.append(free_port(self.ports[-1] + 1))
         self.tracking_port = free_port(5001)
+        self.controller_port = free_port(9100)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Platform:
@@ -162,6 +163,8 @@ class Platform:
                 "SPOOL": self.home / "spool" / str(position),
             }
             commands[f"app-{position}"] = ([sys.executable, "-m", "app"], {f"MLOPS_{k}": str(v) for k, v in settings.items()})
+        watching = {"MLOPS_MODEL": self.model, "MLOPS_CONTROLLER_PORT": str(self.controller_port), "MLOPS_HOST": "127.0.0.1"}
+        commands["controller"] = ([sys.executable, "-m", "monitoring.controller"], watching | {"MLOPS_HOME": str(self.home)})
         return commands
 
     def _make_keys(self) -> None:
@@ -182,7 +185,7 @@ class Platform:
         if self._running.exists():
             for pid in json.loads(self._running.read_text()).get("pids", {}).values():
                 shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
-                if "-m mlflow" in shown or "-m app" in shown:
+                if "-m mlflow" in shown or "-m app" in shown or "-m monitoring" in shown:
                     _signal(pid, signal.SIGKILL)
             self._running.unlink()
 

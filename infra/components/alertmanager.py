@@ -12,7 +12,7 @@ from infra.settings import Alerts
 from infra.workload import config_map, container, files, metadata, pod, probe, scratch, selector, service, service_account
 
 PORT = 9093
-_SECRETS = "/etc/alertmanager-secrets"  # noqa: S105
+_SECRETS = "/etc/alertmanager-secrets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,12 @@ class Alertmanager(pulumi.ComponentResource):
             args.image,
             cpu="50m",
             memory="128Mi",
-            command=["/bin/alertmanager", "--config.file=/etc/alertmanager/alertmanager.yaml", "--storage.path=/data", "--cluster.listen-address="],
+            command=[
+                "/bin/alertmanager",
+                "--config.file=/etc/alertmanager/alertmanager.yaml",
+                "--storage.path=/data",
+                "--cluster.listen-address=",
+            ],
             ports=[{"name": "http", "container_port": PORT}],
             mounts={"/etc/alertmanager": "config", "/data": "data", **({_SECRETS: "secrets"} if secrets else {})},
             readiness_probe=probe("/-/ready", PORT, period_seconds=5),
@@ -61,10 +66,18 @@ def configuration(alerts: Alerts) -> str:
     people: dict[str, Any] = {}
     if alerts.slack_channel:
         slack = {"channel": alerts.slack_channel, "api_url_file": f"{_SECRETS}/slack-url", "send_resolved": True}
-        people["slack_configs"] = [slack | {"title": "{{ .CommonAnnotations.summary }}", "text": "{{ range .Alerts }}{{ .Annotations.description }}\n{{ .Annotations.runbook }}\n{{ end }}"}]
+        people["slack_configs"] = [
+            slack
+            | {
+                "title": "{{ .CommonAnnotations.summary }}",
+                "text": "{{ range .Alerts }}{{ .Annotations.description }}\n{{ .Annotations.runbook }}\n{{ end }}",
+            }
+        ]
     if alerts.email_to:
         password = {"auth_username": alerts.email_from, "auth_password_file": f"{_SECRETS}/smtp-password"}
-        people["email_configs"] = [{"to": alerts.email_to, "from": alerts.email_from, "smarthost": alerts.smtp_host, "send_resolved": True, **password}]
+        people["email_configs"] = [
+            {"to": alerts.email_to, "from": alerts.email_from, "smarthost": alerts.smtp_host, "send_resolved": True, **password}
+        ]
     if alerts.webhook:
         people["webhook_configs"] = [{"url": alerts.webhook, "send_resolved": True}]
     heartbeat = {"webhook_configs": [{"url": alerts.heartbeat}]} if alerts.heartbeat else {}

@@ -34,7 +34,9 @@ class Bucket(pulumi.ComponentResource):
             cpu="100m",
             memory="512Mi",
             args=["--port", f":{PORT}", "--iam-dir", "/data/iam", "posix", "/data/buckets"],
-            env=env({}, {"ROOT_ACCESS_KEY": ("bucket-root", "AWS_ACCESS_KEY_ID"), "ROOT_SECRET_KEY": ("bucket-root", "AWS_SECRET_ACCESS_KEY")}),
+            env=env(
+                {}, {"ROOT_ACCESS_KEY": ("bucket-root", "AWS_ACCESS_KEY_ID"), "ROOT_SECRET_KEY": ("bucket-root", "AWS_SECRET_ACCESS_KEY")}
+            ),
             ports=[{"name": "s3", "container_port": PORT}],
             mounts={"/data/buckets": "data", "/data/iam": "data", "/tmp": "scratch"},  # noqa: S108
             startup_probe=listens | {"failure_threshold": 60},

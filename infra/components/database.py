@@ -29,7 +29,11 @@ class Database(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         service_account(name, args.namespace, child)
         self.service = service(name, args.namespace, {"postgres": PORT}, child, headless=True)
-        ready: Any = {"exec": {"command": ["pg_isready", "-h", "127.0.0.1", "-U", args.settings.user]}, "period_seconds": 5, "timeout_seconds": 5}
+        ready: Any = {
+            "exec": {"command": ["pg_isready", "-h", "127.0.0.1", "-U", args.settings.user]},
+            "period_seconds": 5,
+            "timeout_seconds": 5,
+        }
         postgres = container(
             "postgres",
             args.image,

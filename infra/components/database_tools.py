@@ -39,7 +39,7 @@ class DatabaseTools(pulumi.ComponentResource):
             mounts={"/tmp": "scratch"},  # noqa: S108
         )
         template: Any = pod(name, [tools], [scratch(size="8Gi")], termination_grace_period_seconds=1)
-        spec = job(name, template, backoff=0, seconds=_SECONDS) | {"ttl_seconds_after_finished": 60}
+        spec = job(template, backoff=0, seconds=_SECONDS) | {"ttl_seconds_after_finished": 60}
         k8s.batch.v1.CronJob(
             name,
             metadata=metadata(name, args.namespace),

@@ -61,7 +61,13 @@ class Grafana(pulumi.ComponentResource):
             readiness_probe=probe("/api/health", PORT, period_seconds=10),
             liveness_probe=probe("/api/health", PORT, period_seconds=30, failure_threshold=4),
         )
-        volumes = [scratch("data"), scratch(), files("datasources", datasources), files("providers", providers), files("dashboards", boards)]
+        volumes = [
+            scratch("data"),
+            scratch(),
+            files("datasources", datasources),
+            files("providers", providers),
+            files("dashboards", boards),
+        ]
         self.deployment = k8s.apps.v1.Deployment(
             name,
             metadata=metadata(name, args.namespace),

@@ -77,7 +77,7 @@ class MetricsAdapter(pulumi.ComponentResource):
 
 def _rights(full: str, name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> list[pulumi.Resource]:
     """To be asked through the API server, to see which objects a metric is of; and for the autoscaler, to ask."""
-    subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+    subject: Any = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
     autoscaler = {"kind": "ServiceAccount", "name": "horizontal-pod-autoscaler", "namespace": "kube-system"}
     reads: Any = [{"api_groups": [""], "resources": ["namespaces", "pods", "services"], "verbs": ["get", "list", "watch"]}]
     asks: Any = [{"api_groups": [_GROUP], "resources": ["services/mlops_serving_in_flight"], "verbs": ["get", "list"]}]

@@ -108,7 +108,11 @@ class Proxy(pulumi.ComponentResource):
             lifecycle={"pre_stop": {"exec": {"command": ["sh", "-c", "sleep 5; kill -USR1 1; sleep 5"]}}},
         )
         template = pod(
-            name, [haproxy], [files("config", config), scratch()], topology_spread_constraints=spread(name), termination_grace_period_seconds=60
+            name,
+            [haproxy],
+            [files("config", config), scratch()],
+            topology_spread_constraints=spread(name),
+            termination_grace_period_seconds=60,
         )
         self.deployment = k8s.apps.v1.Deployment(
             name,
@@ -122,7 +126,10 @@ class Proxy(pulumi.ComponentResource):
             opts=child,
         )
         k8s.policy.v1.PodDisruptionBudget(
-            name, metadata=metadata(name, args.namespace), spec={"max_unavailable": 1, "selector": {"match_labels": {NAME: name}}}, opts=child
+            name,
+            metadata=metadata(name, args.namespace),
+            spec={"max_unavailable": 1, "selector": {"match_labels": {NAME: name}}},
+            opts=child,
         )
         if args.ingress_host:
             k8s.networking.v1.Ingress(name, metadata=metadata(name, args.namespace), spec=_ingress(name, args), opts=child)

@@ -38,9 +38,14 @@ class Serving(pulumi.ComponentResource):
         if args.settings.canary_image:
             _deployment(f"{name}-canary", name, args, args.settings.canary_image, "canary", args.settings.canary_replicas, child)
         k8s.policy.v1.PodDisruptionBudget(
-            name, metadata=metadata(name, args.namespace), spec={"max_unavailable": 1, "selector": {"match_labels": {NAME: name}}}, opts=child
+            name,
+            metadata=metadata(name, args.namespace),
+            spec={"max_unavailable": 1, "selector": {"match_labels": {NAME: name}}},
+            opts=child,
         )
-        k8s.autoscaling.v2.HorizontalPodAutoscaler(name, metadata=metadata(name, args.namespace), spec=_scaling(name, args.settings), opts=child)
+        k8s.autoscaling.v2.HorizontalPodAutoscaler(
+            name, metadata=metadata(name, args.namespace), spec=_scaling(name, args.settings), opts=child
+        )
         self.register_outputs({})
 
 

@@ -46,7 +46,7 @@ class Setup(pulumi.ComponentResource):
             automount_service_account_token=asks_the_api,
         )  # fmt: skip
         full = hashed(name, args.image, args.values, args.secrets)
-        spec: Any = job(name, template)
+        spec: Any = job(template)
         self.job = k8s.batch.v1.Job(
             full, metadata=metadata(full, args.namespace, name), spec=spec, opts=pulumi.ResourceOptions(parent=self, depends_on=ready)
         )

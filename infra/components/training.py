@@ -48,8 +48,10 @@ class Training(pulumi.ComponentResource):
         )
         template: Any = pod(name, [train], [scratch(size="8Gi"), signing_keys("build")], args.pull_secret)
         # A refusal by the gate is an answer, and asking again would give the same one.
-        spec: Any = job(name, template, backoff=2, seconds=_HOURS * 3600)
-        spec["pod_failure_policy"] = {"rules": [{"action": "FailJob", "on_exit_codes": {"container_name": "train", "operator": "In", "values": [3]}}]}
+        spec: Any = job(template, backoff=2, seconds=_HOURS * 3600)
+        spec["pod_failure_policy"] = {
+            "rules": [{"action": "FailJob", "on_exit_codes": {"container_name": "train", "operator": "In", "values": [3]}}]
+        }
         spec["ttl_seconds_after_finished"] = 7 * 24 * 3600
         self.cron_job = k8s.batch.v1.CronJob(
             name,

@@ -51,7 +51,7 @@ class _Mocks(mocks.Mocks):
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         return f"{args.name}-id", dict(args.inputs)
 
-    def call(self, args: mocks.MockCallArgs) -> dict[str, Any]:
+    def call(self, args: mocks.MockCallArgs) -> Any:
         return {}
 
 
@@ -63,7 +63,9 @@ class _Monitor(mocks.MockMonitor):
     def RegisterResource(self, request: Any) -> Any:  # noqa: N802 (gRPC's name)
         made = super().RegisterResource(request)
         inputs = _plain(rpc.deserialize_properties(request.object, keep_unknowns=True))
-        self.rendered.resources.append(Resource(request.type, request.name, made.urn, request.parent, request.provider, request.protect, inputs))
+        self.rendered.resources.append(
+            Resource(request.type, request.name, made.urn, request.parent, request.provider, request.protect, inputs)
+        )
         return made
 
     def RegisterResourceOutputs(self, request: Any) -> Any:  # noqa: N802
@@ -89,7 +91,7 @@ def configuration(environment: str, changes: dict[str, Any] | None = None) -> di
     found = {f"mlops:{key}": entry["default"] for key, entry in PROJECT["config"].items()}
     file = ROOT / PROJECT["stackConfigDir"] / f"Pulumi.{environment}.yaml"
     found |= yaml.safe_load(file.read_text())["config"] if file.exists() else {}
-    found |= {f"mlops:{key}": value for key, value in (changes or {}).items()}
+    found |= {f"mlops:{key}": value for key, value in ({"model": "churn"} | (changes or {})).items()}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
@@ -104,14 +106,14 @@ def render(environment: str, changes: dict[str, Any] | None = None, preview: boo
                 monitor=monitor, engine=mocks.MockEngine(None), project=PROJECT["name"], stack=environment,
                 monitor_features=set(monitor.GetDeploymentInfo(None).supportedFeatures), dry_run=preview, organization="organization",
                 root_directory=str(ROOT), callbacks=None, outputs=set(), package_refs={}, base_providers_by_ref={},
-            )  # ty: ignore
+            )
         )  # fmt: skip
         config.set_all_config(configuration(environment, changes))
         main, before, loop = ROOT / PROJECT["main"], os.getcwd(), asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         os.chdir(main)
         try:
-            loop.run_until_complete(stack.run_in_stack(lambda: runpy.run_path(str(main), run_name="__main__") and None))
+            loop.run_until_complete(stack.run_in_stack(lambda: _program(main)))
         finally:
             os.chdir(before)
             loop.close()
@@ -120,6 +122,10 @@ def render(environment: str, changes: dict[str, Any] | None = None, preview: boo
         return monitor.rendered
 
     return contextvars.copy_context().run(run)
+
+
+def _program(main: Path) -> None:
+    runpy.run_path(str(main), run_name="__main__")
 
 
 def write(environment: str, folder: Path, changes: dict[str, Any] | None = None) -> list[Path]:

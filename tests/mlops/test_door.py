@@ -22,9 +22,9 @@ MODEL = synthetic.MODEL
 def answered(environment: Environment, release: Release, at: float | None = None, rows: int = 3, name: str = "replica") -> None:
     """A segment of the prediction log, as the app writes it for that release."""
     at = at or time.time()
-    row = records.Scored(records.new_id(), at, release.epoch, release.champion, 0.5, 1.0, {})
+    scored = [records.Scored(records.new_id(), at, release.epoch, release.champion, 0.5, 1.0, {}) for _ in range(rows)]
     key = records.segment_key("predictions", MODEL, at, release.epoch, name)
-    environment.store.put(key, records.line(row) * rows)
+    environment.store.put(key, b"".join(map(records.line, scored)))
 
 
 def released(environment: Environment, bundle: Bundle, why: str = "test", **how: Any) -> Release:

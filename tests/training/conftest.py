@@ -13,8 +13,8 @@ import pytest
 
 from environments.local.platform import free_port
 from mlops.environment import Environment
+from mlops.tracking import reachable
 from tests.service import environment as make_environment
-from training.registry import reachable
 
 
 @pytest.fixture(scope="session")

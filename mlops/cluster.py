@@ -1,0 +1,136 @@
+"""An environment on a cluster, from outside: its commands run in the controller's pod, so nothing but kubectl reaches it."""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from mlops.environment import ROOT
+from mlops.errors import Fault
+
+_START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`settings`: what Pulumi.yaml declares, as `environments/Pulumi.<name>.yaml` has it."""
+
+    name: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str | None) -> Cluster | None:
+        """None where the environment is this machine's own, or this is one of its pods."""
+        name = name or os.environ.get("MLOPS_ENV", "local")
+        file = ROOT / "environments" / f"Pulumi.{name}.yaml"
+        if "MLOPS_BUCKET" in os.environ or not file.exists():
+            return None
+        defaults = {key: entry["default"] for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()}
+        changed = {key.removeprefix("mlops:"): value for key, value in (yaml.safe_load(file.read_text())["config"] or {}).items()}
+        return cls(name, defaults | changed)
+
+    def kubectl(self, *words: str) -> list[str]:
+        context = ["--context", self.settings["cluster.context"]] if self.settings["cluster.context"] else []
+        return ["kubectl", *context, "-n", self.settings["namespace"], *words]
+
+    def ask(self, *words: str, data: bytes | None = None) -> bytes:
+        try:
+            done = subprocess.run(self.kubectl(*words), input=data, capture_output=True)
+        except FileNotFoundError:
+            raise Fault("kubectl", "missing", "install it: it is how a cluster is reached") from None
+        if done.returncode:
+            raise Fault(f"kubectl {words[0]}", self.name, done.stderr.decode().strip()[-400:] or f"exit code {done.returncode}")
+        return done.stdout
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return json.loads(self.ask("get", kind, name, "-o", "json"))
+
+    def secret(self, name: str, key: str) -> str:
+        return base64.b64decode(self.get("secret", name)["data"][key]).decode()
+
+    def run(self, words: Sequence[str], data: bytes | None = None) -> int:
+        """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
+        return subprocess.run(
+            self.kubectl("exec", "-i", "deploy/controller", "--", "python", "-m", "mlops.cli", *words), input=data
+        ).returncode
+
+    def train(self, words: Sequence[str]) -> int:
+        """A Job of the training's template; its log is followed to the end, its exit code returned."""
+        template = self.get("cronjob", "training")["spec"]["jobTemplate"]
+        name = f"training-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        template["spec"]["template"]["spec"]["containers"][0] |= {"command": ["python", "-m", "mlops.cli"], "args": list(words)}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, **template["metadata"]}, "spec": template["spec"]}
+        self.ask("create", "-f", "-", data=json.dumps(job).encode())
+        state = self._wait_for_pod(name)
+        subprocess.run(self.kubectl("logs", "-f", f"job/{name}"))
+        while not (ended := state().get("terminated")):
+            time.sleep(1)
+        return ended["exitCode"]
+
+    def _wait_for_pod(self, job: str) -> Any:
+        def state() -> dict[str, Any]:
+            pods = json.loads(self.ask("get", "pods", "-l", f"job-name={job}", "-o", "json"))["items"]
+            statuses = pods[-1]["status"].get("containerStatuses", []) if pods else []
+            return statuses[0]["state"] if statuses else {}
+
+        deadline = time.monotonic() + _START_SECONDS
+        while not {"running", "terminated"} & set(found := state()):
+            if time.monotonic() > deadline:
+                raise Fault("job", job, f"did not start: {json.dumps(found)[:300]}; see `kubectl describe job {job}`")
+            time.sleep(0.5)
+        return state
+
+    def reach(self) -> None:
+        """Let this process talk to the service as any caller: a port of this machine, and the caller's key."""
+        command = self.kubectl("port-forward", "svc/proxy", ":8080")
+        forward = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        atexit.register(forward.kill)
+        assert forward.stdout
+        if not (port := re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())):
+            raise Fault("cluster", self.name, f"does not let us through; try: {' '.join(command)}")
+        os.environ.setdefault("MLOPS_API_KEY", self.secret("client-key", "client.key"))
+        home = ROOT / ".mlops" / self.name
+        known = {"ENV": self.name, "ENDPOINT": f"http://127.0.0.1:{port.group(1)}", "HOME": home, "BUCKET": home / "bucket"}
+        os.environ |= {f"MLOPS_{key}": str(value) for key, value in known.items()} | {"MLOPS_KEYRING": "none", "MLOPS_TRACKING": "none"}
+
+    @contextlib.contextmanager
+    def keyring(self) -> Generator[None]:
+        """The cluster's keyring as a file of this machine, for as long as it is changed: whoever may write the cluster's
+        Secrets decides whom it trusts. A change that somebody else made meanwhile is not overwritten."""
+        found = self.get("configmap", "keyring")
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "keyring.json")
+            path.write_text(found["data"]["keyring.json"])
+            os.environ |= {"MLOPS_ENV": self.name, "MLOPS_KEYRING": str(path), "MLOPS_ENDPOINT": "none", "MLOPS_TRACKING": "none"}
+            os.environ |= {"MLOPS_BUCKET": f"{folder}/bucket", "MLOPS_HOME": folder}
+            yield
+            for private in path.parent.glob("*.pem"):
+                role, text = private.stem.partition("-")[0], private.read_text()
+                patch = json.dumps({"stringData": {private.name: text}})
+                self.ask("patch", "secret", f"signing-{role}", "--patch-file", "/dev/stdin", data=patch.encode())
+            found["data"]["keyring.json"] = path.read_text()
+            self.ask("replace", "-f", "-", data=json.dumps(found).encode())
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """`words` less `option` and its value, however it was written."""
+    kept, skip = [], False
+    for word in words:
+        if skip or word == option:
+            skip = not skip
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept

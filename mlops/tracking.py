@@ -1,0 +1,58 @@
+"""MLflow over its REST API: the little that needs no client library."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+
+from mlops.errors import Fault
+
+_API = "/api/2.0/mlflow"
+
+
+def reachable(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=3).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+class Tracking:
+    """Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as for MLflow's own client."""
+
+    def __init__(self, url: str):
+        login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        self._url, self._http = url, httpx.Client(base_url=url, auth=login if login[0] else None, timeout=10)
+
+    def mirror(self, model: str, aliases: dict[str, str | None]) -> list[str]:
+        """Set each alias on the version of that digest, or take it away (None). Returns what had to be changed."""
+        registered = self._ask("GET", "/registered-models/get", name=model)
+        if registered is None:
+            return []
+        current = {a["alias"]: a["version"] for a in registered["registered_model"].get("aliases", [])}
+        found = self._ask("GET", "/model-versions/search", filter=f"name = '{model}'", max_results=10_000) or {}
+        versions = {
+            tag["value"]: v["version"] for v in found.get("model_versions", []) for tag in v.get("tags", []) if tag["key"] == "digest"
+        }
+        changed = []
+        for alias, digest in aliases.items():
+            wanted = versions.get(digest) if digest else None
+            if wanted and current.get(alias) != wanted:
+                self._ask("POST", "/registered-models/alias", name=model, alias=alias, version=wanted)
+                changed.append(f"{alias}: version {current.get(alias, 'none')} becomes {wanted}")
+            elif not wanted and alias in current:
+                self._ask("DELETE", "/registered-models/alias", name=model, alias=alias)
+                changed.append(f"{alias}: version {current[alias]} becomes none")
+        return changed
+
+    def _ask(self, method: str, path: str, **values: Any) -> dict[str, Any] | None:
+        """None where there is no such thing."""
+        url = f"{_API}{path}"
+        answer = self._http.post(url, json=values) if method == "POST" else self._http.request(method, url, params=values)
+        if answer.status_code == 404:
+            return None
+        if answer.status_code != 200:
+            raise Fault("tracking", self._url, f"{path} answered {answer.status_code}: {answer.text[:200]}")
+        return answer.json()

@@ -1,0 +1,138 @@
+"""The loop that keeps an environment in order: compacts the log, mirrors the release log into MLflow, watches what it depends on.
+
+Two of them do no harm, and one that was killed goes on where it was: every step looks at what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from mlops import door, releases
+from mlops.environment import Environment, only_model
+from mlops.errors import Fault
+from mlops.statements import Statement, statements
+from mlops.tracking import Tracking, reachable
+from monitoring.compact import KINDS, compact, waiting
+
+log = logging.getLogger("controller")
+_PORT = 9100
+_TICK_SECONDS = 2.0
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.up = Gauge("mlops_dependency_up", "Whether it answers: tracking, database, bucket", ["dependency"], registry=registry)
+        self.seconds = Gauge("mlops_controller_step_seconds", "How long the step took last", ["step"], registry=registry)
+        self.success = Gauge("mlops_controller_last_success_timestamp_seconds", "When the step last went well", ["step"], registry=registry)
+        self.failures = Counter("mlops_controller_failures", "Steps that failed", ["step"], registry=registry)
+        self.compacted = Counter("mlops_compacted_rows", "Rows of the log made Parquet", ["kind"], registry=registry)
+        self.waiting = Gauge("mlops_segments_waiting", "Segments of closed hours that are not Parquet yet", ["kind"], registry=registry)
+        self.trained = Gauge("mlops_last_training_timestamp_seconds", "When the gate last judged a model", ["model"], registry=registry)
+        self.passed = Gauge("mlops_last_gate_passed", "Whether that model passed", ["model"], registry=registry)
+        self.released = Gauge("mlops_released_timestamp_seconds", "When the newest release was written", ["model"], registry=registry)
+
+
+class Controller:
+    def __init__(self, environment: Environment, model: str, database: str = ""):
+        """`database`: HOST:PORT to be watched, if there is one."""
+        self.metrics = Metrics()
+        self._environment, self._store, self._model, self._database = environment, environment.store, model, database
+        self._judged: dict[str, Statement | None] = {}  # by key of the bucket; None: not to be trusted
+        every: list[tuple[str, float, Callable[[], None]]] = [
+            ("dependencies", 10, self.look),
+            ("mirror", 10, self.mirror),
+            ("observe", 30, self.observe),
+            ("compact", 60, self.compact),
+        ]
+        self._steps = {name: (seconds, step) for name, seconds, step in every}
+        self._due = dict.fromkeys(self._steps, 0.0)
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self.tick()
+            stop.wait(_TICK_SECONDS)
+
+    def tick(self) -> None:
+        """What is due. A step that fails is tried again when it is due again, and keeps no other from its turn."""
+        for name, (seconds, step) in self._steps.items():
+            started = time.monotonic()
+            if started < self._due[name]:
+                continue
+            try:
+                step()
+                self.metrics.success.labels(name).set_to_current_time()
+            except Exception as error:
+                self.metrics.failures.labels(name).inc()
+                log.warning("%s", json.dumps({"event": "step", "step": name, "error": str(error)[:300]}))
+            self.metrics.seconds.labels(name).set(time.monotonic() - started)
+            self._due[name] = time.monotonic() + seconds
+
+    def look(self) -> None:
+        self.metrics.up.labels("tracking").set(reachable(self._environment.tracking))
+        self.metrics.up.labels("bucket").set(_works(lambda: self._store.get("is-it-there")))
+        if self._database:
+            host, _, port = self._database.rpartition(":")
+            self.metrics.up.labels("database").set(_works(lambda: socket.create_connection((host, int(port)), 3).close()))
+
+    def mirror(self) -> None:
+        """An alias that somebody moved in MLflow goes back: it never decided anything."""
+        champion = door.champion(self._environment, self._model)
+        if champion is not None:
+            for change in Tracking(self._environment.tracking).mirror(self._model, {"champion": champion.digest}):
+                log.warning("%s", json.dumps({"event": "alias", "change": change}))
+
+    def observe(self) -> None:
+        log_now = releases.read(self._store, self._model)
+        if log_now:
+            self.metrics.released.labels(self._model).set(log_now[-1].at.timestamp())
+        prefix = f"models/{self._model}/statements"
+        for key in {key for key in self._store.keys(prefix) if "/gate-" in key} - set(self._judged):
+            good, _ = statements(self._store, self._environment.keys, self._model, key.split("/")[3], self._environment.name)
+            self._judged[key] = next((s for s in reversed(good) if s.kind == "gate"), None)
+        judged = [statement for statement in self._judged.values() if statement]
+        if judged:
+            newest = max(judged, key=lambda statement: statement.at)
+            self.metrics.trained.labels(self._model).set(newest.at.timestamp())
+            self.metrics.passed.labels(self._model).set(newest.verdict == "passed")
+
+    def compact(self) -> None:
+        for kind in KINDS:
+            self.metrics.compacted.labels(kind).inc(compact(self._store, kind, self._model))
+            self.metrics.waiting.labels(kind).set(len(waiting(self._store, kind, self._model)))
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except Exception:
+        return False
+    return True
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format='{"at": "%(asctime)s", "level": "%(levelname)s", "message": %(message)s}')
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop.set())
+    controller = Controller(Environment.load(), os.environ.get("MLOPS_MODEL") or only_model(), os.environ.get("MLOPS_DATABASE", ""))
+    port = int(os.environ.get("MLOPS_CONTROLLER_PORT", _PORT))
+    start_http_server(port, os.environ.get("MLOPS_HOST", "0.0.0.0"), controller.metrics.registry)  # noqa: S104
+    controller.run(stop)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Fault as fault:
+        raise SystemExit(str(fault)) from None
