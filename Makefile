@@ -1,4 +1,4 @@
-# Verbs: install demo test up bench prove lock. Works with GNU make 3.81 and BSD tools.
+# Verbs: install demo test up deploy destroy bench prove lock. Works with GNU make 3.81 and BSD tools.
 SHELL := /bin/sh
 # uv ignores pip's settings, and people behind a package index of their own have set those.
 ifdef PIP_INDEX_URL
@@ -13,10 +13,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PARTS := app training mlflow infra dev
 
-.PHONY: install demo test up bench prove lock clean
+.PHONY: install demo test up deploy destroy bench prove lock clean
 .DEFAULT_GOAL := install
 
-install: $(INSTALLED)
+install: $(INSTALLED) .venv-infra/installed
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -32,11 +32,35 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(UV)
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# Pulumi's program has an environment of its own, with pip in it: the CLI asks that for the plugins to fetch.
+.venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(UV)
+	"$(UV)" venv --quiet --allow-existing --seed --python "$(PYTHON)" .venv-infra
+	"$(UV)" pip install --quiet --python .venv-infra/bin/python --require-hashes --requirements requirements/infra.txt
+	"$(UV)" pip install --quiet --python .venv-infra/bin/python --no-deps --editable .
+	@touch $@
+
 demo: install
 	$(BIN)/python -m environments.local.demo
 
 up: install
 	$(BIN)/mlops run
+
+# make deploy ENV=kind. State and passphrase stay below .mlops/, unless you are logged in to a backend or have set your own.
+ENV ?= kind
+PULUMI = set -e; command -v pulumi >/dev/null || { echo "pulumi is missing: https://www.pulumi.com/docs/install"; exit 2; }; \
+  mkdir -p .mlops/pulumi; export PULUMI_SKIP_UPDATE_CHECK=true; \
+  [ -n "$$PULUMI_BACKEND_URL$$PULUMI_ACCESS_TOKEN" ] || pulumi whoami --non-interactive >/dev/null 2>&1 || export PULUMI_BACKEND_URL=file://./.mlops/pulumi; \
+  if [ -z "$$PULUMI_CONFIG_PASSPHRASE$$PULUMI_CONFIG_PASSPHRASE_FILE" ]; then \
+    [ -s .mlops/pulumi/passphrase ] || (umask 077; openssl rand -hex 24 > .mlops/pulumi/passphrase); \
+    export PULUMI_CONFIG_PASSPHRASE_FILE="$$PWD/.mlops/pulumi/passphrase"; fi; \
+  pulumi stack select --create --stack $(ENV) >/dev/null
+
+deploy: install
+	@if [ $(ENV) = kind ]; then $(BIN)/mlops --env kind images --missing; fi
+	@$(PULUMI); pulumi up --yes --stack $(ENV)
+
+destroy: install
+	@$(PULUMI); pulumi destroy --yes --stack $(ENV)
 
 test: install
 	$(BIN)/ruff check .
@@ -66,4 +90,4 @@ lock: | $(UV)
 	rm -rf .lock
 
 clean:
-	rm -rf .venv .uv .mlops .lock
+	rm -rf .venv .venv-infra .uv .mlops .lock

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pulumi
+from pulumi.runtime.config import CONFIG, get_config_env
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
@@ -225,6 +226,12 @@ class Settings(_Group):
             if (value := config.get(".".join(key).removesuffix(".kind"))) is not None:
                 group = values if len(key) == 1 else values.setdefault(key[0], {})
                 group[key[-1]] = value
+        declared = {f"{config.name}:{'.'.join(key).removesuffix('.kind')}" for key in _keys(cls)}
+        unknown = [
+            key.partition(":")[2] for key in (CONFIG.get() or get_config_env()) if key.startswith(f"{config.name}:") and key not in declared
+        ]
+        if unknown:
+            raise pulumi.RunError(f"{unknown[0]}: is no setting; Pulumi.yaml lists them")
         try:
             values["model"] = values.get("model") or only_model()
             return cls.model_validate(values)

@@ -459,6 +459,7 @@ def images(
     ] = None,
     platform: Annotated[str | None, typer.Option(help="linux/amd64 or linux/arm64; this machine's, if not given.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="app, training or mlflow.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Those alone that the cluster's nodes do not have.")] = False,
     pip_conf: Annotated[Path | None, typer.Option(help="For a package index of your own; in no layer.")] = None,
     ca: Annotated[Path | None, typer.Option(help="For a certificate authority of your own; in no layer.")] = None,
 ) -> None:
@@ -470,6 +471,9 @@ def images(
     if unknown := set(only or []) - set(kinds.DOCKERFILES):
         raise Fault("only", sorted(unknown)[0], f"use {', '.join(kinds.DOCKERFILES)}")
     wanted = {name: cluster.settings[f"images.{name}"] for name in only or kinds.DOCKERFILES}
+    if missing:
+        present = cluster.images()
+        wanted = {name: image for name, image in wanted.items() if image not in present}
     secrets = {name: path for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)) if path}
     with err.status("images") as status:
         made = kinds.make(wanted, cluster.settings["cluster.context"], push, platform, commit(), secrets, status.update)

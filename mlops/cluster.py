@@ -61,6 +61,11 @@ class Cluster:
     def secret(self, name: str, key: str) -> str:
         return base64.b64decode(self.get("secret", name)["data"][key]).decode()
 
+    def images(self) -> set[str]:
+        """What the nodes have."""
+        nodes = json.loads(self.ask("get", "nodes", "-o", "json"))["items"]
+        return {name for node in nodes for image in node["status"].get("images", []) for name in image["names"]}
+
     def run(self, words: Sequence[str], data: bytes | None = None) -> int:
         """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
         return subprocess.run(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from mlops.environment import ROOT
@@ -16,11 +17,12 @@ DOCKERFILES = {"app": "app/Dockerfile", "training": "training/Dockerfile", "mlfl
 BUILDERS = ("docker", "podman", "buildah")
 
 
+@cache
 def builder() -> str:
     for name in BUILDERS:
-        if shutil.which(name):
+        if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:  # its service may not run
             return name
-    raise Fault("builder", "none", f"install one of {', '.join(BUILDERS)}")
+    raise Fault("builder", "none", f"install and start one of {', '.join(BUILDERS)}")
 
 
 def build(name: str, image: str, platform: str | None, commit: str, secrets: dict[str, Path]) -> None:

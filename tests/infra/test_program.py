@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+
+from infra.policies import violations
+from mlops.environment import ROOT
+from tests.infra import schemas
+from tests.infra.harness import PROJECT, UNKNOWN, Rendered, configuration, render
+
+_EXTERNAL_BUCKET = {"bucket": "external", "bucket.endpoint": "https://s3.example.com:9000", "bucket.secret": "s3"}
+_EXTERNAL_DATABASE = {"database": "external", "database.host": "db.example.com", "database.port": 6432, "database.secret": "db"}
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "kind": ("kind", {}),
+    "dev": ("dev", {}),
+    "staging": ("staging", {}),
+    "prod": ("prod", {}),
+    "a bucket brought along": ("kind", _EXTERNAL_BUCKET),
+    "a database brought along": ("kind", _EXTERNAL_DATABASE),
+    "a tracking server brought along": ("kind", {"tracking": "external", "tracking.url": "https://mlflow.example.com", "tracking.secret": "mlflow"}),
+    "everything brought along": ("prod", _EXTERNAL_BUCKET | {"tracking": "external", "tracking.url": "https://mlflow.example.com"}),
+    "the Prometheus Operator": ("dev", {"monitoring": "operator", "monitoring.labels": "release=prom,team=ml", "serving.metricsApi": "existing"}),
+    "no monitoring": ("dev", {"monitoring": "none", "serving.scaleOn": "cpu"}),
+    "no Grafana": ("kind", {"grafana.enabled": False}),
+    "a namespace of a shared cluster": ("dev", {"clusterScope": False, "serving.scaleOn": "cpu"}),
+    "an Ingress": ("prod", {"ingress.enabled": True, "ingress.class": "nginx", "ingress.host": "ml.example.com", "ingress.tlsSecret": "tls"}),
+    "a code canary": ("kind", {"serving.canaryImage": "docker.io/library/mlops-app:next"}),
+    "a mirror and a pull secret": ("prod", {"images.mirror": "mirror.example.com/hub", "images.pullSecret": "registry"}),
+    "alerts to people": (
+        "prod",
+        {"alerts.secret": "alerting", "alerts.slackChannel": "#ml", "alerts.emailTo": "a@example.com", "alerts.emailFrom": "b@example.com",
+         "alerts.smtpHost": "smtp.example.com:587", "alerts.webhook": "https://example.com/hook", "alerts.heartbeat": "https://example.com/alive"},
+    ),
+    "training that reaches a warehouse": ("prod", {"training.secret": "warehouse", "training.egress": "10.1.0.0/16:5439,10.2.0.1/32:443", "training.schedule": ""}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    render("kind")
+
+
+@pytest.mark.parametrize("preview", [False, True], ids=["up", "preview"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_stack_and_choice_renders_in_a_second_valid_in_place_and_within_policy(choice: str, preview: bool) -> None:
+    environment, changes = CHOICES[choice]
+    started = time.process_time()
+    rendered = render(environment, changes, preview)
+    assert time.process_time() - started < 1
+    assert violations(rendered.objects, environment) == []
+    names = [(thing["kind"], thing["metadata"].get("namespace"), thing["metadata"]["name"]) for thing in rendered.objects]
+    assert len(set(names)) == len(names) > 40
+    assert UNKNOWN not in str(names)
+    custom = ("ServiceMonitor", "PrometheusRule")  # an operator's, whose schemas are its own
+    assert [fault for thing in rendered.objects if thing["kind"] not in custom for fault in schemas.faults(thing)] == []
+    for resource in rendered.resources:
+        if resource.type.startswith("kubernetes:"):
+            assert resource.provider.split("::")[-2] == "cluster", resource.urn
+            assert "mlops:platform" in resource.parent or resource.inputs["kind"] == "Namespace", resource.urn
+
+
+def test_rendering_twice_and_in_another_order_gives_the_same() -> None:
+    some = list(CHOICES.items())[::4]
+    first = {name: render(*choice).objects for name, choice in some}
+    again = {name: render(*choice).objects for name, choice in reversed(some)}
+    assert first == again
+
+
+def test_a_changed_app_image_changes_serving_alone() -> None:
+    before, after = (render("kind", {"images.app": f"docker.io/library/mlops-app:{tag}"}).objects for tag in ("v1", "v2"))
+    changed = [(b["kind"], b["metadata"]["name"]) for b, a in zip(before, after, strict=True) if a != b]
+    assert changed == [("Deployment", "serving")]
+
+
+def test_a_changed_rule_rolls_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from infra.components import prometheus
+
+    before = render("kind").objects
+    monkeypatch.setattr(prometheus, "rules", lambda: {"x.yaml": "groups: []\n"})
+    after = render("kind").objects
+    names = [{thing["metadata"]["name"] for thing in objects if thing["kind"] == "ConfigMap"} for objects in (before, after)]
+    assert len(names[0] - names[1]) == len(names[1] - names[0]) == 1
+    pods = [
+        yaml.safe_dump(next(o for o in objects if o["kind"] == "StatefulSet" and o["metadata"]["name"] == "prometheus"))
+        for objects in (before, after)
+    ]
+    assert pods[0] != pods[1]
+
+
+def faults(environment: str, changes: dict[str, Any]) -> str:
+    with pytest.raises(pulumi.RunError) as error:
+        render(environment, changes)
+    return str(error.value)
+
+
+def test_every_fault_of_the_settings_is_named_at_once() -> None:
+    found = faults(
+        "kind", {"bucket": "local", "serving.minReplicas": 0, "serving.cpu": "fast", "alerts.webhook": "ftp://x", "training.egress": "all"}
+    )
+    for part in (
+        "bucket is 'local'",
+        "serving.minReplicas is '0'",
+        "serving.cpu is 'fast'",
+        "alerts.webhook is 'ftp://x'",
+        "training.egress is 'all'",
+    ):
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "says"),
+    [
+        ("prod", {"bucket": "bundled"}, "bucket is bundled: for kind and dev alone"),
+        ("prod", {"database": "bundled"}, "database is bundled: for kind and dev alone"),
+        ("dev", {"images.app": "registry.example.com/app:v1"}, "images.app is registry.example.com/app:v1: outside kind it is named by digest"),
+        ("kind", {"cluster": "eks"}, "eks is what infra/cloud makes, which is not here yet: use kubeconfig"),
+        ("kind", {"database": "external"}, "external needs database.host and database.secret"),
+        ("kind", {"tracking": "external"}, "external needs tracking.url"),
+        ("kind", {"serving.maxReplicas": 1}, "serving.maxReplicas is 1: at least serving.minReplicas, 2"),
+        ("kind", {"ingress.enabled": True}, "ingress.enabled needs ingress.host"),
+        ("kind", {"alerts.slackChannel": "#ml"}, "need alerts.secret"),
+        ("kind", {"clusterScope": False}, "serving.metricsApi is bundled: needs clusterScope"),
+        ("kind", {"serving.minReplica": 3}, "serving.minReplica: is no setting"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_the_way_out(environment: str, changes: dict[str, Any], says: str) -> None:
+    assert says in faults(environment, changes)
+
+
+def test_settings_of_the_program_are_those_that_the_project_declares() -> None:
+    from infra.settings import Settings, _keys
+
+    assert {".".join(key).removesuffix(".kind") for key in _keys(Settings)} == set(PROJECT["config"])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "environments").glob("Pulumi.*.yaml")), ids=lambda file: file.stem)
+def test_an_environment_holds_only_what_differs(file: Any) -> None:
+    defaults = {f"mlops:{key}": entry["default"] for key, entry in PROJECT["config"].items()}
+    own = yaml.safe_load(file.read_text())["config"]
+    assert {key: value for key, value in own.items() if key not in defaults or defaults[key] == value} == {}
+    assert set(configuration("kind")) >= set(defaults)
+
+
+def exported(rendered: Rendered) -> dict[str, Any]:
+    return rendered.outputs
+
+
+def test_outputs_say_how_to_reach_what_is_there() -> None:
+    found = exported(render("kind"))
+    assert found["predictions"] == "http://127.0.0.1:30080"
+    assert "port-forward svc/tracking 5000" in found["tracking"]
+    assert "grafana" not in exported(render("kind", {"grafana.enabled": False}))
+    assert found["next"] == "uv run mlops --env kind status"
