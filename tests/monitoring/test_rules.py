@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry
 
 from app.bins import Bins
 from app.metrics import Metrics
 from mlops.environment import ROOT
+from monitoring import controller
 
 MONITORING = ROOT / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
@@ -28,17 +29,6 @@ RULES = [
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 DASHBOARDS = {file.name: json.loads(file.read_text()) for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))}
-CONTROLLER = {
-    "mlops_compacted_rows_total",
-    "mlops_controller_failures_total",
-    "mlops_controller_last_success_timestamp_seconds",
-    "mlops_controller_step_seconds",
-    "mlops_dependency_up",
-    "mlops_last_gate_passed",
-    "mlops_last_training_timestamp_seconds",
-    "mlops_released_timestamp_seconds",
-    "mlops_segments_waiting",
-}
 FOREIGN = re.compile(r"(haproxy|kube|prometheus|alertmanager)_\w+|up|ALERTS")
 
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not on the PATH (Debian: prometheus)")
@@ -54,15 +44,18 @@ def names(expr: str) -> set[str]:
     bare = re.sub(r'"[^"]*"|\[[^]]*\]', "", expr)
     bare = re.sub(r"\{[^}]*\}|\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
     words = re.findall(r"(?<![\w.])[a-zA-Z_][\w:]*(?!\s*\(|[\w:])", bare)
-    return set(words) - {"and", "or", "unless", "offset", "bool", *re.findall(r"offset (\w+)", bare)}
+    return set(words) - {"and", "or", "unless", "offset"}
+
+
+def exported(registry: CollectorRegistry) -> set[str]:
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {family.name + suffix for family in registry.collect() for suffix in suffixes.get(family.type, ("",))}
 
 
 def app_names() -> set[str]:
     metrics = Metrics()
     Bins(metrics.registry)
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-    families: list[Metric] = list(metrics.registry.collect())
-    return {family.name + suffix for family in families for suffix in suffixes.get(family.type, ("",))}
+    return exported(metrics.registry)
 
 
 def panels(dashboard: dict[str, Any]) -> dict[str, list[str]]:
@@ -120,9 +113,12 @@ def test_a_panel_asks_something_has_a_unit_and_explains_itself(file: str) -> Non
 
 def test_rules_and_dashboards_read_only_what_somebody_writes() -> None:
     asked = {f"rule {rule.get('alert') or rule['record']}": rule["expr"] for rule in RULES} | {
-        f"{file}: {title}": query for file, dashboard in DASHBOARDS.items() for title, queries in panels(dashboard).items() for query in queries
+        f"{file}: {title}": query
+        for file, dashboard in DASHBOARDS.items()
+        for title, queries in panels(dashboard).items()
+        for query in queries
     }
-    known = app_names() | CONTROLLER | set(RECORDED)
+    known = app_names() | exported(controller.Metrics().registry) | set(RECORDED)
     unknown = {where: {name for name in names(expr) - known if not FOREIGN.fullmatch(name)} for where, expr in asked.items()}
     assert {where: found for where, found in unknown.items() if found} == {}
 
