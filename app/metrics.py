@@ -31,6 +31,15 @@ class Metrics:
         self.lag = Gauge("mlops_release_lag_seconds", "How long the wanted release has not been served", registry=registry)
         self.info = Gauge("mlops_model_info", "The model that answers", ["model", "digest"], registry=registry)
 
+        # There from the start: Prometheus sees no increase in the first value of a series.
+        for counter, values in (
+            (self.outcomes, ("accepted", "late", "duplicate", "contradictory", "unknown")),
+            (self.log_dropped, ("queue", "spool", "disk")),
+            (self.bucket_errors, ("access", "releases", "lag", "log")),
+        ):
+            for value in values:
+                counter.labels(value)
+
         self._series = cache(lambda route, method, status: (self.requests.labels(route, method, str(status)), self.duration.labels(route)))
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:

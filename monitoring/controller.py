@@ -56,6 +56,8 @@ class Controller:
         ]
         self._steps = {name: (seconds, step) for name, seconds, step in every}
         self._due = dict.fromkeys(self._steps, 0.0)
+        for name in self._steps:  # so that a step which never goes well counts as stalled
+            self.metrics.success.labels(name).set_to_current_time()
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
