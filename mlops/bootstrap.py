@@ -1,4 +1,5 @@
-"""What a new environment needs before anything serves, made where it is absent: `python -m mlops.bootstrap keys|database|bucket`.
+"""What a new environment needs before anything serves, made where it is absent: `python -m mlops.bootstrap keys|database|bucket`
+(and `folder`, which makes the keys as files, for containers without a cluster).
 
 Secrets are made inside the cluster, so that neither Pulumi's state nor anybody's disk ever holds them. Each step may be
 killed and run again.
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -62,7 +64,27 @@ class Cluster:
         return {key: base64.b64decode(value).decode() for key, value in answer.json()["data"].items()}
 
 
-def keys(cluster: Cluster, environment: str) -> None:
+class Folder:
+    """The same as files: `<name>/<key>`."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def create(self, kind: str, name: str, data: dict[str, str]) -> None:  # noqa: ARG002 (a file is a file)
+        if (self._path / name).exists():
+            return
+        new = self._path / f"{name}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for key, value in data.items():
+            (new / key).write_text(value)
+        new.rename(self._path / name)
+
+    def secret(self, name: str) -> dict[str, str]:
+        return {file.name: file.read_text() for file in (self._path / name).iterdir()}
+
+
+def keys(cluster: Cluster | Folder, environment: str) -> None:
     """Signing keys and the keyring that trusts them, passwords, the bucket's identities, one API key."""
     public = []
     for role, scope in (("build", None), ("approve", environment)):
@@ -79,6 +101,39 @@ def keys(cluster: Cluster, environment: str) -> None:
         cluster.create("secrets", f"bucket-{identity}", pair)
     cluster.create("secrets", "client-key", {"client.key": access.new_secret()})
     cluster.create("secrets", "grafana", {"password": secrets.token_hex(16)})
+
+
+def files(folder: Folder) -> None:
+    """For containers without a cluster: what each of them is to have in its environment, and folders with the keys to sign with."""
+    bucket = {identity: folder.secret(f"bucket-{identity}") for identity in ("root", *IDENTITIES)}
+    admin, users = folder.secret("tracking-admin"), {user: folder.secret(f"tracking-{user}") for user in TRACKING_USERS}
+    password = folder.secret("database")["password"]
+    environments: dict[str, dict[str, str]] = {
+        "bucket": {"ROOT_ACCESS_KEY": bucket["root"]["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": bucket["root"]["AWS_SECRET_ACCESS_KEY"]},
+        "setup-database": {
+            "PGPASSWORD": password,
+            "ADMIN_PASSWORD": admin["password"],
+            **{f"{user.upper()}_PASSWORD": login["MLFLOW_TRACKING_PASSWORD"] for user, login in users.items()},
+        },
+        "setup-bucket": {
+            **{key.replace("AWS", identity.upper()): value for identity, pair in bucket.items() for key, value in pair.items()},
+            **bucket["controller"],
+            "CLIENT_KEY": folder.secret("client-key")["client.key"],
+        },
+        "tracking": {
+            "PGPASSWORD": password,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": admin["password"],
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": admin["secret-key"],
+            **bucket["tracking"],
+        },
+        "serving": bucket["serving"],
+        "training": bucket["training"] | users["training"],
+        "controller": bucket["controller"] | users["controller"],
+    }
+    for name, values in environments.items():
+        folder.create("files", f"{name}-env", {"env": "".join(f"export {key}={value}\n" for key, value in values.items())})
+    for role, more in (("build", {}), ("approve", folder.secret("client-key"))):
+        folder.create("files", f"keys-{role}", folder.secret("keyring") | folder.secret(f"signing-{role}") | more)
 
 
 def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
@@ -191,12 +246,16 @@ def _patiently(attempt: Callable[[], Any]) -> Any:
 def main(step: str) -> None:
     if step == "keys":
         keys(Cluster(), os.environ["MLOPS_ENV"])
+    elif step == "folder":
+        folder = Folder(Path(os.environ["SECRETS"]))
+        keys(folder, os.environ["MLOPS_ENV"])
+        files(folder)
     elif step == "database":
         database(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_AUTH_STORE_URI"])
     elif step == "bucket":
         bucket(Environment.load(), os.environ["CLIENT_KEY"])
     else:
-        raise Fault("step", step, "use keys, database or bucket")
+        raise Fault("step", step, "use keys, folder, database or bucket")
 
 
 if __name__ == "__main__":

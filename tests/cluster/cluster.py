@@ -1,0 +1,82 @@
+"""The rendered platform on a real cluster, applied as `pulumi up` would, without its CLI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from tests.infra.harness import configuration, render
+
+NODE_PORT = 30080
+# What a test cluster has no image for, or no need of.
+CHANGES: dict[str, Any] = {"grafana.enabled": False, "model": "flights"}
+
+
+def kubectl(*words: str, data: str | None = None, check: bool = True) -> str:
+    done = subprocess.run(["kubectl", *words], input=data, capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr[-2000:]}"
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def mlops_namespace(*words: str, **how: Any) -> str:
+    return kubectl("-n", "mlops", *words, **how)
+
+
+def objects(changes: dict[str, Any] | None = None, environment: str = "kind") -> list[dict[str, Any]]:
+    found = render(environment, CHANGES | (changes or {})).objects
+    return sorted(found, key=lambda thing: thing["kind"] != "Namespace")
+
+
+def apply(changes: dict[str, Any] | None = None) -> None:
+    """Server-side, as the provider does it."""
+    text = yaml.safe_dump_all(objects(changes))
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", data=text)
+
+
+def delete() -> None:
+    everything = [thing for thing in objects() if thing["metadata"].get("namespace") != "mlops"]
+    kubectl("delete", "--ignore-not-found", "--timeout=300s", "-f", "-", data=yaml.safe_dump_all(everything))
+
+
+def get(kind: str, *words: str) -> list[dict[str, Any]]:
+    return json.loads(mlops_namespace("get", kind, "-o", "json", *words))["items"]
+
+
+def not_ready() -> list[str]:
+    """Workloads that are not as they are meant to be."""
+    late = []
+    for thing in get("deployments,statefulsets,jobs"):
+        status, spec = thing["status"], thing["spec"]
+        done = (
+            status.get("succeeded", 0) if thing["kind"] == "Job" else min(status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
+        )
+        whole = status.get("observedGeneration", 0) >= thing["metadata"]["generation"] and status.get("replicas", 1) == spec.get(
+            "replicas", 1
+        )
+        if done < (1 if thing["kind"] == "Job" else spec.get("replicas", 1)) or (thing["kind"] != "Job" and not whole):
+            late.append(f"{thing['kind']}/{thing['metadata']['name']}")
+    return late
+
+
+def until(condition: Callable[[], Any], seconds: float, otherwise: Callable[[], str] = lambda: "") -> float:
+    """Returns how long it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s {otherwise()}"
+        time.sleep(0.5)
+    return time.monotonic() - started
+
+
+def wait_until_ready(seconds: float = 360) -> float:
+    return until(lambda: not not_ready(), seconds, lambda: f"{not_ready()}\n{mlops_namespace('get', 'pods', '-o', 'wide')}")
+
+
+def images_present() -> bool:
+    wanted = {configuration("kind")[f"mlops:images.{name}"] for name in ("app", "training", "mlflow")}
+    found = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+    return wanted <= {name for node in found for image in node["status"].get("images", []) for name in image["names"]}
