@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from mlops.environment import MODELS
 from tests.infra.harness import configuration, render
 
 NODE_PORT = 30080
-# What a test cluster has no image for, or no need of.
-CHANGES: dict[str, Any] = {"grafana.enabled": False, "model": "flights"}
+MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold
+CHANGES: dict[str, Any] = {"grafana.enabled": False, "model": MODEL}  # this test cluster has no image of Grafana
 
 
 def kubectl(*words: str, data: str | None = None, check: bool = True) -> str:

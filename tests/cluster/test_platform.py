@@ -1,0 +1,105 @@
+"""From nothing to an answer on a real cluster, and what it survives there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from mlops.cluster import Cluster
+from mlops.environment import ROOT
+from tests.cluster import cluster as real
+from tests.infra.test_program import CHOICES
+
+
+def mlops(*words: str, code: int = 0, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "mlops.cli", "--env", "kind", "--json", *words]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == code, f"mlops {' '.join(words)}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_api_server_takes_every_choice_and_warns_of_nothing(choice: str) -> None:
+    environment, changes = CHOICES[choice]
+    objects = real.objects(changes | {"namespace": "mlops-dry-run"}, environment)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlops-dry-run", "labels": labels}}
+    real.kubectl("apply", "-f", "-", data=yaml.safe_dump(namespace))
+    custom = ("ServiceMonitor", "PrometheusRule", "Namespace")
+    text = yaml.safe_dump_all([thing for thing in objects if thing["kind"] not in custom])
+    done = subprocess.run(["kubectl", "apply", "--dry-run=server", "-f", "-"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_model_everything_is_ready_and_says_so(platform: Cluster) -> None:
+    answer = httpx.post(f"http://127.0.0.1:{real.NODE_PORT}/predict", json={}, headers=key(platform))
+    assert (answer.status_code, answer.json()) == (503, {"detail": "no model released"})
+    assert mlops("status")["release"] is None
+
+
+def test_no_identity_does_more_in_the_bucket_than_its_own(platform: Cluster) -> None:
+    refused = "from mlops.environment import Environment; Environment.load().store.{}"
+    for workload, attempt in {
+        "deploy/serving": "put('models/x', b'')",
+        "deploy/controller": "delete('models/x')",
+        "deploy/tracking": "put('predictions/x', b'')",
+    }.items():
+        env = ["env", "MLOPS_ENV=kind", "MLOPS_BUCKET=s3://mlops", "MLOPS_KEYRING=x", "MLOPS_ENDPOINT=x", "MLOPS_TRACKING=x"]
+        done = real.mlops_namespace("exec", workload, "--", *env, "python", "-c", refused.format(attempt), check=False)
+        assert "denied" in done.lower() or "privileges" in done.lower(), f"{workload}: {done[-500:]}"
+
+
+@pytest.fixture(scope="session")
+def released(platform: Cluster) -> dict[str, Any]:
+    """Trained by a Job from the snapshot, released, answering."""
+    starts = restarts()
+    mlops("snapshot")
+    trained = mlops("train")
+    assert trained["gate"] == "passed"
+    started = time.monotonic()
+    release = mlops("release", trained["digest"], "--why", "first")
+    assert release["champion"] == trained["digest"]
+    row = mlops_golden(platform, trained["digest"])
+    real.until(lambda: predict(platform, row).status_code == 200, 30 - (time.monotonic() - started))
+    assert restarts() == starts
+    return {"digest": trained["digest"], "row": row, "seconds": time.monotonic() - started}
+
+
+def restarts() -> dict[str, int]:
+    return {
+        p["metadata"]["name"]: p["status"]["containerStatuses"][0]["restartCount"]
+        for p in real.get("pods", "-l", "app.kubernetes.io/name=serving")
+    }
+
+
+def key(platform: Cluster) -> dict[str, str]:
+    return {"authorization": f"Bearer {platform.secret('client-key', 'client.key')}"}
+
+
+def predict(platform: Cluster, row: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"http://127.0.0.1:{real.NODE_PORT}/predict", json={"rows": [row]}, headers=key(platform), timeout=10)
+
+
+def mlops_golden(platform: Cluster, digest: str) -> dict[str, Any]:
+    script = f"from mlops.environment import Environment; print(Environment.load().store.get('models/{real.MODEL}/bundles/{digest}/golden.json').decode())"
+    return json.loads(platform.ask("exec", "deploy/controller", "--", "python", "-c", script))["rows"][0]
+
+
+def test_a_model_trained_in_the_cluster_answers_through_the_proxy(platform: Cluster, released: dict[str, Any]) -> None:
+    answer = predict(platform, released["row"]).json()
+    assert answer["model"] == released["digest"]
+    assert mlops("predict", json.dumps(released["row"]))["model"] == released["digest"]
+    assert mlops("check", released["digest"])["holds"]
+
+
+def test_mlflow_asks_who_you_are(platform: Cluster, released: dict[str, Any]) -> None:
+    script = "import httpx, os; print(httpx.get(os.environ['MLOPS_TRACKING'] + '/api/2.0/mlflow/registered-models/search').status_code)"
+    assert platform.ask("exec", "deploy/controller", "--", "python", "-c", script).strip() == b"401"
