@@ -12,7 +12,7 @@ from infra.components.database import Database, DatabaseArgs
 from infra.components.database_tools import DatabaseTools, DatabaseToolsArgs
 from infra.components.grafana import Grafana, GrafanaArgs
 from infra.components.kube_state_metrics import KubeStateMetrics, KubeStateMetricsArgs
-from infra.components.metrics_adapter import MetricsAdapter, MetricsAdapterArgs
+from infra.components.metrics_api import MetricsApi, MetricsApiArgs
 from infra.components.network import Network, NetworkArgs
 from infra.components.operator import OperatorObjects, OperatorObjectsArgs
 from infra.components.prometheus import Prometheus, PrometheusArgs
@@ -132,6 +132,9 @@ proxy = Proxy(
     ),
     after(network),
 )
+if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
+    api = MetricsApiArgs(namespace=namespace, namespace_name=settings.namespace, image=images.training, service="serving", **ours)
+    MetricsApi("metrics-api", api, after(network))
 Controller(
     "controller",
     ControllerArgs(
@@ -179,9 +182,6 @@ if monitoring.kind == "bundled":
     )
     if settings.grafana.enabled:
         Grafana("grafana", GrafanaArgs(namespace=namespace, image=images.third_party("grafana")), after(keys))
-    if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
-        adapter = MetricsAdapterArgs(namespace=namespace, namespace_name=settings.namespace, image=images.third_party("metrics_adapter"))
-        MetricsAdapter("metrics-adapter", adapter, after(network))
 elif monitoring.kind == "operator":
     scraped = {"serving": "http", "proxy": "metrics", "controller": "metrics"}
     objects = OperatorObjectsArgs(namespace=namespace, scraped=scraped, labels=monitoring.selected, dashboards=settings.grafana.enabled)

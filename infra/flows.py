@@ -10,7 +10,7 @@ from infra.components import (
     controller,
     database,
     kube_state_metrics,
-    metrics_adapter,
+    metrics_api,
     prometheus,
     proxy,
     serving,
@@ -37,6 +37,9 @@ def flows(settings: Settings) -> list[Flow]:
     found += _to(in_database, settings.database.kind == "bundled", "database", database.PORT, outside)
     found += _to(in_tracking, settings.tracking.kind == "bundled", "tracking", tracking.PORT, settings.tracking.url)
     found += [Flow("training", cidr, int(port)) for cidr, _, port in (e.rpartition(":") for e in settings.training.egress.split(",") if e)]
+    if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
+        found.append(Flow("metrics-api", "serving", serving.PORT))
+        found.append(Flow(ANYWHERE, "metrics-api", metrics_api.PORT))  # the API server has no address that a policy knows
     return found + _monitoring(settings)
 
 
@@ -53,15 +56,14 @@ def _monitoring(settings: Settings) -> list[Flow]:
         return [Flow(f"namespace/{settings.monitoring.namespace}", target, port) for target, port in scraped.items()]
     if settings.monitoring.kind == "none":
         return []
-    scraped |= {"kube-state-metrics": kube_state_metrics.PORT, "alertmanager": alertmanager.PORT}
+    scraped |= {"alertmanager": alertmanager.PORT}
     found = [Flow("prometheus", target, port) for target, port in scraped.items()]
-    found += [Flow("kube-state-metrics", API, port) for port in _API_PORTS]
+    if settings.kube_state_metrics.enabled:
+        found.append(Flow("prometheus", "kube-state-metrics", kube_state_metrics.PORT))
+        found += [Flow("kube-state-metrics", API, port) for port in _API_PORTS]
     found += [Flow("alertmanager", ANYWHERE, port) for port in _outside_ports(settings)]
     if settings.grafana.enabled:
         found.append(Flow("grafana", "prometheus", prometheus.PORT))
-    if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
-        found += [Flow("metrics-adapter", "prometheus", prometheus.PORT), *(Flow("metrics-adapter", API, port) for port in _API_PORTS)]
-        found.append(Flow(ANYWHERE, "metrics-adapter", metrics_adapter.PORT))  # the API server has no address that a policy knows
     return found
 
 

@@ -15,7 +15,7 @@ _WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
 _SERVERS = ("Deployment", "StatefulSet")
 _SCRATCH = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim", "downwardAPI")
 # Who asks the Kubernetes API, and therefore has a token.
-_ASKS_THE_API = ("setup-keys", "kube-state-metrics", "metrics-adapter")
+_ASKS_THE_API = ("setup-keys", "kube-state-metrics")
 _OURS = ("mlops-app", "mlops-training", "mlops-mlflow")
 _ENVIRONMENT_OF_SECRETS = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CLIENT_KEY")
 

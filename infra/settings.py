@@ -56,7 +56,6 @@ class Images(_Group):
     alertmanager: Image
     grafana: Image
     kube_state_metrics: Image
-    metrics_adapter: Image
 
     def third_party(self, name: str) -> str:
         """From the mirror, if there is one: the registry's host gives way to it."""
@@ -154,7 +153,7 @@ class Monitoring(_Group):
         return dict(pair.split("=") for pair in self.labels.split(",") if pair)
 
 
-class Grafana(_Group):
+class Switch(_Group):
     enabled: bool
 
 
@@ -193,7 +192,8 @@ class Settings(_Group):
     ingress: Ingress
     training: Training
     monitoring: Monitoring
-    grafana: Grafana
+    grafana: Switch
+    kube_state_metrics: Switch
     alerts: Alerts
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import pulumi_kubernetes as k8s
 from pulumi_kubernetes.core.v1 import ContainerArgsDict, PodTemplateSpecArgsDict, ProbeArgsDict, VolumeArgsDict
 
 NAME = "app.kubernetes.io/name"
+OPTIONAL = {"pulumi.com/skipAwait": "true"}  # what serves no caller keeps no deployment waiting
 USER = 65532  # of every image that is ours, and what others run as too
 
 

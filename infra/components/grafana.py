@@ -6,7 +6,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.components.prometheus import FILES
-from infra.workload import config_map, container, env, files, metadata, pod, probe, scratch, selector, service, service_account
+from infra.workload import OPTIONAL, config_map, container, env, files, metadata, pod, probe, scratch, selector, service, service_account
 
 PORT = 3000
 _GRAFANA_USER = 472  # of the image
@@ -70,7 +70,7 @@ class Grafana(pulumi.ComponentResource):
         ]
         self.deployment = k8s.apps.v1.Deployment(
             name,
-            metadata=metadata(name, args.namespace),
+            metadata=metadata(name, args.namespace, annotations=OPTIONAL),
             spec={"replicas": 1, "selector": selector(name), "template": pod(name, [server], volumes, user=_GRAFANA_USER)},
             opts=child,
         )

@@ -6,7 +6,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.workload import container, metadata, pod, probe, selector, service, service_account
+from infra.workload import OPTIONAL, container, metadata, pod, probe, selector, service, service_account
 
 PORT = 8080
 _WATCHED = {
@@ -53,7 +53,7 @@ class KubeStateMetrics(pulumi.ComponentResource):
         )
         self.deployment = k8s.apps.v1.Deployment(
             name,
-            metadata=metadata(name, args.namespace),
+            metadata=metadata(name, args.namespace, annotations=OPTIONAL),
             spec={"replicas": 1, "selector": selector(name), "template": pod(name, [exporter], automount_service_account_token=True)},
             opts=child,
         )

@@ -40,6 +40,8 @@ class OperatorObjects(pulumi.ComponentResource):
             # The name of the workload is the name of the job, as in the bundled Prometheus.
             custom("ServiceMonitor", service, {"jobLabel": NAME, "selector": {"matchLabels": {NAME: service}}, "endpoints": [endpoint]})
         for file, text in rules().items():
+            if file == "platform.yaml":
+                continue  # an operator's Prometheus has rules of its own for what it sees of the whole cluster
             custom("PrometheusRule", file.removesuffix(".yaml"), yaml.safe_load(text))
         for file, text in dashboards().items() if args.dashboards else ():
             full = hashed(f"dashboard-{file.removesuffix('.json')}", text)

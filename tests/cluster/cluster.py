@@ -15,7 +15,7 @@ from tests.infra.harness import configuration, render
 
 NODE_PORT = 30080
 MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold
-CHANGES: dict[str, Any] = {"grafana.enabled": False, "model": MODEL}  # this test cluster has no image of Grafana
+CHANGES: dict[str, Any] = {"grafana.enabled": False, "kubeStateMetrics.enabled": False, "model": MODEL}  # no image of either here
 
 
 def kubectl(*words: str, data: str | None = None, check: bool = True) -> str:

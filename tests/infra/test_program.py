@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "the Prometheus Operator": ("dev", {"monitoring": "operator", "monitoring.labels": "release=prom,team=ml", "serving.metricsApi": "existing"}),
     "no monitoring": ("dev", {"monitoring": "none", "serving.scaleOn": "cpu"}),
     "no Grafana": ("kind", {"grafana.enabled": False}),
+    "a kube-state-metrics of the cluster": ("kind", {"kubeStateMetrics.enabled": False}),
     "a namespace of a shared cluster": ("dev", {"clusterScope": False, "serving.scaleOn": "cpu"}),
     "an Ingress": ("prod", {"ingress.enabled": True, "ingress.class": "nginx", "ingress.host": "ml.example.com", "ingress.tlsSecret": "tls"}),
     "a code canary": ("kind", {"serving.canaryImage": "docker.io/library/mlops-app:next"}),
