@@ -177,9 +177,9 @@ if monitoring.kind == "bundled":
         AlertmanagerArgs(namespace=namespace, image=images.third_party("alertmanager"), alerts=settings.alerts),
         after(network),
     )
-    KubeStateMetrics(
-        "kube-state-metrics", KubeStateMetricsArgs(namespace=namespace, image=images.third_party("kube_state_metrics")), after(network)
-    )
+    if settings.kube_state_metrics.enabled:
+        exporter = KubeStateMetricsArgs(namespace=namespace, image=images.third_party("kube_state_metrics"))
+        KubeStateMetrics("kube-state-metrics", exporter, after(network))
     if settings.grafana.enabled:
         Grafana("grafana", GrafanaArgs(namespace=namespace, image=images.third_party("grafana")), after(keys))
 elif monitoring.kind == "operator":

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import ssl
 import sys
 import tempfile
 import time
@@ -47,7 +48,9 @@ class Cluster:
         self._namespace = (_ACCOUNT / "namespace").read_text()
         host = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
         token = {"authorization": f"Bearer {(_ACCOUNT / 'token').read_text()}"}
-        self._http = httpx.Client(base_url=host, headers=token, verify=str(_ACCOUNT / "ca.crt"), timeout=20)
+        trusted = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
+        trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT  # many a cluster's authority says less of itself than Python 3.13 asks for
+        self._http = httpx.Client(base_url=host, headers=token, verify=trusted, timeout=20)
 
     def create(self, kind: str, name: str, data: dict[str, str]) -> None:
         """`kind`: secrets or configmaps. What exists stays as it is."""
