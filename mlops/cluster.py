@@ -64,7 +64,7 @@ class Cluster:
     def images(self) -> set[str]:
         """What the nodes have."""
         nodes = json.loads(self.ask("get", "nodes", "-o", "json"))["items"]
-        return {name for node in nodes for image in node["status"].get("images", []) for name in image["names"]}
+        return {name for node in nodes for image in node["status"].get("images", []) for name in image.get("names") or []}
 
     def run(self, words: Sequence[str], data: bytes | None = None) -> int:
         """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
