@@ -49,34 +49,33 @@ def push(image: str) -> str:
         return f"{image.rpartition(':')[0]}@{file.read_text().strip()}"
 
 
-def load(images: list[str], context: str) -> str:
-    """Hand images to the cluster of this machine; returns how."""
+def load(images: list[str], context: str) -> None:
+    """Hand images to the cluster of this machine."""
     kind, _, cluster = context.partition("-")
     with tempfile.TemporaryDirectory() as folder:
         for image in images:
             archive = Path(folder, "image.tar")
             archive.unlink(missing_ok=True)
             _save(image, archive)
-            how, command = next(_loaders(kind, cluster, archive), ("", []))
-            if not command:
+            command = next(_loaders(kind, cluster, archive), None)
+            if command is None:
                 raise Fault(
                     "cluster.context",
                     context,
                     "is no cluster of this machine that takes images (kind, k3d, minikube, containerd): mlops images --push",
                 )
             _run(command)
-    return how
 
 
-def _loaders(kind: str, cluster: str, archive: Path) -> Iterator[tuple[str, list[str]]]:
+def _loaders(kind: str, cluster: str, archive: Path) -> Iterator[list[str]]:
     if kind == "kind" and shutil.which("kind"):
-        yield "kind", ["kind", "load", "image-archive", str(archive), "--name", cluster]
+        yield ["kind", "load", "image-archive", str(archive), "--name", cluster]
     if kind == "k3d" and shutil.which("k3d"):
-        yield "k3d", ["k3d", "image", "import", str(archive), "--cluster", cluster]
+        yield ["k3d", "image", "import", str(archive), "--cluster", cluster]
     if kind == "minikube":
-        yield "minikube", ["minikube", "image", "load", str(archive)]
+        yield ["minikube", "image", "load", str(archive)]
     if shutil.which("ctr"):
-        yield "containerd", ["ctr", "-n", "k8s.io", "images", "import", str(archive)]
+        yield ["ctr", "-n", "k8s.io", "images", "import", str(archive)]
 
 
 def _save(image: str, archive: Path) -> None:
