@@ -35,7 +35,7 @@ def _not_here(word: str, instead: str) -> AfterValidator:
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, coerce_numbers_to_str=True)
 
 
 class Cluster(_Group):
@@ -201,7 +201,7 @@ class Settings(_Group):
         faults = []
         if self.environment in ("staging", "prod"):
             faults += [
-                f"{k} is bundled: for kind and dev alone; use external"
+                f"{k}.kind is bundled: for kind and dev alone; use external"
                 for k in ("bucket", "database")
                 if getattr(self, k).kind == "bundled"
             ]
@@ -222,16 +222,10 @@ class Settings(_Group):
         """Of the stack that runs. Every fault at once."""
         config = pulumi.Config()
         values: dict[str, Any] = {"environment": pulumi.get_stack()}
-        for key in _keys(cls):
-            if (value := config.get(".".join(key).removesuffix(".kind"))) is not None:
-                group = values if len(key) == 1 else values.setdefault(key[0], {})
-                group[key[-1]] = value
-        declared = {f"{config.name}:{'.'.join(key).removesuffix('.kind')}" for key in _keys(cls)}
-        unknown = [
-            key.partition(":")[2] for key in (CONFIG.get() or get_config_env()) if key.startswith(f"{config.name}:") and key not in declared
-        ]
-        if unknown:
-            raise pulumi.RunError(f"{unknown[0]}: is no setting; Pulumi.yaml lists them")
+        for key in CONFIG.get() or get_config_env():
+            if (name := key.removeprefix(f"{config.name}:")) != key:
+                value = config.require(name)
+                values[name] = config.require_object(name) if value.startswith("{") else value
         try:
             values["model"] = values.get("model") or only_model()
             return cls.model_validate(values)
@@ -243,18 +237,9 @@ class Settings(_Group):
             ) from None
 
 
-def _keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
-    keys: list[tuple[str, ...]] = []
-    for name, field in model.model_fields.items():
-        alias = field.alias or name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += [(alias, *key) for key in _keys(field.annotation)]
-        elif name != "environment":
-            keys.append((alias,))
-    return keys
-
-
 def _fault(fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"])).removesuffix(".kind")
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: is no setting; Pulumi.yaml lists them"
     shown = "" if isinstance(fault["input"], (dict, BaseModel)) or fault["type"] == "missing" else f" is {fault['input']!r}"
     return f"{key}{shown}: {fault['msg'].removeprefix('Value error, ')}" if key else fault["msg"].removeprefix("Value error, ")

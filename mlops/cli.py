@@ -477,7 +477,7 @@ def images(
     secrets = {name: path for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)) if path}
     with err.status("images") as status:
         made = kinds.make(wanted, cluster.settings["cluster.context"], push, platform, commit(), secrets, status.update)
-    lines = [f"pulumi config set --stack {cluster.name} images.{name} {image}" for name, image in made.items() if push]
+    lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {image}" for name, image in made.items() if push]
     state.result({"images": made}, "\n".join(lines or made.values()))
 
 

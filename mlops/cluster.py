@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,8 +39,7 @@ class Cluster:
         if "MLOPS_BUCKET" in os.environ or not file.exists():
             return None
         defaults = {key: entry["default"] for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()}
-        changed = {key.removeprefix("mlops:"): value for key, value in (yaml.safe_load(file.read_text())["config"] or {}).items()}
-        return cls(name, defaults | changed)
+        return cls(name, defaults | dict(_paths(yaml.safe_load(file.read_text()).get("config") or {})))
 
     def kubectl(self, *words: str) -> list[str]:
         context = ["--context", self.settings["cluster.context"]] if self.settings["cluster.context"] else []
@@ -128,6 +127,13 @@ class Cluster:
                 self.ask("patch", "secret", f"signing-{role}", "--patch-file", "/dev/stdin", data=patch.encode())
             found["data"]["keyring.json"] = path.read_text()
             self.ask("replace", "-f", "-", data=json.dumps(found).encode())
+
+
+def _paths(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings by path, as Pulumi.yaml names them."""
+    for key, value in config.items():
+        name = key.removeprefix("mlops:")
+        yield from ((f"{name}.{inner}", each) for inner, each in value.items()) if isinstance(value, dict) else [(name, value)]
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

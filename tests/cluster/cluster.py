@@ -78,6 +78,7 @@ def wait_until_ready(seconds: float = 360) -> float:
 
 
 def images_present() -> bool:
-    wanted = {configuration("kind")[f"mlops:images.{name}"] for name in ("app", "training", "mlflow")}
+    images = json.loads(configuration("kind")["mlops:images"])
+    wanted = {images[name] for name in ("app", "training", "mlflow")}
     found = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
     return wanted <= {name for node in found for image in node["status"].get("images", []) for name in image.get("names") or []}

@@ -87,12 +87,23 @@ def _plain(value: Any) -> Any:
 
 
 def configuration(environment: str, changes: dict[str, Any] | None = None) -> dict[str, str]:
-    """As the CLI gives it: the defaults of Pulumi.yaml, then the environment's, then `changes`; every value a string."""
-    found = {f"mlops:{key}": entry["default"] for key, entry in PROJECT["config"].items()}
+    """As the CLI gives it: the environment's values, `changes` (by path), and the defaults of Pulumi.yaml for the rest; groups
+    as JSON, everything a string."""
     file = ROOT / PROJECT["stackConfigDir"] / f"Pulumi.{environment}.yaml"
-    found |= yaml.safe_load(file.read_text())["config"] if file.exists() else {}
-    found |= {f"mlops:{key}": value for key, value in ({"model": "churn"} | (changes or {})).items()}
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["config"] if file.exists() else {}
+    for path, value in ({"model": "churn"} | (changes or {})).items():
+        _put(found, path, value)
+    for path, entry in PROJECT["config"].items():
+        _put(found, path, entry["default"], keep=True)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def _put(values: dict[str, Any], path: str, value: Any, keep: bool = False) -> None:
+    group, _, key = path.partition(".")
+    where = values.setdefault(f"mlops:{group}", {}) if key else values
+    name = key or f"mlops:{group}"
+    if not (keep and name in where):
+        where[name] = value
 
 
 def render(environment: str, changes: dict[str, Any] | None = None, preview: bool = False) -> Rendered:
