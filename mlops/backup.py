@@ -50,7 +50,7 @@ def restore(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[
     try:
         for name in DATABASES:
             say(f"restore {name}")
-            create = f"psql -d {name} -c '' 2>/dev/null || createdb {name}"
+            create = f"psql -d {name} -c '' 2>/dev/null || createdb --encoding=UTF8 --template=template0 {name}"
             again = f"pg_restore --clean --if-exists --no-owner --single-transaction --exit-on-error -d {name}"
             _in(cluster, tools, f"{_TOOLS}{create}; {again}", folder / f"{name}.dump")
     finally:

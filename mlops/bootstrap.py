@@ -157,7 +157,7 @@ def database(uri: str, auth_uri: str) -> None:
         server = parts._replace(scheme="postgresql", path="/postgres").geturl()
         with _patiently(lambda server=server: psycopg.connect(server, autocommit=True, connect_timeout=5)) as connection:
             if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
-                connection.execute(f'create database "{name}"')
+                connection.execute(f"create database \"{name}\" encoding 'UTF8' template template0")
     engine = create_sqlalchemy_engine_with_retry(uri)
     _upgrade_db(engine)
     engine.dispose()
