@@ -40,6 +40,7 @@ def _packed(graph: Any, contract: Contract) -> Any:
         inside.input.append(helper.make_tensor_value_info(name, kinds[name], [None, len(columns)]))
         inside.node.append(helper.make_node("Split", [name], columns, name=name, axis=1, num_outputs=len(columns)))
     inside.node.extend(nodes)
+    graph.opset_import.sort(key=lambda opset: opset.domain)  # the exporter keeps a set: each process had its own order
     return graph
 
 

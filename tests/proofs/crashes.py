@@ -31,7 +31,7 @@ from environments.local.platform import free_port
 from mlops import bundle as bundles
 from mlops import releases
 from mlops.environment import ROOT, Environment
-from mlops.errors import Fault
+from mlops.errors import Fault, Refused
 from mlops.statements import require_approval, require_gate, statements
 from tests import synthetic
 from tests.proofs import batch
@@ -188,7 +188,10 @@ def train_faults(at: Place, digest: str, where: list[Point]) -> list[str]:
         result = at.run("train")
         found += [f"digest {result['digest'][:12]}, not {digest[:12]}"] * (result["digest"] != digest)
         found += unsound(at) + unregistered(at, digest)
-        require_gate(at.environment.store, at.environment.keys, synthetic.MODEL, digest)
+        try:
+            require_gate(at.environment.store, at.environment.keys, synthetic.MODEL, digest)
+        except Refused as refused:
+            found.append(f"gate: {refused}")
         faults += [f"train at {point}: {fault}" for fault in found]
     return faults
 

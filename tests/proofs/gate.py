@@ -113,7 +113,11 @@ def own_problem(folder: Path) -> tuple[Problem, pl.DataFrame] | None:
     rows = data.canonical(validate(own.load(), own.contract, folder / "quarantine.csv"))
     train, holdout = (data.cut(rows, own.contract, window) for window in (own.contract.windows.train, own.contract.windows.holdout))
     later = rows.filter(pl.Series(data.days(rows, own.contract) > data.days(train.frame, own.contract).max()))
-    return Problem(own.contract, train.frame, holdout.frame, build=own.pipeline), later
+
+    def build(contract: Contract, parameters: dict[str, Any], seed: int) -> Pipeline:
+        return own.pipeline(contract, own.parameters | parameters, seed)  # as a training does
+
+    return Problem(own.contract, train.frame, holdout.frame, build), later
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from mlops.bundle import Bundle
 from mlops.contract import Contract
+from mlops.environment import ROOT
 from mlops.errors import Fault
 from mlops.model import Model
 from mlops.probe import TOLERANCE
@@ -98,6 +102,17 @@ def test_the_graph_answers_as_the_pipeline_does(rows: pl.DataFrame, strange: pl.
 def test_estimators_of_ones_own_export_too(rows: pl.DataFrame, strange: pl.DataFrame, held: Contract, preprocess: Any, model: Any) -> None:
     fitted = estimator.fit(make_pipeline(preprocess(held), model), rows, held)
     assert difference(fitted, strange, held) <= TOLERANCE
+
+
+def test_a_bundle_has_the_same_digest_whichever_process_makes_it() -> None:
+    """Each process salts the hashes of strings anew, so what somebody keeps in a set comes in another order."""
+    command = [sys.executable, "-c", "from tests import synthetic; print(synthetic.build(max_iter=5).digest)"]
+    salts = ("0", "1")
+    digests = {
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, check=True).stdout
+        for salt in salts
+    }
+    assert len(digests) == 1
 
 
 def on_a_grid(rows: int, seed: int) -> pl.DataFrame:

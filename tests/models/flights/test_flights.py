@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mlops.contract import Window
 from training import data, estimator, evaluate, leakage
 from training.golden import check_golden
 from training.recipe import Recipe, recipe
@@ -67,9 +68,14 @@ def test_the_golden_rows_hold_and_fail_on_a_join_of_the_wrong_airport(flights: R
     assert not all(check.passed for check in check_golden(flights.contract, moved, lambda _: []))
 
 
+def test_the_held_out_month_follows_the_training(flights: Recipe, rows: pl.DataFrame) -> None:
+    windows = flights.contract.windows
+    assert data.cut(rows, flights.contract, windows.train).window.end == data.cut(rows, flights.contract, windows.holdout).window.start
+
+
 def test_winter_predicts_june_as_it_is_known_to(flights: Recipe, rows: pl.DataFrame, tmp_path: Path) -> None:
     contract = flights.contract
-    train, holdout = data.cut(rows, contract, contract.windows.train), data.cut(rows, contract, contract.windows.holdout)
+    train, holdout = data.cut(rows, contract, Window.parse("0..0.247")), data.cut(rows, contract, contract.windows.holdout)
     assert (str(train.window), str(holdout.window)) == ("2013-01-01..2013-04-01", "2013-06-01..2013-07-01")
     fitted = estimator.fit(flights.pipeline(contract, flights.parameters, 0), train.frame, contract)
     found = evaluate.summary(contract, holdout.frame["late"].to_numpy(), estimator.score(fitted, holdout.frame, contract))
