@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mlops import releases
+from mlops.environment import Environment
+from mlops.tracking import Tracking
+from monitoring.controller import Controller
+from tests.monitoring.test_compact import logged
+from tests.synthetic import MODEL, build, publish
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(name, labels)
+
+
+def test_it_says_what_answers_and_what_does_not(environment: Environment) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        controller = Controller(environment, MODEL, f"127.0.0.1:{listening.getsockname()[1]}")
+        controller.look()
+        up = {
+            name: value(controller.metrics.registry, "mlops_dependency_up", dependency=name) for name in ("tracking", "database", "bucket")
+        }
+        assert up == {"tracking": 0, "database": 1, "bucket": 1}
+    controller.look()
+    assert value(controller.metrics.registry, "mlops_dependency_up", dependency="database") == 0
+
+
+def test_a_step_that_fails_is_counted_and_keeps_no_other_from_its_turn(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(environment, MODEL)
+    publish(environment, build())
+    logged(environment.store, 2)
+
+    def broken() -> None:
+        raise OSError("the bucket is away")
+
+    monkeypatch.setitem(controller._steps, "mirror", (10.0, broken))
+    controller.tick()
+    registry = controller.metrics.registry
+    assert value(registry, "mlops_controller_failures_total", step="mirror") == 1
+    assert value(registry, "mlops_compacted_rows_total", kind="predictions") == 2
+    assert value(registry, "mlops_last_gate_passed", model=MODEL) == 1
+    controller.tick()  # none of them is due yet
+    assert value(registry, "mlops_controller_failures_total", step="mirror") == 1
+
+
+def test_the_newest_verdict_counts(environment: Environment) -> None:
+    controller = Controller(environment, MODEL)
+    digest = publish(environment, build())
+    controller.observe()
+    publish(environment, build(seed=1, max_iter=5), verdict="refused")
+    controller.observe()
+    assert value(controller.metrics.registry, "mlops_last_gate_passed", model=MODEL) == 0
+    releases.append(environment.store, MODEL, digest, "test")
+    controller.observe()
+    assert value(controller.metrics.registry, "mlops_released_timestamp_seconds", model=MODEL)
+
+
+def test_an_alias_moved_by_hand_goes_back(tracked: Environment) -> None:
+    import mlflow
+
+    model = f"mirrored-{tracked.home.name.replace('_', '-')[-20:]}"
+    client = mlflow.MlflowClient(tracked.tracking)
+    client.create_registered_model(model)
+    run = client.create_run(client.create_experiment(model))
+    for digest in ("a", "b"):
+        client.create_model_version(model, f"{run.info.artifact_uri}/bundle", run.info.run_id, tags={"digest": digest * 64})
+    mirror = Tracking(tracked.tracking).mirror
+    assert mirror(model, {"champion": "a" * 64, "challenger": None}) == ["champion: version none becomes 1"]
+    client.set_registered_model_alias(model, "champion", "2")
+    client.set_registered_model_alias(model, "challenger", "2")
+    assert mirror(model, {"champion": "a" * 64, "challenger": None}) == [
+        "champion: version 2 becomes 1",
+        "challenger: version 2 becomes none",
+    ]
+    assert mirror(model, {"champion": "a" * 64, "challenger": None}) == []
+    assert mirror("no-such-model", {"champion": "a" * 64}) == []
