@@ -149,7 +149,8 @@ def database(uri: str, auth_uri: str) -> None:
     """Both of MLflow's databases, with its schema of this version, and its users. The password comes from PGPASSWORD."""
     import psycopg
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
+    from mlflow.store.db.utils import _initialize_tables, _upgrade_db, create_sqlalchemy_engine_with_retry
+    from sqlalchemy import inspect
 
     for each in (uri, auth_uri):
         parts = urlsplit(each)
@@ -159,7 +160,8 @@ def database(uri: str, auth_uri: str) -> None:
             if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 connection.execute(f"create database \"{name}\" encoding 'UTF8' template template0")
     engine = create_sqlalchemy_engine_with_retry(uri)
-    _upgrade_db(engine)
+    begun = inspect(engine).has_table("alembic_version")
+    (_upgrade_db if begun else _initialize_tables)(engine)
     engine.dispose()
     store = SqlAlchemyStore()
     store.init_db(auth_uri)

@@ -50,7 +50,7 @@ class Tracking:
     def _ask(self, method: str, path: str, **values: Any) -> dict[str, Any] | None:
         """None where there is no such thing."""
         url = f"{_API}{path}"
-        answer = self._http.post(url, json=values) if method == "POST" else self._http.request(method, url, params=values)
+        answer = self._http.get(url, params=values) if method == "GET" else self._http.request(method, url, json=values)
         if answer.status_code == 404:
             return None
         if answer.status_code != 200:
