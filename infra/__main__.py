@@ -124,7 +124,7 @@ proxy = Proxy(
     ProxyArgs(
         namespace=namespace,
         image=images.third_party("haproxy"),
-        service="serving",
+        service=f"serving.{settings.namespace}.svc.{settings.cluster.domain}",
         node_port=settings.serving.node_port,
         ingress_class=settings.ingress.class_,
         ingress_host=settings.ingress.host if settings.ingress.enabled else "",

@@ -41,6 +41,7 @@ class _Group(BaseModel):
 class Cluster(_Group):
     kind: Annotated[Literal["kubeconfig", "eks"], _not_here("eks", "kubeconfig")]
     context: str
+    domain: str
 
 
 class Images(_Group):

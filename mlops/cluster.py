@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ import yaml
 from mlops.environment import ROOT
 from mlops.errors import Fault
 
-_START_SECONDS = 300
+_START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,22 @@ class Cluster:
             time.sleep(1)
         return ended["exitCode"]
 
-    def _wait_for_pod(self, job: str) -> Any:
-        def state() -> dict[str, Any]:
+    def _wait_for_pod(self, job: str) -> Callable[[], dict[str, Any]]:
+        """Until its container runs or has ended; returns what asks for the container's state."""
+
+        def pod() -> dict[str, Any]:
             pods = json.loads(self.ask("get", "pods", "-l", f"job-name={job}", "-o", "json"))["items"]
-            statuses = pods[-1]["status"].get("containerStatuses", []) if pods else []
-            return statuses[0]["state"] if statuses else {}
+            return pods[-1]["status"] if pods else {}
+
+        def state() -> dict[str, Any]:
+            return pod().get("containerStatuses", [{}])[0].get("state", {})
 
         deadline = time.monotonic() + _START_SECONDS
-        while not {"running", "terminated"} & set(found := state()):
+        while not {"running", "terminated"} & set(state()):
             if time.monotonic() > deadline:
-                raise Fault("job", job, f"did not start: {json.dumps(found)[:300]}; see `kubectl describe job {job}`")
+                reasons = [why["message"] for why in pod().get("conditions", []) if why.get("message")]
+                reasons += [waiting.get("message", "") for waiting in state().values()]
+                raise Fault("job", job, f"did not start: {'; '.join(reasons) or 'no pod'}; see `kubectl describe job {job}`")
             time.sleep(0.5)
         return state
 

@@ -36,7 +36,7 @@ class Alertmanager(pulumi.ComponentResource):
         server = container(
             "alertmanager",
             args.image,
-            cpu="50m",
+            cpu="20m",
             memory="128Mi",
             command=[
                 "/bin/alertmanager",

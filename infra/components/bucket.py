@@ -31,7 +31,7 @@ class Bucket(pulumi.ComponentResource):
         gateway = container(
             "versitygw",
             args.image,
-            cpu="100m",
+            cpu="50m",
             memory="512Mi",
             args=["--port", f":{PORT}", "--iam-dir", "/data/iam", "posix", "/data/buckets"],
             env=env(

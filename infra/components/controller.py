@@ -34,7 +34,7 @@ class Controller(pulumi.ComponentResource):
         loop = container(
             "controller",
             args.image,
-            cpu="100m",
+            cpu="50m",
             memory="2Gi",
             command=["python", "-m", "monitoring.controller"],
             env=[*env(args.values | {"HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}), *args.variables],  # noqa: S108

@@ -37,7 +37,7 @@ class Database(pulumi.ComponentResource):
         postgres = container(
             "postgres",
             args.image,
-            cpu="100m",
+            cpu="50m",
             memory="512Mi",
             env=env(
                 {"POSTGRES_USER": args.settings.user, "POSTGRES_DB": "postgres", "PGDATA": "/var/lib/postgresql/data/files"},

@@ -32,7 +32,7 @@ class DatabaseTools(pulumi.ComponentResource):
         tools = container(
             "tools",
             args.image,
-            cpu="100m",
+            cpu="20m",
             memory="512Mi",
             command=["sh", "-c", f"export PATH=$PATH:$(ls -d /usr/lib/postgresql/*/bin); exec sleep {_SECONDS}"],
             env=env({"PGHOST": args.host, "PGPORT": args.port, "PGUSER": args.user}, {"PGPASSWORD": (args.secret, "password")}),

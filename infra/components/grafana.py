@@ -37,7 +37,7 @@ class Grafana(pulumi.ComponentResource):
         server = container(
             "grafana",
             args.image,
-            cpu="100m",
+            cpu="50m",
             memory="512Mi",
             env=env(
                 {

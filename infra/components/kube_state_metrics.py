@@ -44,7 +44,7 @@ class KubeStateMetrics(pulumi.ComponentResource):
         exporter = container(
             "exporter",
             args.image,
-            cpu="50m",
+            cpu="20m",
             memory="256Mi",
             args=[pulumi.Output.concat("--namespaces=", args.namespace), f"--resources={watched}", f"--port={PORT}"],
             ports=[{"name": "http", "container_port": PORT}],

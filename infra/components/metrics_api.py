@@ -39,7 +39,7 @@ class MetricsApi(pulumi.ComponentResource):
         api = container(
             "api",
             args.image,
-            cpu="50m",
+            cpu="20m",
             memory="256Mi",
             command=["python", "-m", "monitoring.metrics_api"],
             env=env(told),

@@ -41,7 +41,7 @@ class Prometheus(pulumi.ComponentResource):
         server = container(
             "prometheus",
             args.image,
-            cpu="200m",
+            cpu="100m",
             memory="1Gi",
             command=["/bin/prometheus", "--config.file=/etc/prometheus/prometheus.yaml", "--storage.tsdb.path=/data"],
             args=[f"--storage.tsdb.retention.time={args.retention}"],

@@ -20,6 +20,7 @@ global
   maxconn 4096
   hard-stop-after 30s
 
+# Its resolver knows no search domains, so names are whole.
 resolvers cluster
   parse-resolv-conf
   hold valid 1s
@@ -72,7 +73,7 @@ frontend metrics
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyArgs:
-    """`service`: the headless Service whose pods answer."""
+    """`service`: the headless Service whose pods answer, by its whole name."""
 
     namespace: pulumi.Input[str]
     image: str
@@ -97,7 +98,7 @@ class Proxy(pulumi.ComponentResource):
         haproxy = container(
             "haproxy",
             args.image,
-            cpu="100m",
+            cpu="50m",
             memory="256Mi",
             command=["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
             ports=[{"name": "http", "container_port": PORT}, {"name": "metrics", "container_port": METRICS_PORT}],

@@ -37,7 +37,7 @@ class Setup(pulumi.ComponentResource):
             name,
             [
                 container(
-                    "setup", args.image, cpu="100m", memory="1Gi", command=["python", "-m", "mlops.bootstrap", args.step],
+                    "setup", args.image, cpu="50m", memory="1Gi", command=["python", "-m", "mlops.bootstrap", args.step],
                     mounts={"/tmp": "scratch"}, env=env({"HOME": "/tmp", **args.values}, args.secrets),  # noqa: S108
                 )
             ],

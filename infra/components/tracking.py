@@ -40,7 +40,7 @@ class Tracking(pulumi.ComponentResource):
         server = container(
             "mlflow",
             args.image,
-            cpu="250m",
+            cpu="100m",
             memory="2Gi",
             command=["mlflow", "server", "--host", "0.0.0.0", "--port", str(PORT), "--workers", "2", "--app-name", "basic-auth"],  # noqa: S104
             args=["--artifacts-destination", args.artifacts, "--allowed-hosts", hosts],
