@@ -20,6 +20,7 @@ import yaml
 
 from mlops.environment import ROOT
 from mlops.errors import Fault
+from mlops.releases import who
 
 _START_SECONDS = 120
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -32,6 +33,14 @@ class Release(BaseModel):
     activate_at: AwareDatetime | None = None
     segment: dict[str, str] | None = None
     nonce: str
+
+
+def who() -> str:
+    """Whose name a record bears: MLOPS_BY, or the user's; a container's user may have none."""
+    try:
+        return os.environ.get("MLOPS_BY") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def now() -> datetime:
@@ -75,7 +84,7 @@ def serving(log: Iterable[Release], at: datetime) -> Release | None:
 
 def append(store: Store, model: str, champion: str, why: str, mode: Mode = "full", by: str | None = None) -> Release:
     """Write the next epoch (compare-and-set by put-if-absent)."""
-    nonce, by = secrets.token_hex(8), by or getpass.getuser()
+    nonce, by = secrets.token_hex(8), by or who()
     at = now()
 
     def record(epoch: int) -> Release:
