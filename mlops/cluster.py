@@ -68,9 +68,8 @@ class Cluster:
 
     def run(self, words: Sequence[str], data: bytes | None = None) -> int:
         """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
-        return subprocess.run(
-            self.kubectl("exec", "-i", "deploy/controller", "--", "python", "-m", "mlops.cli", *words), input=data
-        ).returncode
+        command = ["env", f"MLOPS_BY={who()}", "python", "-m", "mlops.cli", *words]
+        return subprocess.run(self.kubectl("exec", "-i", "deploy/controller", "--", *command), input=data).returncode
 
     def train(self, words: Sequence[str]) -> int:
         """A Job of the training's template; its log is followed to the end, its exit code returned."""

@@ -103,8 +103,12 @@ def test_a_record_of_the_far_future_is_there_for_all_to_see_and_changes_nothing(
     assert releases.serving(log, releases.now()) == log[0]
 
 
-def test_a_record_bears_a_name_even_where_the_user_has_none(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlops.releases.getpass.getuser", lambda: (_ for _ in ()).throw(OSError("No username set in the environment")))
-    assert releases.append(environment.store, MODEL, "a" * 64, "x").by.startswith("user ")
+def test_a_record_bears_a_name_even_where_the_user_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise OSError("No username set in the environment")
+
+    store = Store(str(tmp_path))
+    monkeypatch.setattr("mlops.releases.getpass.getuser", nobody)
+    assert releases.append(store, "m", "a" * 64, "x").by.startswith("user ")
     monkeypatch.setenv("MLOPS_BY", "ada")
-    assert releases.append(environment.store, MODEL, "a" * 64, "x").by == "ada"
+    assert releases.append(store, "m", "a" * 64, "x").by == "ada"
