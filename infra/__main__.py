@@ -133,7 +133,9 @@ proxy = Proxy(
     after(network),
 )
 if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
-    api = MetricsApiArgs(namespace=namespace, namespace_name=settings.namespace, image=images.training, service="serving", **ours)
+    api = MetricsApiArgs(
+        namespace=namespace, namespace_name=settings.namespace, image=images.training, service="serving", proxies="proxy-metrics", **ours
+    )
     MetricsApi("metrics-api", api, after(network))
 Controller(
     "controller",

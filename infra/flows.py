@@ -38,7 +38,7 @@ def flows(settings: Settings) -> list[Flow]:
     found += _to(in_tracking, settings.tracking.kind == "bundled", "tracking", tracking.PORT, settings.tracking.url)
     found += [Flow("training", cidr, int(port)) for cidr, _, port in (e.rpartition(":") for e in settings.training.egress.split(",") if e)]
     if settings.serving.scale_on == "inFlight" and settings.serving.metrics_api == "bundled":
-        found.append(Flow("metrics-api", "serving", serving.PORT))
+        found.append(Flow("metrics-api", "proxy", proxy.METRICS_PORT))
         found.append(Flow(ANYWHERE, "metrics-api", metrics_api.PORT))  # the API server has no address that a policy knows
     return found + _monitoring(settings)
 

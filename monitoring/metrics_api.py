@@ -1,7 +1,7 @@
 """Kubernetes' custom metrics API with one metric, so that the autoscaler can follow the requests in flight.
 
-It asks the app's pods themselves: the sum of the time spent answering, over the time passed, is how many requests were
-being answered on average (Little's law), which one look at a gauge would only guess.
+It asks the proxies: requests a second × seconds each is how many were in flight on average (Little's law). What waits in
+front of a busy replica counts, which the replica itself cannot see; and a look at a gauge would only guess.
 """
 
 from __future__ import annotations
@@ -30,42 +30,45 @@ from cryptography.x509.oid import NameOID
 
 METRIC = "mlops_serving_in_flight"
 GROUP = "custom.metrics.k8s.io/v1beta1"
-_SPENT = re.compile(r'^http_request_duration_seconds_sum\{route="/predict"\} (\S+)$', re.MULTILINE)
+_REQUESTS = re.compile(r'^haproxy_backend_http_requests_total\{proxy="serving"\} (\S+)$', re.MULTILINE)
+_SECONDS_EACH = re.compile(r'^haproxy_backend_total_time_average_seconds\{proxy="serving"\} (\S+)$', re.MULTILINE)
 _EVERY_SECONDS = 5.0
 _WINDOW = 6  # samples
 
 
 class InFlight:
-    """The average over the last half minute, summed over pods; None until two samples are there."""
+    """The average over the last half minute, summed over proxies; None until two samples are there."""
 
-    def __init__(self, spent: Callable[[], Mapping[str, float]]):
-        """`spent`: pod → seconds that it has spent answering since it started."""
-        self._spent, self._rates = spent, deque[float](maxlen=_WINDOW)
-        self._before: tuple[float, Mapping[str, float]] | None = None
+    def __init__(self, answered: Callable[[], Mapping[str, tuple[float, float]]]):
+        """`answered`: proxy → requests since it started, and seconds that each of the last ones took."""
+        self._answered, self._samples = answered, deque[float](maxlen=_WINDOW)
+        self._before: tuple[float, dict[str, float]] | None = None
 
     def sample(self) -> None:
-        now, found = time.monotonic(), self._spent()
+        now, found = time.monotonic(), self._answered()
         if self._before and found:
             then, before = self._before
-            # What a new pod has spent so far, it has spent since; one that started again begins at zero.
-            gained = sum(value - before.get(pod, 0.0) if value >= before.get(pod, 0.0) else value for pod, value in found.items())
-            self._rates.append(gained / (now - then))
-        self._before = now, found
+            # A proxy that is new, or began at zero again, has answered all of its requests since.
+            spent = sum((n - before.get(proxy, 0.0) if n >= before.get(proxy, 0.0) else n) * each for proxy, (n, each) in found.items())
+            self._samples.append(spent / (now - then))
+        self._before = now, {proxy: requests for proxy, (requests, _) in found.items()}
 
     @property
     def value(self) -> float | None:
-        return sum(self._rates) / len(self._rates) if self._rates else None
+        return sum(self._samples) / len(self._samples) if self._samples else None
 
 
-def ask_pods(service: str, port: int) -> dict[str, float]:
-    """By the headless Service's addresses. A pod that does not answer is left out."""
+def ask_proxies(service: str, port: int) -> dict[str, tuple[float, float]]:
+    """By the headless Service's addresses. A proxy that does not answer is left out."""
     found = {}
     for address in {str(info[4][0]) for info in socket.getaddrinfo(service, port, socket.AF_INET, socket.SOCK_STREAM)}:
         try:
             text = httpx.get(f"http://{address}:{port}/metrics", timeout=2).text
         except httpx.HTTPError:
             continue
-        found[address] = sum(map(float, _SPENT.findall(text)))
+        requests, seconds = _REQUESTS.search(text), _SECONDS_EACH.search(text)
+        if requests and seconds:
+            found[address] = float(requests.group(1)), float(seconds.group(1))
     return found
 
 
@@ -129,12 +132,12 @@ def server(port: int, namespace: str, service: str, in_flight: InFlight) -> http
 
 
 def main() -> None:
-    service, port = os.environ["SERVICE"], int(os.environ["SERVICE_PORT"])
-    in_flight = InFlight(lambda: ask_pods(service, port))
-    listening = server(int(os.environ["PORT"]), os.environ["NAMESPACE"], service, in_flight)
+    proxies, proxy_port = os.environ["PROXIES"], int(os.environ["PROXY_PORT"])
+    in_flight = InFlight(lambda: ask_proxies(proxies, proxy_port))
+    listening = server(int(os.environ["PORT"]), os.environ["NAMESPACE"], os.environ["SERVICE"], in_flight)
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     while True:
-        with contextlib.suppress(OSError):  # no pod is there yet
+        with contextlib.suppress(OSError):  # none is there yet
             in_flight.sample()
         time.sleep(_EVERY_SECONDS)
 

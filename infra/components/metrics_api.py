@@ -6,7 +6,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.components.serving import PORT as SERVING_PORT
+from infra.components.proxy import METRICS_PORT
 from infra.workload import container, env, metadata, pod, probe, scratch, selector, service, service_account
 
 PORT = 6443
@@ -15,13 +15,14 @@ _GROUP = "custom.metrics.k8s.io"
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsApiArgs:
-    """`service`: of the pods whose requests in flight are asked for."""
+    """`service`: whose requests in flight are asked for; `proxies`: the headless Service of what stands before it."""
 
     namespace: pulumi.Input[str]
     namespace_name: str
     image: str
     pull_secret: str
     service: str
+    proxies: str
 
 
 class MetricsApi(pulumi.ComponentResource):
@@ -35,7 +36,13 @@ class MetricsApi(pulumi.ComponentResource):
         self.service = service(name, args.namespace, {"https": PORT}, child)
         health: Any = probe("/healthz", PORT, period_seconds=10)
         health["http_get"]["scheme"] = "HTTPS"
-        told = {"SERVICE": args.service, "SERVICE_PORT": SERVING_PORT, "NAMESPACE": args.namespace_name, "PORT": PORT}
+        told = {
+            "SERVICE": args.service,
+            "PROXIES": args.proxies,
+            "PROXY_PORT": METRICS_PORT,
+            "NAMESPACE": args.namespace_name,
+            "PORT": PORT,
+        }
         api = container(
             "api",
             args.image,

@@ -60,7 +60,7 @@ def test_nobody_reaches_what_is_not_theirs(choice: str) -> None:
     into = {target: {source for source, t, _ in flows if t == target} for _, target, _ in flows}
     assert into.get("database", set()) <= {"tracking", "controller", "setup-database", "database-tools"}
     assert into.get("bucket", set()) <= {"serving", "training", "controller", "tracking", "setup-bucket"}
-    assert into["serving"] <= {"proxy", "prometheus", "metrics-api"} | ({"anywhere"} if "Operator" in choice else set())
+    assert into["serving"] <= {"proxy", "prometheus"} | ({"anywhere"} if "Operator" in choice else set())
     outside = {source for source, target, _ in flows if target == "outside"}
     bundled = choice in ("kind", "dev", "no Grafana")
     assert not bundled or outside == {"setup-keys", "kube-state-metrics"}  # the Kubernetes API

@@ -5,16 +5,16 @@ import pytest
 from monitoring.metrics_api import GROUP, METRIC, InFlight, answer
 
 
-def test_requests_in_flight_are_time_spent_over_time_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, spent = [100.0], {"a": 10.0, "b": 50.0}
+def test_requests_in_flight_are_those_a_second_times_the_seconds_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, found = [100.0], {"a": (1000.0, 0.01), "b": (500.0, 0.02)}
     monkeypatch.setattr("monitoring.metrics_api.time.monotonic", lambda: now[0])
-    in_flight = InFlight(lambda: dict(spent))
+    in_flight = InFlight(lambda: dict(found))
     in_flight.sample()
     assert in_flight.value is None
-    now[0], spent["a"], spent["b"] = 105, 20, 65  # 2 and 3 at a time
+    now[0], found["a"], found["b"] = 105.0, (2000.0, 0.01), (1000.0, 0.03)  # 2 and 3 at a time
     in_flight.sample()
     assert in_flight.value == pytest.approx(5)
-    now[0], spent["c"], spent["b"] = 110, 5, 0  # one is new, another started again, the third is idle
+    now[0], found["c"], found["b"] = 110.0, (100.0, 0.05), (0.0, 0.0)  # one is new, another started again, the third is idle
     in_flight.sample()
     assert in_flight.value == pytest.approx((5 + 1) / 2)
 
