@@ -40,7 +40,11 @@ class Cluster:
         if "MLOPS_BUCKET" in os.environ or not file.exists():
             return None
         defaults = {key: entry["default"] for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()}
-        return cls(name, defaults | dict(_paths(yaml.safe_load(file.read_text()).get("config") or {})))
+        try:
+            changed = dict(_paths(yaml.safe_load(file.read_text())["config"] or {}))
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise Fault("env", str(file), f"cannot be read as settings: {str(error).splitlines()[0]}") from None
+        return cls(name, defaults | changed)
 
     def kubectl(self, *words: str) -> list[str]:
         context = ["--context", self.settings["cluster.context"]] if self.settings["cluster.context"] else []
