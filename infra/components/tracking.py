@@ -34,7 +34,8 @@ class Tracking(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         service_account(name, args.namespace, child)
         self.service = service(name, args.namespace, {"http": PORT}, child)
-        ini = f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = {args.auth}\nadmin_username = admin\n"
+        # Passwords are slow to check on purpose; a minute's memory makes every call but the first one quick.
+        ini = f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = {args.auth}\nadmin_username = admin\nauth_cache_ttl_seconds = 60\n"
         config = config_map(f"{name}-auth", args.namespace, {"auth.ini": ini}, child)
         hosts = ",".join([*args.hosts, f"{name}:{PORT}", f"localhost:{PORT}", f"127.0.0.1:{PORT}", "localhost", "127.0.0.1"])
         server = container(
