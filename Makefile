@@ -9,6 +9,8 @@ export UV_PYTHON_DOWNLOADS ?= never
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+# The one to be made: as a prerequisite, a path elsewhere could have a space in it.
+OWN_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PARTS := app training mlflow infra dev
@@ -22,7 +24,7 @@ install: $(INSTALLED) .venv-infra/installed
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check uv
 
-$(INSTALLED): requirements/dev.txt pyproject.toml | $(UV)
+$(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	@case "$$(uname -s)-$$(uname -m)" in \
 	  Linux-x86_64|Linux-aarch64|Darwin-arm64) ;; \
 	  *) echo "$$(uname -sm) is not supported: use Linux (x86_64, aarch64), macOS 14+ on Apple silicon, or WSL2"; exit 2 ;; esac
@@ -81,7 +83,7 @@ $(wordlist 2,99,$(MAKECMDGOALS)):
 endif
 
 # uv pip compile refuses groups of an unmanaged project, so it gets a copy that is managed.
-lock: | $(UV)
+lock: | $(OWN_UV)
 	rm -rf .lock && mkdir .lock && sed '/^managed/d' pyproject.toml > .lock/pyproject.toml
 	"$(UV)" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(LOCK) \
 	  $(foreach part,$(PARTS),--group .lock/pyproject.toml:$(part)) .lock/pyproject.toml -o requirements/constraints.txt

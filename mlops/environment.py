@@ -55,5 +55,7 @@ def only_model() -> str:
     """The model that is meant where there is one."""
     found = sorted(path.parent.name for path in MODELS.glob("*/contract.yaml"))
     if len(found) != 1:
-        raise Fault("model", ", ".join(found) or "none", "name one with --model, or draft one: mlops init DATA --target COLUMN")
+        raise Fault(
+            "model", ", ".join(found) or "none", "name one with --model or MLOPS_MODEL, or draft one: mlops init DATA --target COLUMN"
+        )
     return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_links_and_folders_of_a_document_exist(document: str) -> None:
     path = ROOT / document
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
     assert [link for link in linked if not (path.parent / link).exists()] == []
+
+
+def test_uv_may_lie_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    uv = tmp_path / "a space" / "uv"
+    uv.parent.mkdir()
+    uv.touch(0o755)
+    path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["make", "-n", "install"], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_tests_of_ci_are_those_of_the_readme() -> None:

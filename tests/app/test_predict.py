@@ -166,9 +166,12 @@ def test_the_request_id_comes_back_or_is_made(service: Service, path: str, sent:
 
 
 def test_a_refused_request_is_in_the_log_of_the_service_with_its_id(service: Service) -> None:
+    def logged() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in service.log.read_text().splitlines() if "find-me-422" in line]
+
     post(service, b"{}", **{"x-request-id": "find-me-422"})
-    lines = [json.loads(line) for line in service.log.read_text().splitlines() if "find-me-422" in line]
-    assert [(line["event"], line["path"], line["status"]) for line in lines] == [("request", "/predict", 422)]
+    service.until(lambda: logged() != [])  # the line is written once the answer is out
+    assert [(line["event"], line["path"], line["status"]) for line in logged()] == [("request", "/predict", 422)]
 
 
 def test_the_openapi_page_describes_predict_as_the_contract_has_it(service: Service, first_bundle: Bundle) -> None:

@@ -83,7 +83,7 @@ def test_rows_are_asked_in_time_order_and_outcomes_come_when_they_are_known(play
     assert seen.result == seen.result | {"requests": len(moments), "failed": 0, "outcomes": rows.height, "error": ""}
     assert set(seen.predictions) == set(asked)
 
-    order = sorted(seen.predictions, key=lambda size: seen.predictions[size].id)
+    order = sorted(seen.predictions, key=lambda size: seen.predictions[size].at)
     assert [asked[size] for size in order] == sorted(asked.values())
     assert len({row.at for row in seen.predictions.values()}) == len(moments), "rows of one moment share a request"
     truth = dict(zip(rows["size"], rows["y"], strict=True))
