@@ -46,6 +46,7 @@ class DatabaseTools(pulumi.ComponentResource):
             spec={
                 "schedule": "0 0 31 2 *",
                 "suspend": True,
+                "starting_deadline_seconds": 60,
                 "job_template": {"metadata": {"labels": template["metadata"]["labels"]}, "spec": spec},
             },
             opts=child,
