@@ -35,7 +35,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	@touch $@
 
 # Pulumi's program has an environment of its own, with pip in it: the CLI asks that for the plugins to fetch.
-.venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(UV)
+.venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
 	"$(UV)" venv --quiet --allow-existing --seed --python "$(PYTHON)" .venv-infra
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --require-hashes --requirements requirements/infra.txt
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --no-deps --editable .

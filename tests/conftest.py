@@ -39,9 +39,10 @@ def second_bundle() -> Bundle:
 def s3_endpoint() -> Iterator[str]:
     """A real S3 API in a process of its own."""
     port = free_port(19000)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    # One request at a time: moto's put-if-absent looks first and writes then, where S3's is one step.
+    serve = f"run_simple('127.0.0.1', {port}, DomainDispatcherApplication(create_backend_app), threaded=False)"
+    imports = "from moto.server import DomainDispatcherApplication, create_backend_app; from werkzeug.serving import run_simple"
+    server = subprocess.Popen([sys.executable, "-c", f"{imports}; {serve}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
     for _ in range(200):

@@ -153,6 +153,8 @@ class Platform:
         mlflow += ["--backend-store-uri", f"sqlite:///{self.home}/mlflow.db", "--artifacts-destination", artifacts]
         # Its job runner is for language models: eight more processes, none of use here.
         commands = {"mlflow": (mlflow, {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})}
+        watching = {"MLOPS_MODEL": self.model, "MLOPS_CONTROLLER_PORT": str(self.controller_port), "MLOPS_HOST": "127.0.0.1"}
+        commands["controller"] = ([sys.executable, "-m", "monitoring.controller"], watching | {"MLOPS_HOME": str(self.home)})
         for position, port in enumerate(self.ports):
             settings = {
                 "ENV": self.environment.name,
@@ -163,8 +165,6 @@ class Platform:
                 "SPOOL": self.home / "spool" / str(position),
             }
             commands[f"app-{position}"] = ([sys.executable, "-m", "app"], {f"MLOPS_{k}": str(v) for k, v in settings.items()})
-        watching = {"MLOPS_MODEL": self.model, "MLOPS_CONTROLLER_PORT": str(self.controller_port), "MLOPS_HOST": "127.0.0.1"}
-        commands["controller"] = ([sys.executable, "-m", "monitoring.controller"], watching | {"MLOPS_HOME": str(self.home)})
         return commands
 
     def _make_keys(self) -> None:

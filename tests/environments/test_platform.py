@@ -149,7 +149,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing_behind(home: Path, tmp_path: Path
     assert len(run.processes()) >= 3
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.05)
-    assert run.end(signal.SIGINT) == 0, "the impatient are served too"
+    assert run.end(signal.SIGINT) == 0, f"the impatient are served too: {run.text}"
     assert not run.processes()
     assert not (home / "running.json").exists()
 
