@@ -160,14 +160,14 @@ def save_and_restore(cluster: Cluster, folder: Path) -> dict[str, Any]:
     fill = """
 import mlflow, os, tempfile
 mlflow.set_tracking_uri(os.environ['MLOPS_TRACKING']); c = mlflow.MlflowClient()
-e = c.create_experiment('backup'); c.create_registered_model('backup', tags={'a': 'b'})
+e = c.create_experiment('backup' + os.urandom(3).hex()); m = 'backup' + os.urandom(3).hex(); c.create_registered_model(m, tags={'a': 'b'})
 for i in range(100):
     r = c.create_run(e, tags={'n': str(i)}); c.log_param(r.info.run_id, 'p', i); c.log_metric(r.info.run_id, 'm', i / 3)
     if i % 10 == 0:
         c.log_text(r.info.run_id, 'artifact %d' % i * 1000, 'bundle/file.txt')
-        c.create_model_version('backup', r.info.artifact_uri + '/bundle', r.info.run_id, tags={'digest': str(i)})
+        c.create_model_version(m, r.info.artifact_uri + '/bundle', r.info.run_id, tags={'digest': str(i)})
     c.set_terminated(r.info.run_id)
-c.set_registered_model_alias('backup', 'champion', '7')
+c.set_registered_model_alias(m, 'champion', '7')
 """
     cluster.ask("exec", "deploy/controller", "--", "python", "-c", fill)
     before = everything(cluster)
