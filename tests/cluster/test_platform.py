@@ -29,13 +29,18 @@ def mlops(*words: str, code: int = 0, **environment: str) -> dict[str, Any]:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_api_server_takes_every_choice_and_warns_of_nothing(choice: str) -> None:
     environment, changes = CHOICES[choice]
-    objects = real.objects(changes | {"namespace": "mlops-dry-run"}, environment)
+    objects = real.objects(changes | {"namespace": "mlops-dry-run", "serving.nodePort": 0}, environment)  # its port may be taken here
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlops-dry-run", "labels": labels}}
     real.kubectl("apply", "-f", "-", data=yaml.safe_dump(namespace))
     custom = ("ServiceMonitor", "PrometheusRule", "Namespace")
     text = yaml.safe_dump_all([thing for thing in objects if thing["kind"] not in custom])
-    done = subprocess.run(["kubectl", "apply", "--dry-run=server", "-f", "-"], input=text, capture_output=True, text=True)
+    done = subprocess.run(
+        ["kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
