@@ -42,8 +42,11 @@ class Connections:
 
     def bucket(self, identity: str) -> list[Any]:
         """Without a Secret the workload's own identity counts, as on AWS."""
+        return env(self.bucket_values, self._bucket_keys(identity))
+
+    def _bucket_keys(self, identity: str) -> dict[str, tuple[str, str]]:
         secret = f"bucket-{identity}" if self._settings.bucket.kind == "bundled" else self._settings.bucket.secret
-        return env(self.bucket_values, {key: (secret, key) for key in _KEYS} if secret else {})
+        return {key: (secret, key) for key in _KEYS} if secret else {}
 
     def tracking(self, user: str) -> list[Any]:
         secret = f"tracking-{user}" if self._settings.tracking.kind == "bundled" else self._settings.tracking.secret
@@ -55,8 +58,7 @@ class Connections:
         if self._settings.bucket.kind == "bundled":
             for identity in ("root", *IDENTITIES):
                 found |= {key.replace("AWS", identity.upper()): (f"bucket-{identity}", key) for key in _KEYS}
-        secret = "bucket-controller" if self._settings.bucket.kind == "bundled" else self._settings.bucket.secret
-        return found | ({key: (secret, key) for key in _KEYS} if secret else {})
+        return found | self._bucket_keys("controller")
 
     def setup_database(self) -> dict[str, tuple[str, str]]:
         users = {f"{user.upper()}_PASSWORD": (f"tracking-{user}", _LOGIN[1]) for user in TRACKING_USERS}

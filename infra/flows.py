@@ -1,4 +1,4 @@
-"""Who may talk to whom: the whole matrix, as docs/network.md shows it."""
+"""Who may talk to whom: the whole matrix, as docs/cluster.md shows it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def flows(settings: Settings) -> list[Flow]:
 def _to(sources: list[str], bundled: bool, target: str, port: int, outside: str) -> list[Flow]:
     """To what is in the cluster, or to wherever the address outside leads."""
     url = urlsplit(outside)
-    other = Flow("", ANYWHERE, url.port or (80 if url.scheme == "http" else 443))
-    return [Flow(source, target, port) if bundled else Flow(source, other.target, other.port) for source in sources]
+    if not bundled:
+        target, port = ANYWHERE, url.port or (80 if url.scheme == "http" else 443)
+    return [Flow(source, target, port) for source in sources]
 
 
 def _monitoring(settings: Settings) -> list[Flow]:

@@ -152,7 +152,34 @@ def spread(name: str) -> list[Any]:
     ]
 
 
-def volume_claim(name: str, size: str, storage_class: str) -> Any:
+def role(name: str, namespace: pulumi.Input[str], rules: Any, opts: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """What the workload `name` may do in its own namespace."""
+    made = k8s.rbac.v1.Role(name, metadata=metadata(name, namespace), rules=rules, opts=opts)
+    bound = k8s.rbac.v1.RoleBinding(
+        name,
+        metadata=metadata(name, namespace),
+        role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        opts=opts,
+    )
+    return [made, bound]
+
+
+def stateful_set(
+    name: str, namespace: pulumi.Input[str], template: PodTemplateSpecArgsDict, size: str, storage_class: str, opts: pulumi.ResourceOptions
+) -> k8s.apps.v1.StatefulSet:
+    """One replica, with the volume `data` of its own."""
+    spec: Any = {
+        "service_name": name,
+        "replicas": 1,
+        "selector": selector(name),
+        "template": template,
+        "volume_claim_templates": [_volume_claim("data", size, storage_class)],
+    }
+    return k8s.apps.v1.StatefulSet(name, metadata=metadata(name, namespace), spec=spec, opts=opts)
+
+
+def _volume_claim(name: str, size: str, storage_class: str) -> Any:
     spec = {"access_modes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
     return {"metadata": {"name": name}, "spec": spec | ({"storage_class_name": storage_class} if storage_class else {})}
 

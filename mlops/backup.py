@@ -62,12 +62,9 @@ def restore(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[
 
 def _tools(cluster: Cluster) -> str:
     """A Job with the database's own tools, of the template that the platform keeps."""
-    template = cluster.get("cronjob", "database-tools")["spec"]["jobTemplate"]
-    name = f"database-tools-{int(time.time())}"
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, **template["metadata"]}, "spec": template["spec"]}
-    cluster.ask("create", "-f", "-", data=json.dumps(job).encode())
+    name = cluster.job("database-tools")
     for _ in range(120):
-        if json.loads(cluster.ask("get", f"job/{name}", "-o", "json"))["status"].get("ready"):
+        if cluster.get("job", name)["status"].get("ready"):
             return f"job/{name}"
         time.sleep(0.5)
     raise Fault("job", name, "did not start within a minute; see `kubectl describe job`")

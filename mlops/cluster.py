@@ -75,13 +75,18 @@ class Cluster:
         command = ["env", f"MLOPS_BY={who()}", "python", "-m", "mlops.cli", *words]
         return subprocess.run(self.kubectl("exec", "-i", "deploy/controller", "--", *command), input=data).returncode
 
-    def train(self, words: Sequence[str]) -> int:
-        """A Job of the training's template; its log is followed to the end, its exit code returned."""
-        template = self.get("cronjob", "training")["spec"]["jobTemplate"]
-        name = f"training-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        template["spec"]["template"]["spec"]["containers"][0] |= {"command": ["python", "-m", "mlops.cli"], "args": list(words)}
+    def job(self, cron_job: str, changes: dict[str, Any] | None = None) -> str:
+        """Make a Job of the template that a CronJob keeps, its container changed by `changes`; returns its name."""
+        template = self.get("cronjob", cron_job)["spec"]["jobTemplate"]
+        name = f"{cron_job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        template["spec"]["template"]["spec"]["containers"][0] |= changes or {}
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, **template["metadata"]}, "spec": template["spec"]}
         self.ask("create", "-f", "-", data=json.dumps(job).encode())
+        return name
+
+    def train(self, words: Sequence[str]) -> int:
+        """A Job of the training's template; its log is followed to the end, its exit code returned."""
+        name = self.job("training", {"command": ["python", "-m", "mlops.cli"], "args": list(words)})
         state = self._wait_for_pod(name)
         subprocess.run(self.kubectl("logs", "-f", f"job/{name}"))
         while not (ended := state().get("terminated")):

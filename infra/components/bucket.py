@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pulumi
-import pulumi_kubernetes as k8s
 
-from infra.workload import container, env, metadata, pod, scratch, selector, service, service_account, volume_claim
+from infra.workload import container, env, pod, scratch, service, service_account, stateful_set
 
 PORT = 7070
 
@@ -45,16 +44,6 @@ class Bucket(pulumi.ComponentResource):
         )
         for mount in gateway["volume_mounts"][:2]:  # ty: ignore
             mount["sub_path"] = mount["mount_path"].rsplit("/", 1)[-1]  # ty: ignore
-        self.stateful_set = k8s.apps.v1.StatefulSet(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={
-                "service_name": name,
-                "replicas": 1,
-                "selector": selector(name),
-                "template": pod(name, [gateway], [scratch()]),
-                "volume_claim_templates": [volume_claim("data", args.size, args.storage_class)],
-            },
-            opts=child,
-        )
+        template = pod(name, [gateway], [scratch()])
+        self.stateful_set = stateful_set(name, args.namespace, template, args.size, args.storage_class, child)
         self.register_outputs({})

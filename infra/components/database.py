@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pulumi
-import pulumi_kubernetes as k8s
 
 from infra.settings import Database as DatabaseSettings
-from infra.workload import container, env, metadata, pod, scratch, selector, service, service_account, volume_claim
+from infra.workload import container, env, pod, scratch, service, service_account, stateful_set
 
 PORT = 5432
 _POSTGRES_USER = 999  # of the image; its data folder belongs to it
@@ -49,16 +48,6 @@ class Database(pulumi.ComponentResource):
             readiness_probe=ready,
             liveness_probe=ready | {"period_seconds": 20, "failure_threshold": 6},
         )
-        self.stateful_set = k8s.apps.v1.StatefulSet(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={
-                "service_name": name,
-                "replicas": 1,
-                "selector": selector(name),
-                "template": pod(name, [postgres], [scratch()], user=_POSTGRES_USER, termination_grace_period_seconds=60),
-                "volume_claim_templates": [volume_claim("data", args.settings.size, args.storage_class)],
-            },
-            opts=child,
-        )
+        template = pod(name, [postgres], [scratch()], user=_POSTGRES_USER, termination_grace_period_seconds=60)
+        self.stateful_set = stateful_set(name, args.namespace, template, args.settings.size, args.storage_class, child)
         self.register_outputs({})

@@ -6,7 +6,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.workload import OPTIONAL, container, metadata, pod, probe, selector, service, service_account
+from infra.workload import OPTIONAL, container, metadata, pod, probe, role, selector, service, service_account
 
 PORT = 8080
 _WATCHED = {
@@ -31,14 +31,7 @@ class KubeStateMetrics(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         service_account(name, args.namespace, child)
         rules: Any = [{"api_groups": [group], "resources": kinds, "verbs": ["list", "watch"]} for group, kinds in _WATCHED.items()]
-        k8s.rbac.v1.Role(name, metadata=metadata(name, args.namespace), rules=rules, opts=child)
-        k8s.rbac.v1.RoleBinding(
-            name,
-            metadata=metadata(name, args.namespace),
-            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": args.namespace}],
-            opts=child,
-        )
+        role(name, args.namespace, rules, child)
         self.service = service(name, args.namespace, {"http": PORT}, child, headless=True)
         watched = ",".join(kind for kinds in _WATCHED.values() for kind in kinds)
         exporter = container(

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pulumi
-import pulumi_kubernetes as k8s
 
-from infra.workload import config_map, container, files, metadata, pod, probe, scratch, selector, service, service_account, volume_claim
+from infra.workload import config_map, container, files, pod, probe, scratch, service, service_account, stateful_set
 
 PORT = 9090
 FILES = Path(__file__).resolve().parents[2] / "monitoring"
@@ -52,16 +51,6 @@ class Prometheus(pulumi.ComponentResource):
             liveness_probe=probe("/-/healthy", PORT, period_seconds=15, failure_threshold=6),
         )
         volumes: list[Any] = [files("config", config), files("rules", rule_files), scratch()]
-        self.stateful_set = k8s.apps.v1.StatefulSet(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={
-                "service_name": name,
-                "replicas": 1,
-                "selector": selector(name),
-                "template": pod(name, [server], volumes, termination_grace_period_seconds=60),
-                "volume_claim_templates": [volume_claim("data", args.size, args.storage_class)],
-            },
-            opts=child,
-        )
+        template = pod(name, [server], volumes, termination_grace_period_seconds=60)
+        self.stateful_set = stateful_set(name, args.namespace, template, args.size, args.storage_class, child)
         self.register_outputs({})

@@ -6,9 +6,13 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.workload import container, env, hashed, job, metadata, pod, scratch, service_account
+from infra.workload import container, env, hashed, job, metadata, pod, role, scratch, service_account
 
-STEPS = ("keys", "database", "bucket")
+# Create, and read back no more than the signing keys, of which the keyring needs the public halves.
+_MAY_CREATE: Any = [
+    {"api_groups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"]},
+    {"api_groups": [""], "resources": ["secrets"], "resource_names": ["signing-build", "signing-approve"], "verbs": ["get"]},
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Setup(pulumi.ComponentResource):
         ready: list[pulumi.Resource] = [service_account(name, args.namespace, child)]
         asks_the_api = args.step == "keys"
         if asks_the_api:
-            ready += _may_create(name, args.namespace, child)
+            ready += role(name, args.namespace, _MAY_CREATE, child)
         template = pod(
             name,
             [
@@ -51,20 +55,3 @@ class Setup(pulumi.ComponentResource):
             full, metadata=metadata(full, args.namespace, name), spec=spec, opts=pulumi.ResourceOptions(parent=self, depends_on=ready)
         )
         self.register_outputs({})
-
-
-def _may_create(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> list[pulumi.Resource]:
-    """Create, and read back no more than the signing keys, of which the keyring needs the public halves."""
-    rules: Any = [
-        {"api_groups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"]},
-        {"api_groups": [""], "resources": ["secrets"], "resource_names": ["signing-build", "signing-approve"], "verbs": ["get"]},
-    ]
-    role = k8s.rbac.v1.Role(name, metadata=metadata(name, namespace), rules=rules, opts=child)
-    binding = k8s.rbac.v1.RoleBinding(
-        name,
-        metadata=metadata(name, namespace),
-        role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-        opts=child,
-    )
-    return [role, binding]

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from mlops.cluster import Cluster
 from mlops.environment import MODELS
-from tests.infra.harness import configuration, render
+from mlops.images import DOCKERFILES
+from tests.infra.harness import render
 
 NODE_PORT = 30080
 MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold
@@ -78,7 +80,6 @@ def wait_until_ready(seconds: float = 360) -> float:
 
 
 def images_present() -> bool:
-    images = json.loads(configuration("kind")["mlops:images"])
-    wanted = {images[name] for name in ("app", "training", "mlflow")}
-    found = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    return wanted <= {name for node in found for image in node["status"].get("images", []) for name in image.get("names") or []}
+    cluster = Cluster.of("kind")
+    assert cluster
+    return {cluster.settings[f"images.{name}"] for name in DOCKERFILES} <= cluster.images()

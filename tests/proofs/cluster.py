@@ -21,7 +21,7 @@ from typing import Any
 from mlops import backup
 from mlops.cluster import Cluster
 from tests.cluster import cluster as real
-from tests.cluster.test_platform import key, mlops, predict
+from tests.cluster.test_platform import key, mlops, mlops_golden, predict
 from tests.load import Load
 
 RUNS, SECONDS, PER_SECOND = 5, 60, 300
@@ -66,7 +66,7 @@ def prove(folder: Path) -> dict[str, Any]:
     trained = mlops("train")
     released = time.monotonic()
     mlops("release", trained["digest"], "--why", "proof")
-    row = golden_row(cluster, trained["digest"])
+    row = mlops_golden(cluster, trained["digest"])
     real.until(lambda: predict(cluster, row).status_code == 200, 60)
     found["first_answer_seconds"] = round(time.monotonic() - released, 1)
     caller = SimpleNamespace(url=f"http://127.0.0.1:{real.NODE_PORT}", http=SimpleNamespace(headers=key(cluster)))
@@ -88,12 +88,6 @@ def prove(folder: Path) -> dict[str, Any]:
     }
     missed = [bar for bar, holds in bars.items() if not holds]
     return found | {"holds": not missed, "reason": "; ".join(missed)}
-
-
-def golden_row(cluster: Cluster, digest: str) -> dict[str, Any]:
-    key_of = f"models/{real.MODEL}/bundles/{digest}/golden.json"
-    script = f"from mlops.environment import Environment; print(Environment.load().store.get('{key_of}').decode())"
-    return json.loads(cluster.ask("exec", "deploy/controller", "--", "python", "-c", script))["rows"][0]
 
 
 def under_load(caller: Any, row: dict[str, Any], fault: Callable[[], None]) -> dict[str, Any]:
