@@ -23,6 +23,7 @@ from app.outcomes import Outcomes, OutcomesIn, OutcomesOut
 from app.predict import Answer, Predict, authorization, read_body
 from app.recorder import Recorder
 from app.settings import Settings
+from app.shadow import Shadow
 from app.watcher import Watcher
 from mlops.access import Scope
 from mlops.store import Store
@@ -37,15 +38,16 @@ def create_app(settings: Settings) -> Service:
     auth, bins = Auth(metrics), Bins(metrics.registry)
     watcher = Watcher(settings, store, auth, metrics)
     recorder = Recorder(settings, store, metrics, bins)
+    shadow = Shadow(recorder, metrics)
     outcomes = Outcomes(recorder, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        recorder.start()
-        watcher.start()
+        for part in (recorder, shadow, watcher):
+            part.start()
         yield
-        watcher.stop()
-        recorder.stop()
+        for part in (shadow, watcher, recorder):
+            part.stop()
 
     pages = FastAPI(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None)
 
@@ -94,7 +96,7 @@ def create_app(settings: Settings) -> Service:
         return schema
 
     pages.openapi = openapi
-    return Service(pages, Predict(settings, watcher, auth, recorder, metrics), auth, metrics, settings.max_body_bytes)
+    return Service(pages, Predict(settings, watcher, auth, recorder, shadow, metrics), auth, metrics, settings.max_body_bytes)
 
 
 def _describe_predict(schema: Any, watcher: Watcher) -> None:

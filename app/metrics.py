@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 disable_created_metrics()  # a second series for each, that nothing asks for
 
 ROUTES = ("/predict", "/outcomes", "/healthz", "/readyz", "/metrics", "/model", "/docs", "/openapi.json")
+FAULTS = ("error", "nan", "slow", "died", "busy", "broken", "dropped")
 _LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -30,12 +31,19 @@ class Metrics:
         self.epoch = Gauge("mlops_release_epoch", "Epoch that the log wants and that is served", ["state"], registry=registry)
         self.lag = Gauge("mlops_release_lag_seconds", "How long the wanted release has not been served", registry=registry)
         self.info = Gauge("mlops_model_info", "The model that answers", ["model", "digest"], registry=registry)
+        self.weight = Gauge("mlops_release_weight", "Share of the entities that the challenger answers", registry=registry)
+        self.challenger_rows = Counter("mlops_challenger_rows", "Rows for the challenger, by what it made of them", ["result"], registry=registry)
+        self.challenger_seconds = Histogram(
+            "mlops_challenger_duration_seconds", "Time that the challenger took for a request", buckets=_LATENCY, registry=registry
+        )
+        self.breaker = Gauge("mlops_challenger_breaker_open", "Whether the challenger is kept from failing again", registry=registry)
 
         # There from the start: Prometheus sees no increase in the first value of a series.
         for counter, values in (
             (self.outcomes, ("accepted", "late", "duplicate", "contradictory", "unknown")),
             (self.log_dropped, ("queue", "spool", "disk")),
-            (self.bucket_errors, ("access", "releases", "lag", "log")),
+            (self.bucket_errors, ("access", "releases", "lag", "log", "state")),
+            (self.challenger_rows, ("scored", *FAULTS)),
         ):
             for value in values:
                 counter.labels(value)

@@ -5,25 +5,32 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from app.auth import Auth
+from app.challenger import Challenger, Scores
 from app.errors import HttpError, retry_after
 from app.metrics import Metrics
 from app.recorder import Batch, Recorder
 from app.settings import Settings
-from app.watcher import Watcher
+from app.shadow import Shadow
+from app.watcher import Live, Watcher
+from mlops.assignment import gets_challenger
 from mlops.records import new_id
 
 _INLINE_ROWS = 64  # more would hold up the other requests: they go to a thread
 
 
-class Prediction(msgspec.Struct):
+class Prediction(msgspec.Struct, omit_defaults=True):
     id: str
     prediction: float
     score: float
+    model: str | None = None  # where it is another than the answer's
 
 
 class Answer(msgspec.Struct):
@@ -39,8 +46,10 @@ _STEP = re.compile(r"\[(\d+)\]|\.([^.\[\]`]+)")
 class Predict:
     """`POST /predict`, as a bare ASGI application: validation compiled from the contract, then the graph."""
 
-    def __init__(self, settings: Settings, watcher: Watcher, auth: Auth, recorder: Recorder, metrics: Metrics):
-        self._settings, self._watcher, self._auth, self._recorder, self._metrics = settings, watcher, auth, recorder, metrics
+    def __init__(self, settings: Settings, watcher: Watcher, auth: Auth, recorder: Recorder, shadow: Shadow, metrics: Metrics):
+        self._settings, self._watcher, self._auth, self._metrics = settings, watcher, auth, metrics
+        self._recorder, self._shadow = recorder, shadow
+        self._slot = ThreadPoolExecutor(2, "challenger")  # its own: whatever it does, it takes no thread from others
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
         self._threads = asyncio.Semaphore(2)
@@ -82,11 +91,49 @@ class Predict:
                 scores = await asyncio.to_thread(model.score, rows)
         if not all(map(math.isfinite, scores)):
             raise HttpError(500, "the model returned no number for a row")
-        predictions = model.predictions(scores)
-        ids = [new_id() for _ in rows]
-        self._recorder.add(Batch(live, time.time(), ids, rows, scores, predictions))
+        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key)
         self._metrics.predictions.inc(len(rows))
-        return _encode(Answer(model.digest, live.release.epoch, list(map(Prediction, ids, predictions, scores))))
+        if live.challenger is not None:
+            return _encode(_merged(live, batch.ids, await self._tried(batch, live.challenger)))
+        self._recorder.add(batch)
+        digest, scores, predictions = batch.answered
+        return _encode(Answer(digest, live.release.epoch, list(map(Prediction, batch.ids, predictions, scores))))
+
+    async def _tried(self, batch: Batch, challenger: Challenger) -> list[Batch]:
+        """The rows that the challenger is to answer wait for it, as long as the budget allows; the others it scores later."""
+        contract, release = batch.live.model.contract, batch.live.release
+        keys = [contract.entity_of(row) if contract.entity else batch.key or id_ for id_, row in zip(batch.ids, batch.rows, strict=True)]
+        arms = [int(gets_challenger(release, row, key)) for row, key in zip(batch.rows, keys, strict=True)]
+        parts = {arm: _part(batch, arms, arm) for arm in set(arms)}
+        if 0 in parts:
+            self._shadow.add(parts[0])
+        if 1 in parts:
+            seconds = challenger.budget(len(parts[1].rows))
+            asked = asyncio.get_running_loop().run_in_executor(self._slot, challenger.score, [parts[1].rows], seconds)
+            try:
+                [trial] = await asyncio.wait_for(asked, seconds)
+            except TimeoutError:
+                trial = Scores(fault="slow")
+            parts[1] = replace(parts[1], trial=trial)
+            self._shadow.log(parts[1], trial)
+        return list(parts.values())
+
+
+def _part(batch: Batch, arms: list[int], arm: int) -> Batch:
+    chosen = [position for position, each in enumerate(arms) if each == arm]
+    ids, rows, scores = ([values[position] for position in chosen] for values in (batch.ids, batch.rows, batch.scores))
+    return replace(batch, ids=ids, rows=rows, scores=scores, arm=arm)
+
+
+def _merged(live: Live, ids: Sequence[str], parts: list[Batch]) -> Answer:
+    """One answer in the request's order. Its model is the first row's."""
+    found: dict[str, tuple[str, float, float]] = {}
+    for part in parts:
+        digest, scores, predictions = part.answered
+        found |= {id_: (digest, p, s) for id_, p, s in zip(part.ids, predictions, scores, strict=True)}
+    model = found[ids[0]][0]
+    each = [Prediction(id_, p, s, None if digest == model else digest) for id_, (digest, p, s) in ((i, found[i]) for i in ids)]
+    return Answer(model, live.release.epoch, each)
 
 
 def authorization(scope: Any) -> str | None:

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from app.bins import Bins
+from app.challenger import Scores
 from app.metrics import Metrics
 from app.settings import Settings
 from app.watcher import Live
@@ -34,14 +35,24 @@ _FIRST_SEGMENT_SECONDS = 1.0  # a rollback asks the log who served: a new releas
 
 @dataclass(frozen=True)
 class Batch:
-    """The scored rows of one request."""
+    """Rows of one request that one model was to answer; `scores` are the champion's, `trial` what the challenger made of them."""
 
     live: Live
     at: float
     ids: Sequence[str]
     rows: Sequence[Any]
-    scores: Sequence[float]
-    predictions: Sequence[float]
+    scores: list[float]
+    key: str | None = None  # what the caller wants to be known by, where the contract names no entity
+    arm: int | None = None  # 1: the challenger's, 0: the champion's, where there are two
+    trial: Scores | None = None
+
+    @property
+    def answered(self) -> tuple[str, list[float], list[float]]:
+        """Digest, scores and predictions that the caller got."""
+        challenger = self.live.challenger
+        if self.arm and challenger and self.trial and self.trial.scores:
+            return challenger.digest, self.trial.scores, challenger.contract.predictions(self.trial.scores)
+        return self.live.model.digest, self.scores, self.live.model.contract.predictions(self.scores)
 
 
 class _Segment:
@@ -192,15 +203,19 @@ class Recorder:
 
 
 def _scored(batch: Batch) -> Iterator[records.Scored]:
-    contract = batch.live.model.contract
-    release = batch.live.release
-    for prediction_id, row, score, prediction in zip(batch.ids, batch.rows, batch.scores, batch.predictions, strict=True):
+    contract, release = batch.live.model.contract, batch.live.release
+    model, scores, predictions = batch.answered
+    trial = batch.trial
+    others = trial.scores if trial and trial.scores else [None] * len(batch.rows)
+    for position, row in enumerate(batch.rows):
         values = msgspec.structs.asdict(row)
-        entity = "|".join(str(values[name]) for name in contract.entity) if contract.entity else None
         kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
         for name in contract.logged["hash"]:
             kept[name] = hashlib.sha256(str(values[name]).encode()).hexdigest()[:16]
         yield records.Scored(
-            id=prediction_id, at=batch.at, epoch=release.epoch, model=batch.live.model.digest,
-            score=score, prediction=prediction, features=kept, entity=entity,
+            id=batch.ids[position], at=batch.at, epoch=release.epoch, model=model,
+            score=scores[position], prediction=predictions[position], features=kept,
+            entity=contract.entity_of(row) or batch.key, event=contract.event_of(row), arm=batch.arm,
+            champion_score=batch.scores[position] if trial else None, challenger_score=others[position],
+            challenger_seconds=trial.seconds if trial else None, fault=trial.fault if trial else None,
         )  # fmt: skip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,3 +25,4 @@ class Settings(BaseSettings):
     max_body_bytes: int = 8 * 2**20
     max_in_flight: int = 256
     probe_memory_mb: int = 512
+    replica: str = socket.gethostname()  # what it is called among its like

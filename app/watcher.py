@@ -6,14 +6,15 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from obstore.exceptions import BaseError
 
 from app.auth import Auth
+from app.challenger import Challenger
 from app.metrics import Metrics
 from app.settings import Settings
-from mlops import access, bundle, releases
+from mlops import access, bundle, releases, replicas
 from mlops.errors import Refused
 from mlops.keys import Keyring
 from mlops.model import Model
@@ -26,14 +27,16 @@ log = logging.getLogger("app.watcher")
 _RETRY_REFUSED_SECONDS = 30.0  # a keyring that was mended counts without a restart; doubled each time
 _RETRY_REFUSED_MOST = 3600.0
 _AHEAD = timedelta(minutes=5)  # what clocks may differ by
+_TELL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Live:
-    """What answers: a release and its loaded model. Replaced as a whole, never changed."""
+    """What answers: a release and its loaded model, and one on trial. Replaced as a whole, never changed."""
 
     release: Release
     model: Model
+    challenger: Challenger | None = None
 
 
 class Watcher:
@@ -53,6 +56,10 @@ class Watcher:
         self._log: list[Release] = []
         self._epoch = self._access_epoch = -1  # -1: never read, so list once
         self._refused: dict[int, tuple[float, float]] = {}  # epoch → when to try again, and how long to wait then
+        self._models: dict[str, Model] = {}  # what answers, and what may have to at an instant
+        self._ahead: dict[int, Live] = {}  # by epoch: loaded, to answer from an instant on
+        self._swap = threading.Lock()
+        self._told: tuple[float, dict[str, object]] = 0.0, {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -62,10 +69,13 @@ class Watcher:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        if self.live and self.live.challenger:
+            self.live.challenger.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for what, step in (("access", self._follow_access), ("releases", self._follow_releases), ("lag", self._measure)):
+            steps = {"access": self._follow_access, "releases": self._follow_releases, "state": self._tell, "lag": self._measure}
+            for what, step in steps.items():
                 try:
                     step()
                 except Exception as error:  # the bucket is away, or somebody broke it: keep answering, try again
@@ -99,6 +109,7 @@ class Watcher:
             self._read(self._epoch + 1, raw)
             self._epoch += 1
         self._serve_newest()
+        self._look_ahead()
         self.reason = "" if self.live or not self._log else "no release verifies"
 
     def _read(self, epoch: int, raw: bytes | None) -> None:
@@ -119,16 +130,51 @@ class Watcher:
             due, wait = self._refused.get(wanted.epoch, (0.0, _RETRY_REFUSED_SECONDS))
             if time.monotonic() >= due:
                 try:
-                    self.live = self._load(wanted)
+                    self._switch(self._ahead.get(wanted.epoch) or self._load(wanted))
                     self._refused.pop(wanted.epoch, None)
-                    self._metrics.info.clear()
-                    self._metrics.info.labels(self._settings.model, wanted.champion).set(1)
-                    log.info("%s", json.dumps({"event": "serving", "epoch": wanted.epoch, "digest": wanted.champion}))
                     return
                 except Refused as refused:
                     self._refused[wanted.epoch] = time.monotonic() + wait, min(2 * wait, _RETRY_REFUSED_MOST)
                     self._refuse(refused, wanted.epoch)
             log_now = [release for release in log_now if release.epoch != wanted.epoch]
+
+    def _look_ahead(self) -> None:
+        """Load what is to take over at an instant, and take over then, whatever the bucket does at that moment."""
+        now = releases.now()
+        for release in self._log:
+            if release.activate_at and now < release.activate_at < now + _AHEAD and release.epoch not in self._ahead:
+                try:
+                    self._ahead[release.epoch] = self._load(release)
+                except Refused as refused:
+                    self._refuse(refused, release.epoch)
+                    continue
+                wait = (release.activate_at - releases.now()).total_seconds()
+                timer = threading.Timer(wait, self._at_the_instant, [release.activate_at])
+                timer.daemon = True
+                timer.start()
+
+    def _at_the_instant(self, instant: datetime) -> None:
+        wanted = releases.serving(list(self._log), max(instant, releases.now()))
+        if wanted and wanted.epoch in self._ahead:
+            self._switch(self._ahead[wanted.epoch])
+
+    def _switch(self, new: Live) -> None:
+        with self._swap:
+            old = self.live
+            if old and old.release.epoch >= new.release.epoch:
+                return
+            self.live = new
+        self._ahead = {epoch: live for epoch, live in self._ahead.items() if epoch > new.release.epoch}
+        kept = [new.release, *(live.release for live in self._ahead.values())]
+        for digest in set(self._models) - {digest for release in kept for digest in (release.champion, release.challenger)}:
+            del self._models[digest]
+        if old and old.challenger and old.challenger is not new.challenger:
+            threading.Thread(target=old.challenger.close, daemon=True).start()  # it may be busy yet
+        self._metrics.info.clear()
+        self._metrics.info.labels(self._settings.model, new.model.digest).set(1)
+        self._metrics.weight.set(new.release.weight or 0)
+        said = {"event": "serving", "epoch": new.release.epoch, "mode": new.release.mode, "digest": new.model.digest}
+        log.info("%s", json.dumps(said))
 
     def _load(self, release: Release) -> Live:
         try:
@@ -139,18 +185,42 @@ class Watcher:
             raise Refused("load", f"release {release.epoch}", type(error).__name__, str(error)[:200]) from None
 
     def _verified(self, release: Release) -> Live:
-        if release.mode != "full":
-            raise Refused("mode", f"release {release.epoch}", release.mode, "is a mode that this app does not know")
-        model, digest = self._settings.model, release.champion
-        require_approval(self._store, self._keyring, model, digest, self._settings.env)
-        if self.live and self.live.model.digest == digest:
-            return Live(release, self.live.model)
-        fetched = bundle.read(self._store, model, digest)
+        model, challenger = self._model(release.champion), None
+        if release.challenger and release.tried:
+            challenger = self._on_trial(release.challenger, model.contract.judge.budget_ms)
+        elif release.challenger:
+            self._model(release.challenger)
+        return Live(release, model, challenger)
+
+    def _model(self, digest: str) -> Model:
+        require_approval(self._store, self._keyring, self._settings.model, digest, self._settings.env)
+        if digest not in self._models:
+            fetched = bundle.read(self._store, self._settings.model, digest)
+            probe(fetched, digest, self._settings.probe_memory_mb)
+            loaded = Model(fetched, digest)
+            for row in fetched.json("golden.json")["rows"][:20]:
+                loaded.score([loaded.schema.row(row)])
+            self._models[digest] = loaded
+        return self._models[digest]
+
+    def _on_trial(self, digest: str, budget_ms: float) -> Challenger:
+        require_approval(self._store, self._keyring, self._settings.model, digest, self._settings.env)
+        if self.live and self.live.challenger and self.live.challenger.digest == digest:
+            return self.live.challenger
+        fetched = bundle.read(self._store, self._settings.model, digest)
         probe(fetched, digest, self._settings.probe_memory_mb)
-        loaded = Model(fetched, digest)
-        for row in fetched.json("golden.json")["rows"][:20]:
-            loaded.score([loaded.schema.row(row)])
-        return Live(release, loaded)
+        try:
+            return Challenger(fetched, digest, budget_ms, self._settings.probe_memory_mb)
+        except OSError as error:
+            raise Refused("challenger", f"bundle {digest[:12]}", type(error).__name__, "does not start in a process of its own") from None
+
+    def _tell(self) -> None:
+        """Where this replica stands, for whoever has to know that all are ready for an instant."""
+        live, (at, before) = self.live, self._told
+        state = {"serving": live.release.epoch if live else 0, "ready": not self.reason, "loaded": sorted(self._models)}
+        if state != before or time.monotonic() - at > _TELL_SECONDS:
+            replicas.tell(self._store, self._settings.model, self._settings.replica, **state)
+            self._told = time.monotonic(), state
 
     def _refuse(self, refused: Refused, epoch: int) -> None:
         self._metrics.refused.labels(refused.reason).inc()
@@ -162,5 +232,6 @@ class Watcher:
         served = self.live.release.epoch if self.live else 0
         self._metrics.epoch.labels("wanted").set(wanted.epoch if wanted else 0)
         self._metrics.epoch.labels("serving").set(served)
+        self._metrics.breaker.set(bool(self.live and self.live.challenger and self.live.challenger.breaker.open))
         behind = wanted is not None and served != wanted.epoch
         self._metrics.lag.set((now - wanted.at).total_seconds() if wanted and behind else 0)

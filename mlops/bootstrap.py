@@ -31,7 +31,7 @@ from mlops.keys import Key, Keyring, Role
 
 # Who writes what in the bucket; everybody else reads it at most. Releases and bundles are never deleted by anybody.
 IDENTITIES = {
-    "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*"]},
+    "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*", "replicas/*"]},
     "training": {"read": ["models/*", "data/*"], "write": ["models/*"]},
     "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
     "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*"]},

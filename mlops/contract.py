@@ -3,7 +3,8 @@ from __future__ import annotations
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import msgspec
 import yaml
@@ -109,6 +110,29 @@ class Gate(_Strict):
     max_latency_ms: float = Field(default=20, gt=0, le=1000)
 
 
+class Judge(_Strict):
+    """What a challenger must hold in front of callers, as the champion's contract has it: no challenger judges itself."""
+
+    weights: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.05, 0.25, 0.5, 1.0]
+    outcomes_from: float = Field(default=0.25, gt=0, le=1)  # a weight from which on outcomes must have shown no harm
+    min_rows: int = Field(default=500, ge=50)  # scored by both at each weight
+    min_days: int = Field(default=7, ge=2)
+    maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: what is quick to be known is not like the rest
+    budget_ms: float = Field(default=20, gt=0, le=10_000)  # what a caller waits for the challenger before the champion answers
+    max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, no number, died
+    max_slow_rate: float = Field(default=0.01, gt=0, lt=1)  # slower than the budget
+    min_correlation: float = Field(default=0.3, gt=-1, lt=1)  # with the champion's scores
+    max_shift: float = Field(default=1.0, gt=0)  # of the mean score: in logits (binary) or the champion's standard deviations
+    min_spread: float = Field(default=0.1, ge=0, lt=1)  # standard deviation of the scores over that of the champion's
+
+    @field_validator("weights")
+    @classmethod
+    def _rise(cls, weights: list[float]) -> list[float]:
+        if not weights or weights != sorted(set(weights)) or weights[-1] != 1:
+            raise ValueError("write rising weights that end with 1.0")
+        return weights
+
+
 class Golden(_Strict):
     """A fact about the data (`where` finds its rows, `expect` are their values), or about the model
     (`row` against `row` with `change`: the score must rise or fall by `by`)."""
@@ -147,6 +171,7 @@ class Contract(_Strict):
     windows: Windows = Windows(train=Window(start=0.0, end=0.7), holdout=Window(start=0.7, end=1.0))
     quarantine_limit: float = Field(default=0.01, ge=0, le=1)
     gate: Gate = Gate()
+    judge: Judge = Judge()
     golden: list[Golden] = []
 
     @field_validator("task", mode="before")
@@ -209,8 +234,24 @@ class Contract(_Strict):
 
     @property
     def context(self) -> list[str]:
-        """The entity's columns that the model itself does not see; a request may carry them."""
-        return [name for name in self.entity if name not in self.features]
+        """Columns that the model itself does not see and a request may carry: the entity's, and when the event takes place."""
+        names = [*self.entity, *([self.time.column] if self.time else [])]
+        return [name for name in dict.fromkeys(names) if name not in self.features]
+
+    def predictions(self, scores: list[float]) -> list[float]:
+        return [int(score >= self.threshold) for score in scores] if self.task == "binary" else scores
+
+    def entity_of(self, row: Any) -> str | None:
+        """Whom a row is about; None if the contract does not say, or the row lacks one of the columns."""
+        values = [getattr(row, name) for name in self.entity]
+        return "|".join(map(str, values)) if values and None not in values else None
+
+    def event_of(self, row: Any) -> float | None:
+        """When what the row is about takes place, in Unix seconds; None if the caller did not say."""
+        moment = getattr(row, self.time.column) if self.time and self.time.column not in self.features else None
+        if moment is not None and moment.tzinfo is None and self.time:
+            moment = moment.replace(tzinfo=ZoneInfo(self.time.zone))
+        return moment.timestamp() if moment else None
 
     def json_bytes(self) -> bytes:
         return self.model_dump_json(indent=1).encode()

@@ -12,24 +12,32 @@ from typing import Any
 import msgspec
 
 from mlops import bundle as bundles
-from mlops import records, releases
+from mlops import records, releases, trials
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.errors import Fault, Refused
-from mlops.releases import Release
+from mlops.releases import Mode, Release
 from mlops.statements import require_approval, require_gate, state
 from mlops.store import Store
 
 _AROUND_SECONDS = 60.0
 
 
-def release(environment: Environment, model: str, prefix: str, why: str, mode: str = "full", breaking: bool = False) -> Release:
+def release(
+    environment: Environment,
+    model: str,
+    prefix: str,
+    why: str,
+    mode: Mode = "full",
+    breaking: bool = False,
+    weight: float | None = None,
+    segment: dict[str, str] | None = None,
+    hold: bool = False,
+) -> Release:
     """Check digest, gate and origin again, sign the approval for this environment, write the next epoch."""
     from mlops.probe import probe
 
-    if mode != "full":
-        raise Fault("mode", mode, "is not there yet; use full")
     store, keyring = environment.store, environment.keys
     digest = bundles.find(store, model, prefix)
     bundle = bundles.read(store, model, digest)
@@ -38,10 +46,28 @@ def release(environment: Environment, model: str, prefix: str, why: str, mode: s
     served = champion(environment, model)
     if served and not breaking:
         _accepts_what_callers_send(bundle, served)
+    if mode != "full" and (served is None or served.digest == digest):
+        raise Fault("mode", mode, "needs another model that serves, to compare with; release this one with --mode full")
+    if served and segment:
+        _is_a_segment(segment, served.contract)
     if not _approved(environment, model, digest):
         details = {"gate": gate.at.isoformat(), "why": why}
         state(store, keyring, "approved", model, digest, verdict="passed", environment=environment.name, details=details)
-    return releases.append(store, model, digest, why)
+    if mode == "full" or served is None:
+        return releases.append(store, model, digest, why)
+    if mode == "blue-green":
+        return trials.blue_green(store, model, served.digest, digest, why)
+    if mode != "shadow" and weight is None:
+        weight = 1.0 if segment else 0.5 if mode == "ab" else served.contract.judge.weights[0]
+    return trials.put(store, model, served.digest, digest, why, mode=mode, weight=weight, segment=segment, hold=hold)
+
+
+def _is_a_segment(segment: dict[str, str], contract: Contract) -> None:
+    if not contract.entity:
+        raise Fault("segment", segment, "needs an entity in the contract, so that one caller keeps one model")
+    known = [*contract.entity, *(name for name, feature in contract.features.items() if feature.type != "number")]
+    if unknown := [name for name in segment if name not in known]:
+        raise Fault("segment", unknown[0], f"is none of the columns that can make one: {', '.join(known)}")
 
 
 def champion(environment: Environment, model: str) -> Bundle | None:
@@ -98,12 +124,15 @@ def narrower(new: Contract, old: Contract) -> list[str]:
 
 
 def rollback(environment: Environment, model: str, why: str) -> Release:
-    """Release the newest model before the current one that answered somebody: not one that never ran."""
+    """Release the newest model before the current one that answered somebody: not one that never ran. A challenger on trial
+    goes, and its champion stays."""
     store = environment.store
     log = releases.read(store, model)
     current = releases.serving(log, releases.now())
     if current is None:
         raise Fault("rollback", model, "nothing is released yet")
+    if current.tried:
+        return trials.back(store, model, current, why)
     answered = _epochs_observed(store, model)
     for previous in reversed(log):
         if previous.champion != current.champion and previous.epoch in answered:

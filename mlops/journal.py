@@ -9,6 +9,10 @@ _MAX_BYTES = 2 * 1024 * 1024
 _TRIES = 50
 
 
+class Overtaken(Fault):
+    """Another record took the epoch."""
+
+
 class Journal:
     """An append-only log in the bucket: one object an epoch, numbered from 1 without gaps."""
 
@@ -44,10 +48,11 @@ class Journal:
             if raw is not None:
                 yield epoch, raw
 
-    def append(self, make: Callable[[int], bytes]) -> int:
-        """Write `make(epoch)` under the next free epoch; the bytes carry a nonce, so that a lost reply is found again."""
-        epoch = self.last() + 1
-        for _ in range(_TRIES):
+    def append(self, make: Callable[[int], bytes], after: int | None = None) -> int:
+        """Write `make(epoch)` under the next free epoch; the bytes carry a nonce, so that a lost reply is found again.
+        With `after`: only if that epoch is still the last, since what is written was concluded from it."""
+        epoch = (self.last() if after is None else after) + 1
+        for _ in range(_TRIES if after is None else 1):
             data = make(epoch)
             try:
                 written = self.store.put_new(self.key(epoch), data)
@@ -58,4 +63,4 @@ class Journal:
             if written or self.get(epoch) == data:
                 return epoch
             epoch += 1
-        raise Fault(self.prefix, epoch, f"lost the race for the next epoch {_TRIES} times; look at the log and try again")
+        raise Overtaken(self.prefix, epoch, "somebody else wrote it meanwhile; look at the log and try again")

@@ -33,6 +33,3 @@ class Model:
         """`arrays`: as `RowSchema.arrays` makes them. Returns float32 of shape (rows,)."""
         scores = np.asarray(self._session.run(self._output, arrays)[0])
         return scores[:, 1] if self._binary else scores.reshape(-1)
-
-    def predictions(self, scores: list[float]) -> list[float]:
-        return [int(score >= self.contract.threshold) for score in scores] if self._binary else scores

@@ -76,7 +76,7 @@ def _no_external(tensors) -> None:
         raise Refused("operators", "model.onnx", "external data", "is not allowed: all bytes are in the bundle")
 
 
-def _limit_memory(more_mb: int) -> None:
+def limit_memory(more_mb: int) -> None:
     """What the interpreter and its libraries take is theirs; the limit is what the model adds."""
     if sys.platform != "linux":
         return
@@ -94,9 +94,9 @@ def _child(folder: Path, memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     bundle = Bundle({name: (folder / name).read_bytes() for name in FILES})
     contract, golden = bundle.contract, bundle.json("golden.json")
-    _limit_memory(memory_mb)
+    limit_memory(memory_mb)
     _check_graph(bundle.files["model.onnx"], {name: len(columns) for name, columns in contract.inputs.items()})
-    _limit_memory(memory_mb)
+    limit_memory(memory_mb)
     model = Model(bundle, "")
     rows = [model.schema.row(row) for row in golden["rows"]]
     one, latency = model.score(rows[:1]), float("inf")

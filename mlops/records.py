@@ -12,8 +12,13 @@ from typing import Any
 import msgspec
 
 
-class Scored(msgspec.Struct):
-    """One scored row. `at` is Unix time in seconds; `features` is what the contract lets us keep."""
+class Scored(msgspec.Struct, omit_defaults=True):
+    """One scored row. `at`, `event` (when what it is about takes place, if the caller said so) are Unix times in seconds;
+    `model`, `score` are what the caller got; `features` is what the contract lets us keep.
+
+    Where two models are compared: `arm` is who was to answer (1: the challenger), the scores are both models', and `fault`
+    is why the challenger has none (error, nan, slow, died), or could not be asked (busy, broken).
+    """
 
     id: str
     at: float
@@ -23,6 +28,12 @@ class Scored(msgspec.Struct):
     prediction: float
     features: dict[str, Any]
     entity: str | None = None
+    event: float | None = None
+    arm: int | None = None
+    champion_score: float | None = None
+    challenger_score: float | None = None
+    challenger_seconds: float | None = None
+    fault: str | None = None
 
 
 class Outcome(msgspec.Struct):

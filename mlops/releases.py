@@ -5,9 +5,9 @@ import os
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlops.errors import Refused
 from mlops.journal import Journal
@@ -18,7 +18,11 @@ Mode = Literal["full", "blue-green", "canary", "ab", "shadow"]
 
 
 class Release(BaseModel):
-    """One record of the release log: from `at` (or `activate_at`) on, this is what serves."""
+    """One record of the release log: from `at` (or `activate_at`) on, this is what serves.
+
+    full: the champion answers. shadow: the challenger scores the same rows, unseen. canary, ab: it answers `weight` of the
+    entities (of those in `segment`, if there is one). blue-green: the challenger is loaded, to take over at one instant.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +36,23 @@ class Release(BaseModel):
     weight: float | None = Field(default=None, ge=0, le=1)
     activate_at: AwareDatetime | None = None
     segment: dict[str, str] | None = None
+    experiment: str | None = None  # one name for all weights of a trial: an entity keeps its model while they rise
+    hold: bool = False  # the controller takes no step forward
     nonce: str
+
+    @model_validator(mode="after")
+    def _whole(self) -> Release:
+        needed = {"full": (), "shadow": ("challenger",), "blue-green": ("challenger",)}.get(self.mode, ("challenger", "weight"))
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"mode {self.mode} needs a {missing[0]}")
+        if self.challenger == self.champion:
+            raise ValueError("champion and challenger are one model")
+        return self
+
+    @property
+    def tried(self) -> bool:
+        """Whether two models score the same rows."""
+        return self.mode in ("shadow", "canary", "ab")
 
 
 def who() -> str:
@@ -82,12 +102,12 @@ def serving(log: Iterable[Release], at: datetime) -> Release | None:
     return current
 
 
-def append(store: Store, model: str, champion: str, why: str, mode: Mode = "full", by: str | None = None) -> Release:
-    """Write the next epoch (compare-and-set by put-if-absent)."""
-    nonce, by = secrets.token_hex(8), by or who()
-    at = now()
+def append(store: Store, model: str, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
+    """Write the next epoch (compare-and-set by put-if-absent). `after`: raises Overtaken if that epoch is no more the last;
+    `more`: other fields of the record."""
+    fields: dict[str, Any] = {"at": now(), "by": who(), "why": why, "mode": mode, "champion": champion, "nonce": secrets.token_hex(8)} | more
 
     def record(epoch: int) -> Release:
-        return Release(epoch=epoch, at=at, by=by, why=why, mode=mode, champion=champion, nonce=nonce)
+        return Release(epoch=epoch, **fields)
 
-    return record(journal(store, model).append(lambda epoch: record(epoch).model_dump_json(exclude_none=True).encode()))
+    return record(journal(store, model).append(lambda epoch: record(epoch).model_dump_json(exclude_defaults=True).encode(), after))

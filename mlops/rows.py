@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -38,7 +39,8 @@ class RowSchema:
             (name, _type(contract.features[name], levels.get(name, ())), *([None] if contract.features[name].missing else []))
             for name in self.names
         ]
-        fields += [(name, str | int | float | None, None) for name in contract.context]
+        event = contract.time.column if contract.time else ""
+        fields += [(name, (datetime if name == event else str | int | float) | None, None) for name in contract.context]
         self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
         self._numbers, self._missing = len(contract.numbers), any(contract.features[name].missing for name in contract.categories)
         rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]

@@ -156,7 +156,7 @@ def _score_part(
         {
             "row": pa.array(scores, pa.int64()),
             "score": pa.array(scores.values(), pa.float32()),
-            "prediction": pa.array(model.predictions(list(scores.values())), pa.float32()),
+            "prediction": pa.array(model.contract.predictions(list(scores.values())), pa.float32()),
         }
     )
     temporary = folder / f"part-{number:05d}.tmp"
