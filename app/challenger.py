@@ -190,7 +190,7 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     model = Model(bundle, "")
     for row in bundle.json("golden.json")["rows"][:20]:
         model.score([model.schema.row(row)])
-    decode = msgspec.json.Decoder(list[list[model.schema.Row]]).decode
+    decode = msgspec.json.Decoder(list[list[model.schema.Row]]).decode  # ty: ignore[invalid-type-form]
     reply = b"[]"  # ready
     while True:
         connection.sendall(_LENGTH.pack(len(reply)) + reply)

@@ -32,7 +32,9 @@ class Metrics:
         self.lag = Gauge("mlops_release_lag_seconds", "How long the wanted release has not been served", registry=registry)
         self.info = Gauge("mlops_model_info", "The model that answers", ["model", "digest"], registry=registry)
         self.weight = Gauge("mlops_release_weight", "Share of the entities that the challenger answers", registry=registry)
-        self.challenger_rows = Counter("mlops_challenger_rows", "Rows for the challenger, by what it made of them", ["result"], registry=registry)
+        self.challenger_rows = Counter(
+            "mlops_challenger_rows", "Rows for the challenger, by what it made of them", ["result"], registry=registry
+        )
         self.challenger_seconds = Histogram(
             "mlops_challenger_duration_seconds", "Time that the challenger took for a request", buckets=_LATENCY, registry=registry
         )

@@ -217,7 +217,7 @@ class Watcher:
     def _tell(self) -> None:
         """Where this replica stands, for whoever has to know that all are ready for an instant."""
         live, (at, before) = self.live, self._told
-        state = {"serving": live.release.epoch if live else 0, "ready": not self.reason, "loaded": sorted(self._models)}
+        state: dict[str, object] = {"serving": live.release.epoch if live else 0, "ready": not self.reason, "loaded": sorted(self._models)}
         if state != before or time.monotonic() - at > _TELL_SECONDS:
             replicas.tell(self._store, self._settings.model, self._settings.replica, **state)
             self._told = time.monotonic(), state

@@ -105,7 +105,14 @@ def serving(log: Iterable[Release], at: datetime) -> Release | None:
 def append(store: Store, model: str, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
     """Write the next epoch (compare-and-set by put-if-absent). `after`: raises Overtaken if that epoch is no more the last;
     `more`: other fields of the record."""
-    fields: dict[str, Any] = {"at": now(), "by": who(), "why": why, "mode": mode, "champion": champion, "nonce": secrets.token_hex(8)} | more
+    fields: dict[str, Any] = {
+        "at": now(),
+        "by": who(),
+        "why": why,
+        "mode": mode,
+        "champion": champion,
+        "nonce": secrets.token_hex(8),
+    } | more
 
     def record(epoch: int) -> Release:
         return Release(epoch=epoch, **fields)

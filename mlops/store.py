@@ -52,9 +52,9 @@ class Store:
             return False
         return True
 
-    def keys(self, prefix: str) -> list[str]:
-        """Keys below the folder `prefix`, sorted."""
-        return sorted(item["path"] for batch in self._store.list(prefix or None) for item in batch)
+    def keys(self, prefix: str, after: str | None = None) -> list[str]:
+        """Keys below the folder `prefix`, sorted; those beyond `after` alone, without listing what lies before it."""
+        return sorted(item["path"] for batch in self._store.list(prefix or None, offset=after) for item in batch)
 
     def delete(self, key: str) -> None:
         """Nothing happens if it is absent."""

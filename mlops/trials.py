@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
+
+import msgspec
 
 from mlops import releases, replicas
 from mlops.contract import Judge
@@ -55,6 +58,24 @@ def back(store: Store, model: str, release: Release, why: str) -> Release:
     return releases.append(store, model, release.champion, why, after=release.epoch)
 
 
+def started(log: Iterable[Release], release: Release) -> Release:
+    """The record with which a trial began: all that it has answered belongs to it."""
+    mine = (release.champion, release.challenger, release.experiment)
+    return next(each for each in log if (each.champion, each.challenger, each.experiment) == mine)
+
+
+def keep(store: Store, model: str, release: Release, verdict: dict[str, Any]) -> None:
+    """What the judge said while this record was in force; the last of each decision stays."""
+    key = f"models/{model}/verdicts/{release.experiment}/{release.epoch:08d}-{verdict['decision']}.json"
+    store.put(key, msgspec.json.encode({"at": releases.now(), "epoch": release.epoch} | verdict))
+
+
+def verdicts(store: Store, model: str, experiment: str | None) -> list[dict[str, Any]]:
+    """Oldest first."""
+    keys = store.keys(f"models/{model}/verdicts/{experiment}")
+    return sorted((msgspec.json.decode(store.get(key) or b"{}") for key in keys), key=lambda verdict: verdict["at"])
+
+
 def hold(store: Store, model: str, on: bool, why: str) -> Release:
     release = current(store, model)
     kept = release.model_dump(exclude={"epoch", "at", "by", "nonce", "why", "champion", "hold", "mode"}, exclude_none=True)
@@ -68,7 +89,9 @@ def blue_green(store: Store, model: str, blue: str, green: str, why: str) -> Rel
     while late := _unprepared(store, model, prepared.epoch, green):
         if time.monotonic() > deadline:
             releases.append(store, model, blue, f"called off: {', '.join(late)} did not confirm {green[:12]}", after=prepared.epoch)
-            raise Fault("replicas", ", ".join(late), f"did not confirm within {_CONFIRM_SECONDS:g} s that {green[:12]} is loaded; look there")
+            raise Fault(
+                "replicas", ", ".join(late), f"did not confirm within {_CONFIRM_SECONDS:g} s that {green[:12]} is loaded; look there"
+            )
         time.sleep(0.2)
     instant = releases.now() + _INSTANT
     return releases.append(store, model, green, why, "blue-green", after=prepared.epoch, challenger=blue, activate_at=instant)

@@ -7,15 +7,14 @@ from io import BytesIO
 from itertools import groupby
 from typing import Any
 
-import msgspec
 import polars as pl
 
 from mlops import records
 from mlops.store import Store
+from monitoring.frames import COLUMNS, KINDS, Kind, decoded, hour_of_id
 
 _GRACE = timedelta(minutes=5)  # a segment of the hour before may be on its way
 _AT_ONCE = 200  # segments: what is in memory at a time
-KINDS: dict[str, type[records.Scored] | type[records.Outcome]] = {"predictions": records.Scored, "outcomes": records.Outcome}
 
 
 def waiting(store: Store, kind: str, model: str, now: datetime | None = None) -> list[str]:
@@ -36,9 +35,10 @@ def compact(store: Store, kind: str, model: str, now: datetime | None = None) ->
         for keys in _parts(list(group)):
             table = _table(store, keys, KINDS[kind])
             name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
-            content = BytesIO()
-            table.write_parquet(content, compression="zstd", statistics=True)
-            store.put(f"{folder}/{epoch}-{name}.parquet", content.getvalue())
+            for hour, part in _by_hour(table, kind, folder):
+                content = BytesIO()
+                part.write_parquet(content, compression="zstd", statistics=True)
+                store.put(f"{kind}/{model}/{hour}/{epoch}-{name}.parquet", content.getvalue())
             for key in keys:
                 store.delete(key)
             written += table.height
@@ -50,22 +50,31 @@ def _hour_and_epoch(key: str) -> tuple[str, str]:
     return folder, name.partition("-")[0]
 
 
+def _by_hour(table: pl.DataFrame, kind: str, folder: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Outcomes go to the hour of their prediction, where whoever joins them looks; predictions stay in their own."""
+    here = "/".join(folder.split("/")[-2:])
+    if kind == "predictions":
+        yield here, table
+        return
+    for (hour,), part in table.with_columns(hour=hour_of_id(pl.col("id")).fill_null(here)).group_by("hour", maintain_order=True):
+        yield str(hour), part.drop("hour")
+
+
 def _parts(keys: list[str]) -> Iterator[list[str]]:
     yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
 
 
-def _table(store: Store, keys: list[str], kind: type[records.Scored] | type[records.Outcome]) -> pl.DataFrame:
-    decode = msgspec.json.Decoder(kind).decode
-    rows: list[Any] = [decode(raw) for key in keys for raw in records.lines(store.get(key) or b"")]
-    fields = [field for field in kind.__struct_fields__ if field != "features"]
-    columns = {field: [getattr(row, field) for row in rows] for field in fields}
+def _table(store: Store, keys: list[str], kind: Kind) -> pl.DataFrame:
+    rows = [row for key in keys for row in decoded(store.get(key) or b"", kind)]
+    columns = [pl.Series(name, [getattr(row, name) for row in rows], dtype) for name, dtype in COLUMNS[kind].items()]
     if kind is records.Scored:
-        names = sorted({name for row in rows for name in row.features})
-        columns |= {f"feature.{name}": [row.features.get(name) for row in rows] for name in names}
-    return pl.DataFrame([pl.Series(name, values, dtype=_dtype(values), strict=False) for name, values in columns.items()]).sort("id")
+        for name in sorted({name for row in rows for name in row.features}):
+            values = [row.features.get(name) for row in rows]
+            columns.append(pl.Series(f"feature.{name}", values, _dtype(values), strict=False))
+    return pl.DataFrame(columns).sort("id")
 
 
 def _dtype(values: list[Any]) -> type[pl.DataType]:
-    """One type a column in every file, whatever its values happen to be."""
+    """One type a feature in every file, whatever its values happen to be."""
     kinds = {type(value) for value in values} - {type(None)}
     return pl.String if str in kinds else pl.Boolean if kinds == {bool} else pl.Float64

@@ -1,4 +1,5 @@
-"""The loop that keeps an environment in order: compacts the log, mirrors the release log into MLflow, watches what it depends on.
+"""The loop that keeps an environment in order: judges the challenger and takes it a step on, or back; compacts the log, mirrors
+the release log into MLflow, watches what it depends on.
 
 Two of them do no harm, and one that was killed goes on where it was: every step looks at what is there.
 """
@@ -13,19 +14,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from mlops import door, releases
+from mlops import bundle as bundles
+from mlops import door, releases, trials
+from mlops.contract import Contract
 from mlops.environment import Environment, only_model
 from mlops.errors import Fault
+from mlops.journal import Overtaken
+from mlops.releases import Release
 from mlops.statements import Statement, statements
 from mlops.tracking import Tracking, reachable
-from monitoring.compact import KINDS, compact, waiting
+from monitoring.compact import compact, waiting
+from monitoring.evidence import Evidence
+from monitoring.frames import KINDS
+from monitoring.judge import Verdict, judge
 
 log = logging.getLogger("controller")
 _PORT = 9100
 _TICK_SECONDS = 2.0
+_URGENT = "judge"
 
 
 class Metrics:
@@ -39,7 +49,34 @@ class Metrics:
         self.waiting = Gauge("mlops_segments_waiting", "Segments of closed hours that are not Parquet yet", ["kind"], registry=registry)
         self.trained = Gauge("mlops_last_training_timestamp_seconds", "When the gate last judged a model", ["model"], registry=registry)
         self.passed = Gauge("mlops_last_gate_passed", "Whether that model passed", ["model"], registry=registry)
+        self.decision = Gauge("mlops_judge_decision", "What the judge says of the challenger now", ["decision"], registry=registry)
+        self.estimate = Gauge("mlops_judge_estimate", "What it found", ["criterion"], registry=registry)
+        self.low = Gauge("mlops_judge_low", "Lower bound of that", ["criterion"], registry=registry)
+        self.high = Gauge("mlops_judge_high", "Upper bound of that", ["criterion"], registry=registry)
+        self.bound = Gauge("mlops_judge_bound", "What it is held against", ["criterion"], registry=registry)
+        self.evidence = Gauge("mlops_judge_rows", "Rows that both models scored", registry=registry)
+        self.steps = Counter("mlops_release_steps", "Records that the controller wrote", ["step"], registry=registry)
+        self.trial = Gauge("mlops_trial_step_timestamp_seconds", "Since when the trial is where it is; 0: there is none", registry=registry)
+        for step in ("forward", "abort"):
+            self.steps.labels(step)
         self.released = Gauge("mlops_released_timestamp_seconds", "When the newest release was written", ["model"], registry=registry)
+
+    def shows(self, verdict: Verdict | None) -> None:
+        for decision in ("abort", "forward", "wait"):
+            self.decision.labels(decision).set(verdict is not None and verdict.decision == decision)
+        for gauge in (self.estimate, self.low, self.high, self.bound):
+            gauge.clear()
+        if verdict is None:
+            self.trial.set(0)
+            self.evidence.set(0)
+            return
+        for criterion in verdict.criteria:
+            for gauge, value in ((self.estimate, criterion.estimate), (self.low, criterion.low), (self.high, criterion.high)):
+                if value is not None and "=" not in criterion.name:  # a series for each slice would be many
+                    gauge.labels(criterion.name).set(value)
+            if "=" not in criterion.name:
+                self.bound.labels(criterion.name).set(criterion.bound)
+        self.evidence.set(verdict.rows)
 
 
 class Controller:
@@ -48,7 +85,9 @@ class Controller:
         self.metrics = Metrics()
         self._environment, self._store, self._model, self._database = environment, environment.store, model, database
         self._judged: dict[str, Statement | None] = {}  # by key of the bucket; None: not to be trusted
+        self._trial: tuple[str, Contract, Evidence] | None = None
         every: list[tuple[str, float, Callable[[], None]]] = [
+            (_URGENT, 2, self.judge),
             ("dependencies", 10, self.look),
             ("mirror", 10, self.mirror),
             ("observe", 30, self.observe),
@@ -60,13 +99,22 @@ class Controller:
             self.metrics.success.labels(name).set_to_current_time()
 
     def run(self, stop: threading.Event) -> None:
+        """The judge has a thread of its own: whoever harms callers waits for no compaction."""
+        rest = [name for name in self._steps if name != _URGENT]
+        judging = threading.Thread(target=self._run, args=(stop, [_URGENT]), daemon=True)
+        judging.start()
+        self._run(stop, rest)
+        judging.join(timeout=5)
+
+    def _run(self, stop: threading.Event, names: list[str]) -> None:
         while not stop.is_set():
-            self.tick()
+            self.tick(names)
             stop.wait(_TICK_SECONDS)
 
-    def tick(self) -> None:
+    def tick(self, names: list[str] | None = None) -> None:
         """What is due. A step that fails is tried again when it is due again, and keeps no other from its turn."""
-        for name, (seconds, step) in self._steps.items():
+        for name in names or self._steps:
+            seconds, step = self._steps[name]
             started = time.monotonic()
             if started < self._due[name]:
                 continue
@@ -79,6 +127,48 @@ class Controller:
             self.metrics.seconds.labels(name).set(time.monotonic() - started)
             self._due[name] = time.monotonic() + seconds
 
+    def judge(self) -> None:
+        """One look at the challenger on trial, and the record that follows from it. Whoever wrote one meanwhile is right."""
+        log_now = releases.read(self._store, self._model)
+        release = releases.serving(log_now, releases.now())
+        if release is None or not release.tried:
+            self._trial = None
+            self.metrics.shows(None)
+            return
+        contract, evidence = self._on_trial(release)
+        first = trials.started(log_now, release)
+        verdict = judge(contract, release, evidence.look(first.epoch, first.at, releases.now()))
+        self.metrics.shows(verdict)
+        self.metrics.trial.set(release.at.timestamp())
+        trials.keep(self._store, self._model, release, verdict.as_dict())
+        by_itself = release.mode != "ab" and not release.segment and not release.hold
+        with suppress(Overtaken):
+            if verdict.decision == "abort":
+                self._wrote(trials.back(self._store, self._model, release, f"taken back: {'; '.join(verdict.reasons)}"[:500]), "abort")
+            elif verdict.decision == "forward" and by_itself:
+                why = f"a step on: {'; '.join(verdict.reasons)}"[:500]
+                self._wrote(trials.forward(self._store, self._model, release, contract.judge, why), "forward")
+
+    def _on_trial(self, release: Release) -> tuple[Contract, Evidence]:
+        name = f"{release.champion}-{release.experiment}"
+        if self._trial is None or self._trial[0] != name:
+            champion = bundles.read(self._store, self._model, release.champion)
+            unit = 1.0 if champion.contract.task == "binary" else float(champion.json("profile.json")["target"]["scale"])
+            self._trial = name, champion.contract, Evidence(self._store, champion.contract, unit)
+        return self._trial[1:]
+
+    def _wrote(self, release: Release, step: str) -> None:
+        self.metrics.steps.labels(step).inc()
+        said = {
+            "event": "release",
+            "step": step,
+            "epoch": release.epoch,
+            "mode": release.mode,
+            "weight": release.weight,
+            "why": release.why,
+        }
+        log.warning("%s", json.dumps(said))
+
     def look(self) -> None:
         self.metrics.up.labels("tracking").set(reachable(self._environment.tracking))
         self.metrics.up.labels("bucket").set(_works(lambda: self._store.get("is-it-there")))
@@ -90,7 +180,9 @@ class Controller:
         """An alias that somebody moved in MLflow goes back: it never decided anything."""
         champion = door.champion(self._environment, self._model)
         if champion is not None:
-            for change in Tracking(self._environment.tracking).mirror(self._model, {"champion": champion.digest}):
+            release = releases.serving(releases.read(self._store, self._model), releases.now())
+            aliases = {"champion": champion.digest, "challenger": release.challenger if release and release.tried else None}
+            for change in Tracking(self._environment.tracking).mirror(self._model, aliases):
                 log.warning("%s", json.dumps({"event": "alias", "change": change}))
 
     def observe(self) -> None:

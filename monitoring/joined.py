@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
+from typing import Any
 
-import msgspec
 import polars as pl
 
 from mlops import records
 from mlops.errors import Fault
 from mlops.store import Store
+from monitoring.frames import COLUMNS, Kind, read
 
-_PREDICTIONS = {"id": pl.String, "at": pl.Float64, "epoch": pl.Int64, "model": pl.String, "score": pl.Float64, "prediction": pl.Float64}
-_OUTCOMES = {"id": pl.String, "value": pl.Float64, "at": pl.Float64}
+_PREDICTIONS = {name: COLUMNS[records.Scored][name] for name in ("id", "at", "epoch", "model", "score", "prediction")}
 _TRIES = 5
 
 
@@ -26,7 +25,7 @@ class Joined:
 def joined(store: Store, model: str) -> Joined:
     """The prediction log with its outcomes. Of several outcomes for one prediction the last received counts."""
     predictions = _read(store, f"predictions/{model}", records.Scored, _PREDICTIONS).unique("id")
-    outcomes = _read(store, f"outcomes/{model}", records.Outcome, _OUTCOMES).sort("at")
+    outcomes = _read(store, f"outcomes/{model}", records.Outcome, COLUMNS[records.Outcome]).sort("at")
     values = outcomes.group_by("id", maintain_order=True).agg(
         value=pl.col("value").last(), received=pl.len(), distinct=pl.col("value").n_unique()
     )
@@ -43,20 +42,10 @@ def joined(store: Store, model: str) -> Joined:
     return Joined(rows.select(*_PREDICTIONS, "value").sort("id"), counts)
 
 
-def _read(store: Store, prefix: str, kind: type[records.Scored] | type[records.Outcome], schema: dict) -> pl.DataFrame:
+def _read(store: Store, prefix: str, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame:
     """Segments and Parquet alike; a row that is in both, since it was being compacted, once."""
-    decode = msgspec.json.Decoder(kind).decode
     for _ in range(_TRIES):
-        contents = {key: store.get(key) for key in store.keys(prefix)}
-        if any(content is None for content in contents.values()):
-            continue  # compacted since it was listed
-        frames = [pl.DataFrame(schema=schema)]
-        for key, content in contents.items():
-            assert content is not None
-            if key.endswith(".parquet"):
-                frames.append(pl.read_parquet(BytesIO(content), columns=list(schema)).cast(schema))
-            else:
-                found = [decode(raw) for raw in records.lines(content)]
-                frames.append(pl.DataFrame({name: [getattr(record, name) for record in found] for name in schema}, schema=schema))
-        return pl.concat(frames).unique(maintain_order=True)
+        frames = [read(store, key, kind, schema) for key in store.keys(prefix)]
+        if all(frame is not None for frame in frames):  # otherwise compacted since it was listed
+            return pl.concat([pl.DataFrame(schema=schema), *(frame for frame in frames if frame is not None)]).unique(maintain_order=True)
     raise Fault("log", prefix, "was compacted each time it was read; try again")

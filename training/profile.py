@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from mlops.contract import Contract
+from training import evaluate
 
 _NUMBER_BINS = 10
 _LEVELS = 19  # rarer ones are pooled: PSI of many small bins is noise
@@ -45,7 +46,7 @@ def profile(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict
         "rows": frame.height,
         "bins": bins | {"score": _number_bins(scores.astype(float))},
         "levels": {name: frame[name].drop_nulls().unique().sort().to_list() for name in rejecting},
-        "target": {"mean": target.mean(), "std": target.std()},
+        "target": {"mean": target.mean(), "std": target.std(), "scale": evaluate.scale(contract, target.to_numpy())},
     }
 
 

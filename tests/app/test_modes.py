@@ -75,7 +75,9 @@ def test_a_request_of_many_rows_says_which_model_answered_each(environment: Envi
         expected = [digests[int(assignment.gets_challenger(release, None, f"c{i}"))] for i in range(100)]
         assert models == expected
         one_by_one = [service.predict(row) for row in rows]
-    assert [each["score"] for each in answer["predictions"]] == pytest.approx([one["predictions"][0]["score"] for one in one_by_one], abs=1e-6)
+    assert [each["score"] for each in answer["predictions"]] == pytest.approx(
+        [one["predictions"][0]["score"] for one in one_by_one], abs=1e-6
+    )
 
 
 def test_a_segment_gets_the_challenger_and_nobody_else(environment: Environment, digests: list[str]) -> None:

@@ -1,0 +1,61 @@
+"""The prediction log as data frames: segments as the app wrote them, and the Parquet that they become."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, get_args
+
+import msgspec
+import polars as pl
+
+from mlops import records
+from mlops.store import Store
+
+Kind = type[records.Scored] | type[records.Outcome]
+KINDS: dict[str, Kind] = {"predictions": records.Scored, "outcomes": records.Outcome}
+_TYPES = {str: pl.String, float: pl.Float64, int: pl.Int64}
+
+
+def _columns(kind: Kind) -> dict[str, Any]:
+    """A record's fields, less the features: one type each, whatever the values happen to be."""
+    types = {each.name: next(iter(set(get_args(each.type)) - {type(None)}), each.type) for each in msgspec.structs.fields(kind)}
+    return {name: _TYPES[each] for name, each in types.items() if name != "features"}
+
+
+COLUMNS = {kind: _columns(kind) for kind in KINDS.values()}
+
+
+def decoded(content: bytes, kind: Kind) -> list[Any]:
+    """The records of a segment. Raises msgspec.DecodeError at one that is whole, but not of ours."""
+    decode = msgspec.json.Decoder(kind).decode
+    return [decode(raw) for raw in records.lines(content)]
+
+
+def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame | None:
+    """These columns of one file; `feature.NAME` is null where a file has none. None: the file is gone.
+
+    Raises msgspec.DecodeError or polars' exceptions where it is not what it should be.
+    """
+    content = store.get(key)
+    if content is None:
+        return None
+    if not key.endswith(".parquet"):
+        rows = decoded(content, kind)
+        return pl.DataFrame({name: [_value(row, name) for row in rows] for name in schema}, schema=schema)
+    there = pl.read_parquet_schema(BytesIO(content))
+    found = pl.read_parquet(BytesIO(content), columns=[name for name in schema if name in there])
+    found = found.with_columns(pl.lit(None).alias(name) for name in schema if name.startswith("feature.") and name not in there)
+    return found.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+
+
+def _value(row: Any, name: str) -> Any:
+    if not name.startswith("feature."):
+        return getattr(row, name)
+    value = row.features.get(name.removeprefix("feature."))
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def hour_of_id(ids: pl.Expr) -> pl.Expr:
+    """`<day>/<hour>` of a prediction, as its key in the bucket has it, from its id."""
+    millis = (ids.str.slice(0, 8) + ids.str.slice(9, 4)).str.to_integer(base=16, strict=False)
+    return pl.from_epoch(millis, time_unit="ms").dt.strftime("%Y-%m-%d/%H")
