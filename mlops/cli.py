@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from obstore.exceptions import BaseError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from mlops.cluster import Cluster, without
-from mlops.environment import Environment, only_model
 from mlops.errors import Fault, GateRefused
+from mlops.experiment import app as experiment_app
+from mlops.releases import Release, described
+from mlops.terminal import Why, err, state
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,47 +29,7 @@ app = typer.Typer(
 )
 key_app = typer.Typer(no_args_is_help=True, help="API keys and signing keys.")
 app.add_typer(key_app, name="key")
-# Where nobody looks at a terminal, a table is not folded.
-out = Console(width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True)
-
-
-@dataclass
-class Context:
-    env: str | None = None
-    model: str | None = None
-    as_json: bool = False
-    cluster: Cluster | None = None
-
-    @property
-    def environment(self) -> Environment:
-        return Environment.load(self.env)
-
-    @property
-    def model_name(self) -> str:
-        return self.model or os.environ.get("MLOPS_MODEL") or only_model()
-
-    def say(self, text: str) -> None:
-        if not self.as_json:
-            err.print(text, highlight=False)
-
-    def target(self, verb: str) -> None:
-        """Before staging or prod change, say so."""
-        environment = self.environment
-        if environment.name not in ("local", "dev", "kind"):
-            err.print(f"{verb} in [bold]{environment.name}[/]: bucket {environment.bucket}, model {self.model_name}")
-
-    def result(self, value: dict[str, Any], text: str | Table) -> None:
-        if self.as_json:
-            print(json.dumps(value, default=str))
-        else:
-            out.print(text, highlight=False, soft_wrap=True, markup=not isinstance(text, str))  # others wrote parts of it
-
-
-state = Context()
-Why = Annotated[str, typer.Option(help="The reason; it stays in the release log.")]
-
-
+app.add_typer(experiment_app, name="experiment")
 _LOCAL = ("run", "init", "tune", "score")
 
 
@@ -184,18 +144,38 @@ def score(
 
 @app.command()
 def release(
-    digest: Annotated[str, typer.Argument(help="The bundle's digest, or its beginning.")],
+    digest: Annotated[str | None, typer.Argument(help="The bundle's digest, or its beginning.")] = None,
     why: Why = "",
-    mode: Annotated[str, typer.Option(help="full; the others are not there yet.")] = "full",
+    mode: Annotated[str, typer.Option(help="full, or beside the champion: shadow, canary, ab, blue-green.")] = "full",
+    weight: Annotated[float | None, typer.Option(help="Share of the entities that a canary answers.", min=0, max=1)] = None,
+    segment: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: those alone get the challenger.")] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="The challenger on trial takes no step on; one back it may.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="It may again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Its next step now, whatever the evidence.")] = False,
     breaking: Annotated[bool, typer.Option("--breaking", help="Allow a narrower request schema.")] = False,
 ) -> None:
-    """Check digest, signatures and gate, approve for this environment, and release."""
-    from mlops.door import release as through_the_door
+    """Check digest, signatures and gate, approve for this environment, and release. Or steer the trial that is on."""
+    from mlops import door, trials
+    from mlops.releases import MODES
 
+    if mode not in MODES:
+        raise Fault("mode", mode, f"use {', '.join(MODES)}")
+    if bool(digest) + pause + resume + force != 1:
+        raise Fault("release", digest or "", "name a DIGEST, or one of --pause, --resume, --force")
+    if not why and not digest:
+        raise Fault("why", "", "say why: --why '…'")
+    environment, model = state.environment, state.model_name
     state.target("release")
-    done = through_the_door(state.environment, state.model_name, digest, why or "released by hand", mode, breaking)
-    _mirror(done.champion)
-    state.result(done.model_dump(mode="json"), f"epoch {done.epoch}: {done.champion[:12]} serves in {state.environment.name}")
+    if digest:
+        parts = dict(part.partition("=")[::2] for part in segment or [])
+        mode = "canary" if parts and mode == "full" else mode
+        done = door.release(environment, model, digest, why or "released by hand", mode, breaking, weight, parts or None)  # ty: ignore
+    elif force:
+        done = door.force(environment, model, why)
+    else:
+        done = trials.hold(environment.store, model, pause, why)
+    _mirror(done)
+    state.result(done.model_dump(mode="json"), f"epoch {done.epoch}: {described(done)} in {environment.name}")
 
 
 @app.command()
@@ -205,17 +185,17 @@ def rollback(why: Why = "") -> None:
 
     state.target("rollback")
     done = back(state.environment, state.model_name, why or "rolled back by hand")
-    _mirror(done.champion)
+    _mirror(done)
     state.result(done.model_dump(mode="json"), f"epoch {done.epoch}: back to {done.champion[:12]}")
 
 
-def _mirror(champion: str) -> None:
+def _mirror(done: Release) -> None:
     """MLflow's alias is for people: without MLflow a release is as good."""
     from mlops.tracking import Tracking, reachable
 
     environment = state.environment
     if reachable(environment.tracking):
-        Tracking(environment.tracking).mirror(state.model_name, {"champion": champion})
+        Tracking(environment.tracking).mirror(state.model_name, {"champion": done.champion, "challenger": done.on_trial})
 
 
 @app.command()
@@ -238,9 +218,9 @@ def history(
         value["observed"] = [{"digest": d, "epoch": e, "rows": n} for (d, e), n in seen.items()]
         state.result(value, f"intended: {intended}\nobserved: {answered}")
         return
-    table = Table("epoch", "at", "champion", "mode", "by", "why")
+    table = Table("epoch", "at", "what", "by", "why")
     for release in log:
-        words = (release.champion[:12], release.mode, escape(release.by), escape(release.why))
+        words = (described(release), escape(release.by), escape(release.why))
         table.add_row(str(release.epoch), f"{release.at:%Y-%m-%d %H:%M:%S}", *words)
     state.result({"releases": [release.model_dump(mode="json") for release in log]}, table)
 
@@ -277,7 +257,7 @@ def status() -> None:
     }  # fmt: skip
     lines = [
         f"model     {model} in {environment.name}",
-        f"release   {f'epoch {current.epoch}, {current.champion[:12]}, {current.why}' if current else 'none yet'}",
+        f"release   {f'epoch {current.epoch}, {described(current)}, {current.why}' if current else 'none yet'}",
         f"service   {environment.endpoint}: {service}",
         f"MLflow    {environment.tracking}: {value['tracking']['state']}",
         f"bucket    {environment.bucket}: {len(bundles)} bundles {' '.join(bundles)}",

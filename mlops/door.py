@@ -62,6 +62,15 @@ def release(
     return trials.put(store, model, served.digest, digest, why, mode=mode, weight=weight, segment=segment, hold=hold)
 
 
+def force(environment: Environment, model: str, why: str) -> Release:
+    """The next step of the trial that is on, whatever the evidence."""
+    served, store = champion(environment, model), environment.store
+    release = trials.current(store, model)
+    if served is None or served.digest != release.champion:
+        raise Fault("champion", release.champion[:12], "does not hold any more; release another model")
+    return trials.forward(store, model, release, served.contract.judge, why)
+
+
 def _is_a_segment(segment: dict[str, str], contract: Contract) -> None:
     if not contract.entity:
         raise Fault("segment", segment, "needs an entity in the contract, so that one caller keeps one model")

@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,7 @@ from mlops.store import Store
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mode = Literal["full", "blue-green", "canary", "ab", "shadow"]
+MODES = get_args(Mode)
 
 
 class Release(BaseModel):
@@ -53,6 +54,22 @@ class Release(BaseModel):
     def tried(self) -> bool:
         """Whether two models score the same rows."""
         return self.mode in ("shadow", "canary", "ab")
+
+    @property
+    def on_trial(self) -> str | None:
+        return self.challenger if self.tried else None
+
+
+def described(release: Release) -> str:
+    """For people: which model, in which mode, beside which other."""
+    champion, challenger = release.champion[:12], (release.challenger or "")[:12]
+    if release.mode == "full":
+        return champion
+    if release.mode == "blue-green":
+        return f"{champion} (blue-green, {'before it' if release.activate_at else 'preparing'} {challenger})"
+    to = f" for {', '.join(map('='.join, release.segment.items()))}" if release.segment else ""
+    share = f" {release.weight:.0%}" if release.weight is not None else ""
+    return f"{champion}, {release.mode}{share}{to} {challenger}{', held' if release.hold else ''}"
 
 
 def who() -> str:

@@ -18,7 +18,6 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from mlops import bundle as bundles
 from mlops import door, releases, trials
 from mlops.contract import Contract
 from mlops.environment import Environment, only_model
@@ -29,6 +28,7 @@ from mlops.statements import Statement, statements
 from mlops.tracking import Tracking, reachable
 from monitoring.compact import compact, waiting
 from monitoring.evidence import Evidence
+from monitoring.experiment import evidence_for
 from monitoring.frames import KINDS
 from monitoring.judge import Verdict, judge
 
@@ -152,9 +152,7 @@ class Controller:
     def _on_trial(self, release: Release) -> tuple[Contract, Evidence]:
         name = f"{release.champion}-{release.experiment}"
         if self._trial is None or self._trial[0] != name:
-            champion = bundles.read(self._store, self._model, release.champion)
-            unit = 1.0 if champion.contract.task == "binary" else float(champion.json("profile.json")["target"]["scale"])
-            self._trial = name, champion.contract, Evidence(self._store, champion.contract, unit)
+            self._trial = name, *evidence_for(self._store, self._model, release.champion)
         return self._trial[1:]
 
     def _wrote(self, release: Release, step: str) -> None:
@@ -181,7 +179,7 @@ class Controller:
         champion = door.champion(self._environment, self._model)
         if champion is not None:
             release = releases.serving(releases.read(self._store, self._model), releases.now())
-            aliases = {"champion": champion.digest, "challenger": release.challenger if release and release.tried else None}
+            aliases = {"champion": champion.digest, "challenger": release.on_trial if release else None}
             for change in Tracking(self._environment.tracking).mirror(self._model, aliases):
                 log.warning("%s", json.dumps({"event": "alias", "change": change}))
 

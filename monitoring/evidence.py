@@ -150,7 +150,7 @@ class Evidence:
         names = [f"feature.{name}" for name in self.contract.slices]
         losses = rows.join(known, on="id", how="left").select(
             *names, "arm", day=local.dt.date(), moment=moment,
-            champion=self._loss(champion), challenger=self._loss(challenger), got=self._loss(pl.col("score")),
+            champion=self.loss(champion), challenger=self.loss(challenger), got=self.loss(pl.col("score")),
         )  # fmt: skip
         difference = (pl.col("challenger") - pl.col("champion")).filter(pl.col("challenger").is_finite() & pl.col("champion").is_finite())
         paired = {"n": difference.count(), "d": difference.sum()}
@@ -171,7 +171,8 @@ class Evidence:
         clipped = score.clip(_CLIP, 1 - _CLIP)
         return (clipped / (1 - clipped)).log()
 
-    def _loss(self, score: pl.Expr) -> pl.Expr:
+    def loss(self, score: pl.Expr) -> pl.Expr:
+        """Of a score against the column `value`; null where that is."""
         if self.contract.task == "regression":
             return (pl.col("value") - score).abs() / self.unit
         clipped = score.clip(_CLIP, 1 - _CLIP)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -10,22 +11,22 @@ from mlops.errors import Fault
 from mlops.store import Store
 from monitoring.frames import COLUMNS, Kind, read
 
-_PREDICTIONS = {name: COLUMNS[records.Scored][name] for name in ("id", "at", "epoch", "model", "score", "prediction")}
+_PREDICTIONS = {name: COLUMNS[records.Scored][name] for name in ("id", "at", "epoch", "model", "score", "prediction", "event")}
 _TRIES = 5
 
 
 @dataclass(frozen=True)
 class Joined:
-    """`rows`: one a prediction (id, at, epoch, model, score, prediction, value or null); `counts`: what was met."""
+    """`rows`: one a prediction (id, at, epoch, model, score, prediction, event, value or null); `counts`: what was met."""
 
     rows: pl.DataFrame
     counts: dict[str, int]
 
 
-def joined(store: Store, model: str) -> Joined:
+def joined(store: Store, model: str, since: datetime | None = None) -> Joined:
     """The prediction log with its outcomes. Of several outcomes for one prediction the last received counts."""
-    predictions = _read(store, f"predictions/{model}", records.Scored, _PREDICTIONS).unique("id")
-    outcomes = _read(store, f"outcomes/{model}", records.Outcome, COLUMNS[records.Outcome]).sort("at")
+    predictions = _read(store, f"predictions/{model}", since, records.Scored, _PREDICTIONS).unique("id")
+    outcomes = _read(store, f"outcomes/{model}", since, records.Outcome, COLUMNS[records.Outcome]).sort("at")
     values = outcomes.group_by("id", maintain_order=True).agg(
         value=pl.col("value").last(), received=pl.len(), distinct=pl.col("value").n_unique()
     )
@@ -42,10 +43,10 @@ def joined(store: Store, model: str) -> Joined:
     return Joined(rows.select(*_PREDICTIONS, "value").sort("id"), counts)
 
 
-def _read(store: Store, prefix: str, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame:
+def _read(store: Store, prefix: str, since: datetime | None, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame:
     """Segments and Parquet alike; a row that is in both, since it was being compacted, once."""
     for _ in range(_TRIES):
-        frames = [read(store, key, kind, schema) for key in store.keys(prefix)]
+        frames = [read(store, key, kind, schema) for key in store.keys(prefix, after=f"{prefix}/{since:%Y-%m-%d/%H}" if since else None)]
         if all(frame is not None for frame in frames):  # otherwise compacted since it was listed
             return pl.concat([pl.DataFrame(schema=schema), *(frame for frame in frames if frame is not None)]).unique(maintain_order=True)
     raise Fault("log", prefix, "was compacted each time it was read; try again")

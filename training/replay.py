@@ -86,6 +86,12 @@ def _seconds(column: pl.Series) -> np.ndarray:
 
 
 def request_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    """Rows as a caller sends them: missing values are left out."""
+    """Rows as a caller sends them: moments as ISO 8601, missing values left out."""
     columns = [*contract.features, *(name for name in contract.context if name in frame.columns)]
-    return [{name: value for name, value in row.items() if value is not None} for row in frame.select(columns).to_dicts()]
+    moments = [
+        pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S" + ("%:z" if dtype.time_zone else ""))
+        for name, dtype in frame.select(columns).schema.items()
+        if isinstance(dtype, pl.Datetime)
+    ]
+    rows = frame.select(columns).with_columns(moments).to_dicts()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
