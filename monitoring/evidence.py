@@ -32,7 +32,7 @@ _OUTCOMES = COLUMNS[records.Outcome]
 @dataclass(frozen=True)
 class Seen:
     """Sums. `epochs`: rows, attempts, faults and slow ones, exposed rows, and moments of both models' scores (x: the
-    champion's) by epoch. `days`: by day of the event; `n`, `d` are rows scored by both and known, and the sum of the
+    champion's) by epoch and day of the event. `days`: by that day; `n`, `d` are rows scored by both and known, and the sum of the
     challenger's loss less the champion's; `n0`, `l0`, `n1`, `l1` rows and losses of what callers got, by arm. `slices`:
     the same by column and level. `entities`: distinct ones, by epoch and arm."""
 
@@ -85,7 +85,7 @@ class Evidence:
         unreadable += sum(frame is None for key, frame in self._segments.items() if key.startswith("outcomes/"))
         parts = list(self._partitions.values()) or [_Partition(frozenset(), *self._sums(*_nothing(self._columns), first_epoch, now))]
         return Seen(
-            _added([part.epochs for part in parts], ["epoch"]),
+            _added([part.epochs for part in parts], ["epoch", "day"]),
             _added([part.days for part in parts], ["day"]).sort("day"),
             _added([part.slices for part in parts], ["slice", "level", "day"]).sort("slice", "level", "day"),
             pl.concat([part.entities for part in parts]).unique().group_by("epoch", "arm").len("entities"),
@@ -138,18 +138,19 @@ class Evidence:
         both = champion.is_finite() & challenger.is_finite()
         x, y = (self._linear(score).filter(both) for score in (champion, challenger))
         fault = pl.col("fault").fill_null("")
-        epochs = rows.group_by("epoch").agg(
+        zone = self.contract.time.zone if self.contract.time else "UTC"
+        moment = pl.coalesce("event", "at")
+        local = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+        rows = rows.with_columns(moment=moment, day=local.dt.date())
+        epochs = rows.group_by("epoch", "day").agg(
             rows=pl.len(), attempts=(~fault.is_in(_NOT_ASKED)).sum(), slow=(fault == "slow").sum(), exposed=pl.col("arm").sum(),
             faults=(fault.is_in(_FAULTS) | challenger.is_nan() | challenger.is_infinite()).sum(), n=both.sum(),
             x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
         )  # fmt: skip
-        zone = self.contract.time.zone if self.contract.time else "UTC"
-        moment = pl.coalesce("event", "at")
-        local = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
         known = outcomes.sort("at").group_by("id").agg(value=pl.col("value").last()) if outcomes.height else outcomes.select("id", "value")
         names = [f"feature.{name}" for name in self.contract.slices]
         losses = rows.join(known, on="id", how="left").select(
-            *names, "arm", day=local.dt.date(), moment=moment,
+            *names, "arm", "day", "moment",
             champion=self.loss(champion), challenger=self.loss(challenger), got=self.loss(pl.col("score")),
         )  # fmt: skip
         difference = (pl.col("challenger") - pl.col("champion")).filter(pl.col("challenger").is_finite() & pl.col("champion").is_finite())

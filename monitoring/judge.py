@@ -25,8 +25,9 @@ from monitoring.sequential import log_e_rate, log_e_split, mean_sequence
 
 Decision = Literal["abort", "forward", "wait"]
 _ALPHA = 0.05  # of a promotion
-_ALPHA_FAULTS, _ALPHA_LOSS, _ALPHA_SLICES, _ALPHA_SPLIT = 0.01, 0.02, 0.01, 0.001  # faults: a quarter for each of four tests
+_ALPHA_FAULTS, _ALPHA_LOSS, _ALPHA_SLICES, _ALPHA_SPLIT = 0.01, 0.02, 0.01, 0.001
 _SHAPE_ROWS, _SHAPE_Z, _DESIGN_EFFECT = 200, 4.0, 10.0  # rows that share a moment say less than so many
+_LATELY_DAYS = 2
 _MIN_KNOWN = 0.5  # of a day's rows: a day whose outcomes are missing is none
 _MIN_DAY = 0.2  # of the usual rows: a day that has hardly begun is not the latest
 
@@ -60,15 +61,17 @@ def judge(contract: Contract, release: Release, seen: Seen) -> Verdict:
     """`contract` is the champion's; `release` the record that serves."""
     rules = contract.judge
     here = seen.epochs.filter(pl.col("epoch") == release.epoch)
-    criteria = [*_rates(contract, seen.epochs, "since the start"), *_rates(contract, here, "at this weight")]
-    criteria += _shape(contract, seen.epochs)
+    lately = here.filter(pl.col("day") >= pl.col("day").max() - timedelta(days=_LATELY_DAYS - 1))  # what was good before hides nothing
+    criteria: list[Criterion] = []
+    for rows, when, tests in ((seen.epochs, "since the start", 4), (lately, "lately", 4 * max(seen.days.height, 1))):
+        criteria += [*_rates(contract, rows, when, tests), *_shape(contract, rows, when)]
     loss = _loss(contract, release, seen)
     criteria += [loss, *_slices(contract, seen)]
     if (split := _split(release, seen)) is not None:
         criteria.append(split)
-    rows = int(seen.epochs["n"].sum())
+    total = int(seen.epochs["n"].sum())
     if harm := [criterion.why for criterion in criteria if criterion.verdict == "abort"]:
-        return Verdict("abort", harm, criteria, rows)
+        return Verdict("abort", harm, criteria, total)
     missing = []
     if seen.unreadable:
         missing.append(f"{seen.unreadable} files of the log cannot be read")
@@ -82,14 +85,15 @@ def judge(contract: Contract, release: Release, seen: Seen) -> Verdict:
         missing.append(loss.why)
     if split and split.verdict != "forward":
         missing.append(split.why)
-    return Verdict("wait" if missing else "forward", missing or [f"nothing speaks against it; {loss.why}"], criteria, rows)
+    return Verdict("wait" if missing else "forward", missing or [f"nothing speaks against it; {loss.why}"], criteria, total)
 
 
-def _rates(contract: Contract, epochs: pl.DataFrame, when: str) -> Iterator[Criterion]:
+def _rates(contract: Contract, epochs: pl.DataFrame, when: str, tests: int) -> Iterator[Criterion]:
+    """`tests`: among how many the chance of a false alarm is shared out; each day that is the latest begins one."""
     rules, attempts = contract.judge, int(epochs["attempts"].sum())
     for name, bound, word in (("faults", rules.max_fault_rate, "failed"), ("slow", rules.max_slow_rate, "took longer than the budget")):
         events = int(epochs[name].sum())
-        harm = log_e_rate(events, attempts, bound) >= math.log(4 / _ALPHA_FAULTS)
+        harm = log_e_rate(events, attempts, bound) >= math.log(tests / _ALPHA_FAULTS)
         low, high = _interval(events, attempts)
         why = f"{events} of {attempts} attempts {word} {when}, against {bound:.2%}"
         yield Criterion(f"{name} {when}", "abort" if harm else "forward", attempts, events / max(attempts, 1), low, high, bound, why)
@@ -107,7 +111,7 @@ def _moments(epochs: pl.DataFrame) -> dict[str, float]:
     return {name: float(epochs[name].sum()) for name in ("n", "x", "y", "xx", "yy", "xy")}
 
 
-def _shape(contract: Contract, epochs: pl.DataFrame) -> Iterator[Criterion]:
+def _shape(contract: Contract, epochs: pl.DataFrame, when: str) -> Iterator[Criterion]:
     """Gross faults of the scores, within so few rows that no outcome is needed: constant, inverted, shifted."""
     rules, sums = contract.judge, _moments(epochs)
     n = sums["n"]
@@ -119,21 +123,21 @@ def _shape(contract: Contract, epochs: pl.DataFrame) -> Iterator[Criterion]:
     spread = math.sqrt(var_y / var_x) if var_x > 0 else 1.0
     widest = spread * math.exp(_SHAPE_Z / math.sqrt(2 * effective))
     constant = var_x > 1e-9 and widest < rules.min_spread
-    why = f"its scores vary {spread:.2f} times as much as the champion's, against {rules.min_spread:g}"
-    yield Criterion("spread", "abort" if constant else "forward", int(n), spread, None, widest, rules.min_spread, why)
+    why = f"its scores vary {spread:.2f} times as much as the champion's {when}, against {rules.min_spread:g}"
+    yield Criterion(f"spread {when}", "abort" if constant else "forward", int(n), spread, None, widest, rules.min_spread, why)
     if var_x > 1e-9 and var_y > 1e-9:
         correlation = (sums["xy"] / n - mean_x * mean_y) / math.sqrt(var_x * var_y)
         z, half = math.atanh(max(-0.999999, min(0.999999, correlation))), _SHAPE_Z / math.sqrt(max(effective - 3, 1))
         low, high = math.tanh(z - half), math.tanh(z + half)
-        why = f"its scores correlate {correlation:.2f} with the champion's, against {rules.min_correlation:g}"
+        why = f"its scores correlate {correlation:.2f} with the champion's {when}, against {rules.min_correlation:g}"
         harm = high < rules.min_correlation
-        yield Criterion("correlation", "abort" if harm else "forward", int(n), correlation, low, high, rules.min_correlation, why)
+        yield Criterion(f"correlation {when}", "abort" if harm else "forward", int(n), correlation, low, high, rules.min_correlation, why)
     unit = 1.0 if contract.task == "binary" else math.sqrt(var_x) or 1.0
     shift = (mean_y - mean_x) / unit
     half = _SHAPE_Z * math.sqrt((var_x + var_y) / effective) / unit
     harm = abs(shift) - half > rules.max_shift
-    why = f"its mean score lies {shift:+.2f} {'logits' if contract.task == 'binary' else 'standard deviations'} off, against {rules.max_shift:g}"
-    yield Criterion("shift", "abort" if harm else "forward", int(n), shift, shift - half, shift + half, rules.max_shift, why)
+    why = f"its mean score lies {shift:+.2f} {'logits' if contract.task == 'binary' else 'standard deviations'} off {when}, against {rules.max_shift:g}"
+    yield Criterion(f"shift {when}", "abort" if harm else "forward", int(n), shift, shift - half, shift + half, rules.max_shift, why)
 
 
 def mature(contract: Contract, days: pl.DataFrame) -> pl.DataFrame:

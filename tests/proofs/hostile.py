@@ -562,7 +562,9 @@ def _changed(name: str, reason: str, **changes: Any) -> None:
 
 _changed("a record with another number inside", "record", epoch=1)
 _changed("a record with a mode that nobody knows", "record", mode="turbo")
-_changed("a record with a mode that this app does not know", "mode", mode="canary")
+_changed("a canary without a challenger", "record", mode="canary", weight=0.5)
+_changed("a challenger that nobody approved", "approval", mode="canary", weight=0.5, challenger="ab" * 32)
+_changed("a shadow that nobody approved", "approval", mode="shadow", challenger="ab" * 32)
 _changed("a record of an unknown digest", "approval", digest="ab" * 32)
 _changed("a record whose digest leaves the folder", "record", digest="../../../keys")
 _changed("a record at no time zone", "record", at="2024-01-01T00:00:00")

@@ -1,0 +1,196 @@
+"""What the judge says of planted faults, of honest challengers, and of what is missing."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from mlops import records, releases
+from mlops.contract import Contract
+from mlops.releases import Mode, Release
+from mlops.store import Store
+from monitoring.compact import compact
+from monitoring.evidence import Evidence
+from monitoring.judge import Verdict, judge
+from tests.synthetic import MODEL, contract_yaml
+from tests.trial_log import Log, Rows
+
+CONTRACT = Contract.model_validate(contract_yaml())
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(str(tmp_path / "bucket"))
+
+
+def record(mode: Mode = "canary", weight: float | None = 0.5, epoch: int = 1) -> Release:
+    return Release(
+        epoch=epoch, at=releases.now() - timedelta(minutes=5), by="me", why="", nonce="0", mode=mode, champion="a" * 64,
+        challenger="b" * 64, weight=None if mode == "shadow" else weight, experiment="x",
+    )  # fmt: skip
+
+
+def look(store: Store, release: Release, evidence: Evidence | None = None) -> Verdict:
+    seen = (evidence or Evidence(store, CONTRACT)).look(1, release.at, releases.now())
+    return judge(CONTRACT, release, seen)
+
+
+def inverted(rows: Rows) -> None:
+    rows.challenger = 1 - rows.challenger
+
+
+def constant(rows: Rows) -> None:
+    rows.challenger[:] = 0.3
+
+
+def shifted(rows: Rows) -> None:
+    rows.challenger = 1 / (1 + np.exp(-(np.log(rows.challenger / (1 - rows.challenger)) + 2.5)))
+
+
+def bad_on_one_slice(rows: Rows) -> None:
+    rows.challenger = np.where(rows.color == "blue", 1 - rows.challenger, rows.challenger)
+
+
+def failing(kind: str, every: int) -> Callable[[Rows], None]:
+    def plant(rows: Rows) -> None:
+        rows.fault = [kind if i % every == 0 else None for i in range(len(rows.y))]
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("plant", "days", "says"),
+    [
+        (failing("error", 1), 1, "failed"),
+        (failing("nan", 30), 1, "failed"),
+        (failing("died", 10), 1, "failed"),
+        (failing("slow", 15), 2, "budget"),
+        (inverted, 1, "correlate"),
+        (constant, 1, "vary"),
+        (shifted, 1, "off"),
+        (bad_on_one_slice, 21, "color=blue"),
+        (lambda rows: None, 9, ""),
+    ],
+    ids=[
+        "raises",
+        "no number now and then",
+        "dies now and then",
+        "slow now and then",
+        "inverted",
+        "constant",
+        "shifted",
+        "one slice",
+        "honest",
+    ],
+)
+def test_a_planted_fault_is_named_and_an_honest_challenger_goes_on(
+    store: Store, plant: Callable[[Rows], None], days: int, says: str
+) -> None:
+    release, rows = record(), Rows(days=days)
+    plant(rows)
+    Log(store).write(release, rows)
+    verdict = look(store, release)
+    assert verdict.decision == ("abort" if says else "forward"), verdict.reasons
+    assert any(says in reason for reason in verdict.reasons)
+
+
+def test_worse_by_its_outcomes_alone_is_taken_back(store: Store) -> None:
+    release = record()
+    Log(store).write(release, Rows(days=16, worse=1.5))
+    verdict = look(store, release)
+    assert verdict.decision == "abort"
+    assert "the loss changes by +" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "weight", "days", "decision"),
+    [
+        ("shadow", None, 1, "forward"),
+        ("canary", 0.01, 1, "forward"),
+        ("canary", 0.05, 1, "wait"),
+        ("canary", 0.05, 9, "forward"),
+        ("ab", 0.5, 9, "wait"),
+    ],
+)
+def test_outcomes_are_needed_before_many_get_it_and_an_a_b_test_needs_a_gain(
+    store: Store, mode: Mode, weight: float | None, days: int, decision: str
+) -> None:
+    release = record(mode, weight)
+    Log(store).write(release, Rows(days=days, a_day=600))
+    assert look(store, release).decision == decision
+
+
+@pytest.mark.parametrize("missing", ["log", "outcomes", "rows at this weight", "scores", "a file", "days that are over"])
+def test_what_is_missing_promotes_nobody(store: Store, missing: str) -> None:
+    release, rows = record(), Rows(days=9)
+    if missing == "scores":
+        rows.fault = ["dropped"] * len(rows.y)
+    if missing == "days that are over":
+        rows = Rows(days=7)
+    if missing != "log":
+        keys = Log(store).write(record(epoch=1), rows, outcomes=missing != "outcomes")
+    if missing == "a file":
+        body = msgspec.json.encode({"not": "ours"})
+        store.put(keys[0].replace(".log", "x.log"), b"%08x %s\n" % (zlib.crc32(body), body))
+    if missing == "rows at this weight":
+        release = record(epoch=2)
+    assert look(store, release).decision == "wait"
+
+
+def test_arms_that_were_not_split_by_the_weight_promote_nobody(store: Store) -> None:
+    release, rows = record(), Rows(days=9)
+    rows.draw = rows.draw + 0.1
+    Log(store).write(release, rows)
+    verdict = look(store, release)
+    assert (verdict.decision, len(verdict.reasons)) == ("wait", 1)
+    assert "not split so" in verdict.reasons[0]
+
+
+def test_a_look_after_each_batch_sees_what_one_look_sees_at_the_end_compacted_or_not(store: Store) -> None:
+    release, log, evidence = record(), Log(store), Evidence(store, CONTRACT)
+    for day in range(5):
+        log.write(release, Rows(seed=day), first_day=day, outcomes=day != 2)
+        stepwise = evidence.look(1, release.at, releases.now())
+    store.put(  # late
+        records.segment_key("outcomes", MODEL, log.at.timestamp() + 3600, 0, "late"),
+        b"".join(records.line(records.Outcome(id_, 1.0, log.at.timestamp() + 3600)) for id_ in log.ids[600:900]),
+    )
+    stepwise = evidence.look(1, release.at, releases.now())
+    assert stepwise.days["n"].to_list() == [300] * 5
+    for kind in ("predictions", "outcomes"):
+        compact(store, kind, MODEL, releases.now() + timedelta(hours=5))
+    assert not [key for key in store.keys("") if key.endswith(".log")]
+    for seen in (evidence.look(1, release.at, releases.now()), Evidence(store, CONTRACT).look(1, release.at, releases.now())):
+        for name in ("epochs", "days", "slices", "entities"):
+            one, other = (getattr(each, name) for each in (stepwise, seen))
+            keys = [column for column in one.columns if one[column].dtype in (pl.String, pl.Date, pl.Int64)]
+            assert_frame_equal(one.sort(keys), other.select(one.columns).sort(keys), check_exact=False)
+
+
+def test_a_second_look_reads_only_what_is_new(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, log, evidence = record(), Log(store), Evidence(store, CONTRACT)
+    log.write(release, Rows())
+    evidence.look(1, release.at, releases.now())
+    read: list[str] = []
+    get = Store.get
+    monkeypatch.setattr(Store, "get", lambda self, key, limit=None: read.append(key) or get(self, key, limit))
+    evidence.look(1, release.at, releases.now())
+    assert read == []
+    new = log.write(release, Rows(seed=1))
+    evidence.look(1, release.at, releases.now())
+    assert sorted(read) == sorted(new)
+
+
+def test_rows_of_a_clock_that_is_ahead_and_of_other_releases_do_not_count(store: Store) -> None:
+    release = record(epoch=2)
+    Log(store).write(record(epoch=1), Rows())
+    ahead = Log(store, at=releases.now() + timedelta(minutes=30))
+    ahead.write(release, Rows())
+    assert judge(CONTRACT, release, Evidence(store, CONTRACT).look(2, release.at, releases.now())).rows == 0
