@@ -1,7 +1,7 @@
 """What the log says about a challenger, as sums that add up over partitions.
 
-A partition is an hour of the prediction log with the outcomes of its rows. It is read once, and again only when one of its
-files is new, so a look costs what came since the last one. Files that cannot be read are counted: they promote nobody.
+A partition is an hour of the prediction log with the outcomes of its rows, or a day of it once that is well over. It is read
+once, and again only when one of its files is new, so a look costs what came since the last one. Files that cannot be read are counted: they promote nobody.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from monitoring.frames import COLUMNS, Kind, hour_of_id, read
 
 _CLIP = 1e-6
 _AHEAD_SECONDS = 300.0  # what clocks may differ by
+_RECENT = timedelta(days=2)
 _NOT_ASKED = ("busy", "broken", "dropped")  # says nothing about the challenger
 _FAULTS = ("error", "nan", "died")
 _ROWS = ("id", "at", "epoch", "entity", "event", "arm", "score", "champion_score", "challenger_score", "fault")
@@ -64,24 +65,24 @@ class Evidence:
 
     def look(self, first_epoch: int, since: datetime, now: datetime) -> Seen:
         """Everything that releases from `first_epoch` on, the first of them written at `since`, have answered."""
-        predictions = self._listed("predictions", since, first_epoch)
-        outcomes = self._listed("outcomes", since)
-        told = self._told(outcomes)
+        predictions = self._listed("predictions", since, now, first_epoch)
+        outcomes = self._listed("outcomes", since, now)
+        told = self._told(outcomes, now)
         self._segments = {
             key: self._segments[key] for keys in (*predictions.values(), *outcomes.values()) for key in keys if key in self._segments
         }
         unreadable = 0
-        for hour, keys in predictions.items():
-            waiting, waiting_keys = told.get(hour, (pl.DataFrame(schema=_OUTCOMES), frozenset()))
-            parquet = [key for key in outcomes.get(hour, ()) if key.endswith(".parquet")]
+        for name, keys in predictions.items():
+            waiting, waiting_keys = told.get(name, (pl.DataFrame(schema=_OUTCOMES), frozenset()))
+            parquet = [key for key in outcomes.get(name, ()) if key.endswith(".parquet")]
             files = frozenset([*keys, *parquet]) | waiting_keys
-            if hour not in self._partitions or self._partitions[hour].files != files:
+            if name not in self._partitions or self._partitions[name].files != files:
                 rows, outcome = self._frames(keys, records.Scored), self._frames(parquet, records.Outcome)
                 lost = sum(frame is None for frame in (*rows, *outcome))
                 unreadable += lost
                 found = self._sums(_whole(rows, self._columns), _whole([*outcome, waiting], _OUTCOMES), first_epoch, now)
-                self._partitions[hour] = _Partition(files if not lost else frozenset(), *found)
-        self._partitions = {hour: partition for hour, partition in self._partitions.items() if hour in predictions}
+                self._partitions[name] = _Partition(files if not lost else frozenset(), *found)
+        self._partitions = {name: partition for name, partition in self._partitions.items() if name in predictions}
         unreadable += sum(frame is None for key, frame in self._segments.items() if key.startswith("outcomes/"))
         parts = list(self._partitions.values()) or [_Partition(frozenset(), *self._sums(*_nothing(self._columns), first_epoch, now))]
         return Seen(
@@ -97,25 +98,25 @@ class Evidence:
         logged = {name: COLUMNS[records.Scored][name] for name in _ROWS}
         return logged | {f"feature.{name}": pl.String for name in self.contract.slices}
 
-    def _listed(self, kind: str, since: datetime, first_epoch: int = 0) -> dict[str, list[str]]:
-        """Keys by hour, from the hour of `since` on."""
-        hours: dict[str, list[str]] = defaultdict(list)
+    def _listed(self, kind: str, since: datetime, now: datetime, first_epoch: int = 0) -> dict[str, list[str]]:
+        """Keys by partition, from the hour of `since` on."""
+        found: dict[str, list[str]] = defaultdict(list)
         prefix = f"{kind}/{self.contract.model}"
         for key in self.store.keys(prefix, after=f"{prefix}/{since.astimezone(UTC):%Y-%m-%d/%H}"):
             hour, _, name = key.removeprefix(f"{prefix}/").rpartition("/")
             if kind == "outcomes" or (name[:8].isdigit() and int(name[:8]) >= first_epoch):
-                hours[hour].append(key)
-        return hours
+                found[_partition(hour, now)].append(key)
+        return found
 
-    def _told(self, outcomes: dict[str, list[str]]) -> dict[str, tuple[pl.DataFrame, frozenset[str]]]:
-        """Outcomes that are not compacted yet, by the hour of their prediction, and the segments that they are from."""
+    def _told(self, outcomes: dict[str, list[str]], now: datetime) -> dict[str, tuple[pl.DataFrame, frozenset[str]]]:
+        """Outcomes that are not compacted yet, by the partition of their prediction, and the segments that they are from."""
         keys = [key for found in outcomes.values() for key in found if key.endswith(".log")]
         frames = [(key, frame) for key, frame in zip(keys, self._frames(keys, records.Outcome), strict=True) if frame is not None]
-        by_hour: dict[str, list[tuple[str, pl.DataFrame]]] = defaultdict(list)
+        found: dict[str, list[tuple[str, pl.DataFrame]]] = defaultdict(list)
         for key, frame in frames:
             for (hour,), part in frame.with_columns(hour=hour_of_id(pl.col("id"))).group_by("hour"):
-                by_hour[str(hour)].append((key, part.drop("hour")))
-        return {hour: (pl.concat([part for _, part in parts]), frozenset(key for key, _ in parts)) for hour, parts in by_hour.items()}
+                found[_partition(str(hour), now)].append((key, part.drop("hour")))
+        return {name: (pl.concat([part for _, part in parts]), frozenset(key for key, _ in parts)) for name, parts in found.items()}
 
     def _frames(self, keys: Iterable[str], kind: Kind) -> list[pl.DataFrame | None]:
         """None where a file cannot be read, or is gone. Segments are kept: their partition comes again."""
@@ -178,6 +179,11 @@ class Evidence:
             return (pl.col("value") - score).abs() / self.unit
         clipped = score.clip(_CLIP, 1 - _CLIP)
         return -pl.when(pl.col("value") > 0.5).then(clipped.log()).when(pl.col("value").is_not_null()).then((1 - clipped).log())
+
+
+def _partition(hour: str, now: datetime) -> str:
+    """`hour` as `<day>/<hour>`."""
+    return hour[:10] if hour[:10] < f"{now.astimezone(UTC) - _RECENT:%Y-%m-%d}" else hour
 
 
 def _of_arm(arm: int) -> dict[str, pl.Expr]:
