@@ -97,6 +97,7 @@ class Controller:
         self._due = dict.fromkeys(self._steps, 0.0)
         for name in self._steps:  # so that a step which never goes well counts as stalled
             self.metrics.success.labels(name).set_to_current_time()
+            self.metrics.failures.labels(name)
 
     def run(self, stop: threading.Event) -> None:
         """The judge has a thread of its own: whoever harms callers waits for no compaction."""

@@ -1,4 +1,5 @@
-"""A real Prometheus with the real rules scrapes a real app: what the dashboards ask about the app has an answer."""
+"""A real Prometheus with the real rules scrapes a real app and a real controller during a trial: what the dashboards ask of them
+has an answer."""
 
 from __future__ import annotations
 
@@ -8,18 +9,22 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from prometheus_client import start_http_server
 
 from environments.local.platform import free_port
-from mlops import door, releases
+from mlops import door, releases, trials
 from mlops.bundle import Bundle
+from mlops.contract import Contract
+from monitoring.controller import Controller
 from tests import synthetic
 from tests.load import Load
-from tests.monitoring.test_rules import DASHBOARDS, PROMETHEUS, RECORDED, app_names, names, panels
+from tests.monitoring.test_rules import DASHBOARDS, PROMETHEUS, RECORDED, app_names, controller_names, names, panels
 from tests.service import Service, environment
 
 pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)")
@@ -35,21 +40,34 @@ PANEL = {
     for dashboard in DASHBOARDS.values()
     for title, queries in panels(dashboard).items()
     for query in queries
-    if sources(query) <= app_names() | {"up"} and ":7d" not in query  # a week has not gone by
+    if sources(query) <= app_names() | controller_names() | {"up"} and ":7d" not in query  # a week has not gone by
 }
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path, service: Service) -> Iterator[str]:
+def controller(service: Service) -> Iterator[tuple[Controller, str]]:
+    """With the address of its series."""
+    made = Controller(service.environment, synthetic.MODEL)
+    port = free_port(19400 + os.getpid() % 97)
+    server, thread = start_http_server(port, "127.0.0.1", made.metrics.registry)
+    yield made, f"127.0.0.1:{port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, str]) -> Iterator[str]:
     rules = tmp_path / "rules"
     rules.mkdir()
     for file in (PROMETHEUS / "rules").glob("*.yaml"):
         (rules / file.name).write_text(re.sub(r"\n +interval: .*", "", file.read_text()))
-    target = {"targets": [service.url.removeprefix("http://")], "labels": {"namespace": "test", "service": "serving"}}
+    addresses = {"serving": service.url.removeprefix("http://"), "controller": controller[1]}
+    targets = {job: {"targets": [address], "labels": {"namespace": "test", "service": job}} for job, address in addresses.items()}
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [f"{rules}/*.yaml"],
-        "scrape_configs": [{"job_name": "serving", "static_configs": [target]}],
+        "scrape_configs": [{"job_name": job, "static_configs": [target]} for job, target in targets.items()],
     }
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port(19500 + os.getpid() % 97)}"
@@ -60,13 +78,31 @@ def prometheus(tmp_path: Path, service: Service) -> Iterator[str]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, first_bundle: Bundle) -> Iterator[Service]:
+def service(tmp_path: Path, second_bundle: Bundle) -> Iterator[Service]:
+    """After a release that nobody approved a challenger is on trial. It is held, and has all the time that a busy machine takes, so
+    that it stays."""
     made = environment(tmp_path)
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": 10_000}))
+    champion = synthetic.publish(made, synthetic.build(contract, seed=1))
+    door.release(made, synthetic.MODEL, champion, "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         releases.append(made.store, synthetic.MODEL, "0" * 64, "refused: nobody approved it")
+        service.until(lambda: service.metric("mlops_release_refused_total") > 0)
+        challenger = synthetic.publish(made, second_bundle)
+        door.release(made, synthetic.MODEL, challenger, "test", mode="canary", weight=0.5, hold=True)
+        service.serves(3)
         yield service
+
+
+def tell_of_days(service: Service, days: int, rows: int) -> None:
+    """Predictions for days that are over, and what became true of them: so much that the judge knows the loss."""
+    for day in range(2, days + 2):
+        at = releases.now() - timedelta(days=day)
+        asked = [synthetic.request(at=f"{at:%Y-%m-%dT12:%M:%SZ}", size=i / rows, customer=f"d{day}-{i}") for i in range(rows)]
+        answer = service.predict(*asked)["predictions"]
+        outcomes = [{"id": each["id"], "value": day % 2} for each in answer]  # so each model has its days
+        service.http.post("/outcomes", json={"outcomes": outcomes}).raise_for_status()
 
 
 def has_data(prometheus: str, query: str) -> bool:
@@ -80,14 +116,19 @@ def has_data(prometheus: str, query: str) -> bool:
     return any(sample["value"][1] != "NaN" for sample in found["data"]["result"])
 
 
-def test_every_panel_about_the_app_shows_something(service: Service, prometheus: str) -> None:
-    assert len(PANEL) > 20
-    missing, deadline = PANEL, time.monotonic() + 20
+def test_every_panel_about_the_app_and_the_controller_shows_something(
+    service: Service, controller: tuple[Controller, str], prometheus: str
+) -> None:
+    assert len(PANEL) > 50
+    tell_of_days(service, days=9, rows=60)
+    missing, deadline = PANEL, time.monotonic() + 30
     with Load(service, 60):
         while missing and time.monotonic() < deadline:
             prediction = service.predict(synthetic.request(color="violet", heat=None))["predictions"][0]
             service.http.post("/outcomes", json={"outcomes": [{"id": prediction["id"], "value": 1}]})
             httpx.post(f"{service.url}/predict", json={})  # without a key
+            controller[0].tick()
             time.sleep(0.5)
             missing = {query: panel for query, panel in missing.items() if not has_data(prometheus, query)}
     assert missing == {}
+    assert trials.current(service.environment.store, synthetic.MODEL).weight == 0.5
