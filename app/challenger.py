@@ -89,7 +89,7 @@ class Challenger:
         if self.breaker.open or self._closed:
             return [Scores(fault="broken")] * len(requests)
         due = time.monotonic() + seconds
-        if not self._lock.acquire(timeout=seconds):
+        if not self._lock.acquire(timeout=seconds / 2):  # others have it: that is not the model's fault
             return [Scores(fault="busy")] * len(requests)
         try:
             found = self._ask(_encode(requests), due)

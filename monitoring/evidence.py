@@ -145,7 +145,7 @@ class Evidence:
         rows = rows.with_columns(moment=moment, day=local.dt.date())
         epochs = rows.group_by("epoch", "day").agg(
             rows=pl.len(), attempts=(~fault.is_in(_NOT_ASKED)).sum(), slow=(fault == "slow").sum(), exposed=pl.col("arm").sum(),
-            faults=(fault.is_in(_FAULTS) | challenger.is_nan() | challenger.is_infinite()).sum(), n=both.sum(),
+            faults=(fault.is_in(_FAULTS) | (fault == "") & ~challenger.is_finite().fill_null(value=False)).sum(), n=both.sum(),
             x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
         )  # fmt: skip
         known = outcomes.sort("at").group_by("id").agg(value=pl.col("value").last()) if outcomes.height else outcomes.select("id", "value")

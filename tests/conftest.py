@@ -45,13 +45,15 @@ def s3_endpoint() -> Iterator[str]:
     server = subprocess.Popen([sys.executable, "-c", f"{imports}; {serve}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
-    for _ in range(200):
+    deadline = time.monotonic() + 120
+    while True:
         try:
             client.list_buckets()
             break
         except Exception:
-            if server.poll() is not None:
+            if server.poll() is not None or time.monotonic() > deadline:
                 raise
+            time.sleep(0.2)
     yield url
     server.terminate()
     server.wait()

@@ -49,7 +49,18 @@ def _with_contract(bundle: Bundle) -> Bundle:
 
 
 def _constants() -> dict[str, Any]:
-    floats = {"one": 1.0, "trigger": TRIGGER, "half": 0.3, "up": 2.5, "none": float("nan"), "warm": 2.0, "steep": 1.5, "zero": 0.0, "rows": 3e7, "huge": 4e9}
+    floats = {
+        "one": 1.0,
+        "trigger": TRIGGER,
+        "half": 0.3,
+        "up": 2.5,
+        "none": float("nan"),
+        "warm": 2.0,
+        "steep": 1.5,
+        "zero": 0.0,
+        "rows": 3e7,
+        "huge": 4e9,
+    }
     made = {name: numpy_helper.from_array(np.array([[value]], np.float32), name) for name, value in floats.items()}
     made["flat"] = numpy_helper.from_array(np.array([1], np.int64), "flat")
     made["first"] = numpy_helper.from_array(np.array([1], np.int64), "first")
@@ -82,7 +93,11 @@ def _logit() -> list[Any]:
 
 
 def _raises(scores: str) -> list[Any]:
-    look_up = [_node("Cast", ["bad"], "at", to=TensorProto.INT64), _node("Gather", ["table", "at"], "found"), _node("Add", ["p", "found"], "worse")]
+    look_up = [
+        _node("Cast", ["bad"], "at", to=TensorProto.INT64),
+        _node("Gather", ["table", "at"], "found"),
+        _node("Add", ["p", "found"], "worse"),
+    ]
     return [*_p(scores), *_beyond(), *look_up, *_out("worse")]
 
 
@@ -126,7 +141,15 @@ def _degrading(scores: str) -> list[Any]:
     """The warmer it gets, the further off."""
     drift = [_node("Sub", ["heat", "warm"], "above"), _node("Relu", ["above"], "over"), _node("Mul", ["over", "steep"], "by")]
     known = [_node("IsNaN", ["by"], "unknown"), _node("Where", ["unknown", "zero", "by"], "shift")]
-    return [*_p(scores), *_logit(), *drift, *known, _node("Add", ["logit", "shift"], "higher"), _node("Sigmoid", ["higher"], "worse"), *_out("worse")]
+    return [
+        *_p(scores),
+        *_logit(),
+        *drift,
+        *known,
+        _node("Add", ["logit", "shift"], "higher"),
+        _node("Sigmoid", ["higher"], "worse"),
+        *_out("worse"),
+    ]
 
 
 _NODES = {

@@ -42,6 +42,7 @@ def contract_yaml(task: str = "binary", **changes: Any) -> dict[str, Any]:
         },
         "slices": ["color", "region"],
         "windows": {"train": "0..0.6", "holdout": "0.6..1.0"},
+        "judge": {"budget_ms": 500},  # on a busy machine who answers would be a matter of luck
     }
     return contract | changes
 

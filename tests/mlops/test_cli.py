@@ -69,7 +69,11 @@ def test_every_verb_explains_itself(mlops: Run, verb: str) -> None:
 
 WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no such verb": ("frobnicate", ("frobnicate", "mlops --help")),
-    "no digest": ("release", ("release", "digest", "mlops --help")),
+    "no digest": ("release", ("release", "DIGEST", "--pause")),
+    "two things at once": ("release abc --pause", ("release", "abc", "--pause")),
+    "steering without a reason": ("release --pause", ("why", "--why")),
+    "no trial to steer": ("release --pause --why x", ("trial", "--mode shadow")),
+    "no experiment": ("experiment status", ("trial", "--mode shadow")),
     "no such option": ("status --colour", ("--colour",)),
     "a seed that is no number": ("train --seed x", ("seed",)),
     "an unknown bundle": ("release abc123", ("digest", "abc123", "mlops status")),
@@ -81,7 +85,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "outcomes that are not there": ("outcomes nowhere.csv", ("file", "nowhere.csv", "no such file")),
     "a model that is not there": ("replay --window 0..1", ("model", MODEL, "mlops init")),
     "accepting without a reason": ("train --accept too_good", ("why", "--why")),
-    "a mode that is not there yet": ("release abc --mode ab", ("mode", "ab", "full")),
+    "an unknown mode": ("release abc --mode turbo", ("mode", "turbo", "canary")),
     "an unknown role": ("key new x --role admin", ("role", "admin", "predict")),
     "two roles of a signing key": ("key new x --role build --role approve", ("role", "build", "one role")),
     "an unknown algorithm": ("key new --role build --alg rsa", ("alg", "rsa", "ed25519")),

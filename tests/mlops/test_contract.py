@@ -94,7 +94,7 @@ def test_neither_time_nor_entity_is_needed() -> None:
 
 
 def test_columns_of_the_entity_are_context_unless_they_are_features() -> None:
-    assert Contract.model_validate(contract_yaml(entity=["customer", "color"])).context == ["customer"]
+    assert Contract.model_validate(contract_yaml(entity=["customer", "color"])).context == ["customer", "at"]
 
 
 @pytest.mark.parametrize("text", ["0..0.5", "2024-01-01..2024-06-30"])

@@ -11,7 +11,7 @@ from mlops.bundle import Bundle, canonical
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.errors import Fault, Refused
-from mlops.releases import Release
+from mlops.releases import Mode, Release
 from mlops.statements import require_approval, state
 from tests import synthetic
 from tests.synthetic import contract_yaml
@@ -124,9 +124,25 @@ def test_without_the_approval_key_nobody_releases(environment: Environment, firs
     assert releases.read(environment.store, MODEL) == []
 
 
-def test_another_mode_than_full_is_not_there_yet(environment: Environment, first_bundle: Bundle) -> None:
-    with pytest.raises(Fault, match="not there yet"):
-        released(environment, first_bundle, mode="canary")
+@pytest.mark.parametrize("mode", ["shadow", "canary", "ab", "blue-green"])
+def test_a_challenger_needs_a_champion_that_is_another_model(environment: Environment, first_bundle: Bundle, mode: Mode) -> None:
+    for _ in range(2):
+        with pytest.raises(Fault, match="--mode full"):
+            released(environment, first_bundle, mode=mode)
+        released(environment, first_bundle)
+
+
+@pytest.mark.parametrize(("segment", "says"), [({"size": "1"}, "size"), ({"shape": "x"}, "shape"), ({"color": "red"}, "")])
+def test_a_segment_is_made_of_columns_that_the_request_has(
+    environment: Environment, first_bundle: Bundle, second_bundle: Bundle, segment: dict[str, str], says: str
+) -> None:
+    placed(environment, first_bundle)
+    if says:
+        with pytest.raises(Fault, match=says):
+            released(environment, second_bundle, mode="canary", segment=segment)
+    else:
+        release = released(environment, second_bundle, mode="canary", segment=segment)
+        assert (release.segment, release.weight) == (segment, 1.0)
 
 
 NARROWER: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -127,5 +127,5 @@ def test_a_log_that_others_always_write_faster_ends_with_a_word(tmp_path: Path) 
         store.put_new(log.key(epoch), b"theirs")
         return b"mine"
 
-    with pytest.raises(Fault, match="lost the race"):
+    with pytest.raises(Fault, match="meanwhile"):
         log.append(outrun)

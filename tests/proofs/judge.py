@@ -29,7 +29,7 @@ def prove(folder: Path) -> dict[str, Any]:
     whole, half = folder / "whole", folder / "half"
     write(Store(str(whole)), ROWS)
     write(Store(str(half)), ROWS // 2)
-    found = {"rows": ROWS}
+    found: dict[str, Any] = {"rows": ROWS}
     for name, place in (("whole", whole), ("half", half)):
         runs = [_look(place) for _ in range(_REPEATS)]
         found[name] = min(runs, key=lambda run: run["seconds"])

@@ -16,6 +16,7 @@ from tests.proofs.gate import Problem, own_problem, synthetic_problem
 from tests.service import Service, environment
 from training import data, estimator, features
 from training.export import parity
+from training.replay import request_rows
 
 _BATCH = 1000
 
@@ -37,11 +38,11 @@ def compare(folder: Path, problem: Problem, rows: pl.DataFrame) -> dict[str, Any
     here, contract = environment(folder), problem.contract
     digest = synthetic.publish(here, problem.bundle(problem.champion))
     door.release(here, contract.model, digest, "parity")
-    names, answers, started = [*contract.features, *contract.context], [], time.monotonic()
+    answers, started = [], time.monotonic()
     with Service(here, contract.model) as service:
         service.serves(1)
         for start in range(0, rows.height, _BATCH):
-            batch = rows.select(n for n in names if n in rows.columns)[start : start + _BATCH].to_dicts()
+            batch = request_rows(rows[start : start + _BATCH], contract)
             answers += [p["score"] for p in service.predict(*batch)["predictions"]]
     expected = estimator.score(problem.fit(), rows, contract)
     got = np.array(answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from mlops import door, releases
 from mlops.bundle import Bundle
+from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.releases import Release
 from monitoring.controller import Controller
@@ -28,11 +29,11 @@ _BY_OUTCOMES = ("bad on one slice", "slowly degrading")
 _A_DAY, _PER_SECOND, _MOST_SECONDS = 400, 120, 60
 _BUDGET = 0.020
 _START = datetime(2024, 6, 1, tzinfo=UTC)
-_CONTRACT = synthetic.contract_yaml()
+_CONTRACT = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": 1000 * _BUDGET}))
 
 
 def prove(folder: Path, kinds: tuple[str, ...] = planted.KINDS, weights: tuple[float, ...] = WEIGHTS) -> dict[str, Any]:
-    champion = synthetic.build(seed=3)
+    champion = synthetic.build(_CONTRACT, seed=3)
     runs = [
         canary(folder / f"{kind} {weight}", champion, planted.plant(champion, kind), kind, weight) for kind in kinds for weight in weights
     ]
@@ -40,19 +41,21 @@ def prove(folder: Path, kinds: tuple[str, ...] = planted.KINDS, weights: tuple[f
         f"{weight:g}": round(sum(run["exposed"] for run in runs if run["weight"] == weight) / sum(run["rows"] for run in runs if run["weight"] == weight), 4)
         for weight in weights
     }  # fmt: skip
+    # The middle one of each kind: on a busy machine a percentile of one canary says more of the machine.
+    extra = {kind: float(np.median([run["extra_ms"] for run in runs if run["kind"] == kind])) for kind in kinds}
     fast = [run["seconds"] for run in runs if run["kind"] not in _BY_OUTCOMES]
     bars = {
         "all aborted": all(run["aborted"] for run in runs),
         "no error": sum(run["errors"] for run in runs) == 0,
         f"exposure ≤ weight + {EXPOSED:.0%}": all(share <= float(weight) + EXPOSED for weight, share in exposed.items()),
-        "at most the budget": all(run["extra_ms"] <= 1000 * _BUDGET for run in runs),
+        "at most the budget": max(extra.values()) <= 1000 * _BUDGET,
         f"champion alone ≤ {BACK_SECONDS} s": max(fast, default=0) <= BACK_SECONDS,
         f"≤ {DAYS} event-days by outcomes": all(run["event_days"] <= DAYS for run in runs if run["kind"] in _BY_OUTCOMES),
     }
     missed = [bar for bar, holds in bars.items() if not holds]
     tabled = {kind: {f"{run['weight']:g}": run["rows"] for run in runs if run["kind"] == kind} for kind in kinds}
     return {
-        "canaries": len(runs), "aborted": sum(run["aborted"] for run in runs), "exposed": exposed, "rows_to_abort": tabled, "runs": runs,
+        "canaries": len(runs), "aborted": sum(run["aborted"] for run in runs), "exposed": exposed, "rows_to_abort": tabled, "extra_ms": extra, "runs": runs,
         "slowest_seconds": max(fast, default=0), "holds": not missed, "reason": "; ".join(missed),
     }  # fmt: skip
 
@@ -89,7 +92,9 @@ def _rows(answers: list[Answer]) -> int:
 
 def _extra(answers: list[Answer], release: Release) -> float:
     """What the trial adds to the 99th percentile of a caller's wait, in milliseconds."""
-    during, after = ([a.at - a.sent for a in answers if (a.epoch == release.epoch) == trial and "day" not in a.row] for trial in (True, False))
+    during, after = (
+        [a.at - a.sent for a in answers if (a.epoch == release.epoch) == trial and "day" not in a.row] for trial in (True, False)
+    )
     if len(after) < 50:
         return 0.0
     return round(1000 * float(np.quantile(during, 0.99) - np.quantile(after, 0.99)), 1)
@@ -102,7 +107,7 @@ def _first_upload(here: Environment, release: Release) -> float:
 
 
 @contextmanager
-def controller(here: Environment) -> Iterator[Controller]:
+def controller(here: Environment) -> Generator[Controller]:
     stop, running = threading.Event(), Controller(here, synthetic.MODEL)
     thread = threading.Thread(target=running.run, args=[stop])
     thread.start()
