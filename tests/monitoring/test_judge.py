@@ -51,7 +51,7 @@ def constant(rows: Rows) -> None:
 
 
 def shifted(rows: Rows) -> None:
-    rows.challenger = 1 / (1 + np.exp(-(np.log(rows.challenger / (1 - rows.challenger)) + 2.5)))
+    rows.challenger = 1 / (1 + np.exp(-(np.log(rows.challenger / (1 - rows.challenger)) + 4)))
 
 
 def bad_on_one_slice(rows: Rows) -> None:

@@ -13,12 +13,12 @@ from unittest import mock
 
 from mlops import bundle as bundles
 from mlops import releases, trials
-from mlops.contract import Contract
+from mlops.bundle import Bundle
 from mlops.releases import Release
 from mlops.store import Store
 from monitoring.controller import Controller
 from tests.service import environment
-from tests.synthetic import MODEL, build
+from tests.synthetic import build
 from tests.trial_log import Log, Rows
 
 TIMES = 30
@@ -28,14 +28,11 @@ _WEIGHT = 0.5
 class Trial:
     """An environment with a champion and a challenger on trial, as far as the controller is concerned."""
 
-    def __init__(self, folder: Path, contract: Contract | None = None, weight: float | None = None):
+    def __init__(self, folder: Path, bundle: Bundle, weight: float | None = None):
         folder.mkdir(parents=True)
-        self.environment = environment(folder)
-        self.store, self.bundle = self.environment.store, build()
-        self.model = contract.model if contract else MODEL
-        if contract:
-            self.bundle = bundles.Bundle(self.bundle.files | {"contract.json": contract.json_bytes()})
-        self.digests = [bundles.write(self.store, self.model, self.bundle), "b" * 64]
+        self.environment, self.model = environment(folder), bundle.contract.model
+        self.store = self.environment.store
+        self.digests = [bundles.write(self.store, self.model, bundle), "b" * 64]
         releases.append(self.store, self.model, self.digests[0], "first")
         mode: releases.Mode = "canary" if weight else "shadow"
         trials.put(self.store, self.model, *self.digests, "try", mode=mode, weight=weight)
@@ -50,11 +47,11 @@ class Trial:
 
 def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
     logging.disable(logging.ERROR)
-    found = {}
+    found, bundle = {}, build()
     for name, fault in FAULTS.items():
         promoted = 0
         for number in range(times):
-            trial = Trial(folder / f"{name} {number}", weight=_WEIGHT)
+            trial = Trial(folder / f"{name} {number}", bundle, _WEIGHT)
             before = trial.now
             with fault(trial, number):
                 for _ in range(3):
@@ -62,7 +59,7 @@ def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
                         trial.controller.judge()
             promoted += _went_on(trial, before)
         found[name] = promoted
-    control = Trial(folder / "control", weight=_WEIGHT)
+    control = Trial(folder / "control", bundle, _WEIGHT)
     Log(control.store).write(control.now, _rows(0))
     control.controller.judge()
     went_on = control.now.weight == 1.0

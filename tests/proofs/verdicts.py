@@ -21,6 +21,7 @@ from mlops.store import Store
 from monitoring.evidence import Seen
 from monitoring.judge import judge
 from monitoring.sequential import log_e_rate, mean_sequence
+from tests import synthetic
 from tests.proofs.closed import Trial
 from training import data, estimator, evaluate
 from training.recipe import recipe
@@ -177,12 +178,13 @@ def good(given: Problem, folder: Path) -> dict[str, Any]:
         if (given.losses[challenger][window] - given.losses[champion][window]).mean() <= -given.contract.gate.margin:
             pairs.append((start, champion, challenger))
     chosen = [pairs[i] for i in np.random.default_rng(0).choice(len(pairs), GOOD, replace=False)]
-    took = [_until_promoted(given, folder / f"good-{i}", *pair) for i, pair in enumerate(chosen)]
+    made = recipe(only_model())
+    bundle = synthetic.build(given.contract, made.load().sample(20_000, seed=0))  # its contract is what the judge reads of it
+    took = [_until_promoted(given, Trial(folder / f"good-{i}", bundle), *pair) for i, pair in enumerate(chosen)]
     return {"tried": GOOD, "promoted": sum(days is not None for days in took), "event_days": took, "of_pairs": len(pairs)}
 
 
-def _until_promoted(given: Problem, folder: Path, start: int, champion: int, challenger: int) -> int | None:
-    trial = Trial(folder, given.contract)
+def _until_promoted(given: Problem, trial: Trial, start: int, champion: int, challenger: int) -> int | None:
     for number in range(DAYS + 1):
         rows = np.flatnonzero(given.day == start + number)
         for half in np.array_split(np.random.default_rng(number).permutation(rows), 2):
