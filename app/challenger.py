@@ -94,7 +94,6 @@ class Challenger:
         try:
             found = self._ask(_encode(requests), due)
         except TimeoutError:
-            self._owed += 1
             found = [Scores(fault="slow")] * len(requests)
         except (OSError, msgspec.DecodeError):
             self._kill()
@@ -153,7 +152,10 @@ class Challenger:
             self._socket.sendall(_LENGTH.pack(len(body)) + body)
         except TimeoutError:  # half of it is on its way: what comes next could not be told from the rest
             raise OSError("takes nothing any more") from None
-        return _decode(_receive(self._socket, due))
+        self._owed += 1
+        answer = _receive(self._socket, due)
+        self._owed -= 1
+        return _decode(answer)
 
     def _drain(self, due: float) -> None:
         """What it answered too late."""

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import replace
 from itertools import groupby
 
-from app.challenger import Scores
+from app.challenger import Challenger, Scores
 from app.metrics import Metrics
 from app.recorder import Batch, Recorder
 
@@ -23,7 +23,8 @@ class Shadow:
     def __init__(self, recorder: Recorder, metrics: Metrics):
         self._recorder, self._metrics = recorder, metrics
         self._queue: deque[Batch] = deque()
-        self._queued = 0
+        self._added = self._taken = 0  # rows; each counted by one thread
+        self._challenger: Challenger | None = None
         self._there, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
@@ -36,10 +37,10 @@ class Shadow:
         self._thread.join(timeout=5)
 
     def add(self, batch: Batch) -> None:
-        if self._queued + len(batch.rows) > _QUEUED_ROWS:
+        if self._added - self._taken + len(batch.rows) > _QUEUED_ROWS:
             self.log(batch, Scores(fault="dropped"))
             return
-        self._queued += len(batch.rows)
+        self._added += len(batch.rows)
         self._queue.append(batch)
         self._there.set()
 
@@ -47,6 +48,7 @@ class Shadow:
         self._metrics.challenger_rows.labels(trial.fault or "scored").inc(len(batch.rows))
         if trial.seconds is not None:
             self._metrics.challenger_seconds.observe(trial.seconds)
+        self._challenger = batch.live.challenger
         self._recorder.add(replace(batch, trial=trial))
 
     def _run(self) -> None:
@@ -54,11 +56,16 @@ class Shadow:
             self._there.wait(_IDLE_SECONDS)
             self._there.clear()
             while batches := [self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))]:
-                self._queued -= sum(len(batch.rows) for batch in batches)
+                self._taken += sum(len(batch.rows) for batch in batches)
                 for challenger, group in groupby(batches, key=lambda batch: batch.live.challenger):
                     asked = list(group)
                     assert challenger
                     seconds = 1 + sum(challenger.budget(len(batch.rows)) for batch in asked)
                     for batch, trial in zip(asked, challenger.score([batch.rows for batch in asked], seconds), strict=True):
                         self.log(batch, trial)
-                    challenger.revive()
+                self._revive()
+            self._revive()
+
+    def _revive(self) -> None:
+        if self._challenger:
+            self._challenger.revive()

@@ -287,6 +287,7 @@ def replay(
     window: Annotated[str, typer.Option(help="START..END, dates or fractions.")],
     speed: Annotated[float, typer.Option(help="Seconds of data in one second; 0: as fast as it goes.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many rows, evenly spread.", min=1)] = None,
+    every: Annotated[float, typer.Option(help="Rows of so many seconds of data share a request.", min=0)] = 0,
 ) -> None:
     """Send real rows as live requests in time order, and their outcomes later."""
     from mlops.contract import Window
@@ -294,7 +295,7 @@ def replay(
     from training.replay import replay as play
 
     with err.status("replay") as status:
-        found = play(state.environment, recipe(state.model_name), Window.parse(window), speed, limit, status.update)
+        found = play(state.environment, recipe(state.model_name), Window.parse(window), speed, limit, every, status.update)
     state.result(found, f"{found['requests']} requests, {found['failed']} failed, {found['outcomes']} outcomes sent")
     if found["failed"]:
         raise Fault("replay", found["failed"], f"requests failed, the first with: {found['error']}")

@@ -120,7 +120,7 @@ class Judge(_Strict):
     maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: what is quick to be known is not like the rest
     budget_ms: float = Field(default=20, gt=0, le=10_000)  # what a caller waits for the challenger before the champion answers
     max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, no number, died
-    max_slow_rate: float = Field(default=0.01, gt=0, lt=1)  # slower than the budget
+    max_slow_rate: float = Field(default=0.05, gt=0, lt=1)  # slower than the budget
     min_correlation: float = Field(default=0.1, gt=-1, lt=1)  # with the champion's scores; honest ones fell to 0.2 on two days of a year
     max_shift: float = Field(
         default=2.0, gt=0

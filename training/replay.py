@@ -21,11 +21,12 @@ _REQUEST_ROWS = 1000
 
 
 def replay(
-    environment: Environment, recipe: Recipe, window: Window, speed: float, limit: int | None, say: Callable[[str], None]
+    environment: Environment, recipe: Recipe, window: Window, speed: float, limit: int | None, every: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Send the window's rows as requests at their moment of prediction, and each outcome when it became known.
 
-    Rows of one moment share a request, up to a thousand of them. `speed`: seconds of data in one second; 0: one after the other.
+    Rows of one moment share a request, up to a thousand of them; those of `every` seconds of data do, if it is given. `speed`:
+    seconds of data in one second; 0: one after the other.
     """
     contract = recipe.contract
     frame = validate(recipe.load(), contract, environment.home / "reports" / contract.model / "quarantine.csv")
@@ -38,7 +39,7 @@ def replay(
     labels = frame[contract.target].cast(pl.Float64).to_list()
     client, ids = Client(environment), [""] * len(rows)
     found: dict[str, Any] = {"requests": 0, "failed": 0, "outcomes": 0, "error": "", "models": {}}
-    events = sorted(_events(frame, contract))
+    events = sorted((moment - moment % every if every else moment, kind, position) for moment, kind, position in _events(frame, contract))
     started, first = time.monotonic(), events[0][0]
     for moment, kind, members in _together(events):
         if speed > 0:

@@ -26,12 +26,15 @@ from mlops import environment, releases
 from mlops.bundle import Bundle
 from mlops.environment import ROOT, Environment
 from mlops.errors import Fault
+from mlops.releases import Release
 from mlops.statements import state
 from training.report import image, render
 
 # Parts of the data's time, so that any model takes the same way: of a year these
 # are January to March, January to May, and June.
 FIRST, LONGER, HOLDOUT = "0..0.247", "0..0.414", "0.414..0.496"
+_TRIAL_SECONDS = 150
+_DATA_SECONDS = 43_200  # of the replay in one second: a month a minute
 console = Console(highlight=False)
 
 
@@ -122,17 +125,25 @@ class Demo:
             refusal = self.mlops("release", worse["digest"], code=2)["error"]
             step.facts += [*worse["reasons"][:4], f"and the door keeps it out: {refusal['way_out'][:90]}…"]
 
-        with self.step("A model of a longer past is better, and takes over under load") as step:
+        with self.step("A model of a longer past is tried in front of callers, and promoted by what it shows there") as step:
             better = self.train(LONGER)
             step.facts.append(
                 f"{better['digest'][:12]} has held-out loss {better['metrics']['loss']:.4f}, the first had {first['metrics']['loss']:.4f}"
             )
             expect(better["metrics"]["loss"] < first["metrics"]["loss"], "it is not better")
-            with self.traffic(rows) as traffic:
-                self.mlops("release", better["digest"], "--why", "demo: more data")
+            with self.traffic(rows) as traffic, self.replayed():
+                self.mlops("release", better["digest"], "--mode", "shadow", "--why", "demo: more data")
+                wait(lambda: self.serving().champion == better["digest"], _TRIAL_SECONDS, "it was not promoted")
                 traffic.wait_for(better["digest"], 20)
-                time.sleep(2)
-            step.facts.append(self.none_failed(traffic))
+            step.facts += [*self.trial_of(better["digest"]), self.none_failed(traffic)]
+
+        with self.step("What the gate refused gets in front of callers by hand: the controller takes it back") as step:
+            state(self.environment.store, self.environment.keys, "gate", self.model, worse["digest"], verdict="passed")
+            with self.traffic(rows) as traffic, self.replayed():
+                self.mlops("release", worse["digest"], "--mode", "canary", "--weight", "0.25", "--why", "demo: somebody was sure")
+                wait(lambda: not self.serving().tried, _TRIAL_SECONDS, "it was not taken back")
+                expect(self.serving().champion == better["digest"], "the champion changed")
+            step.facts += [*self.trial_of(worse["digest"]), self.none_failed(traffic)]
 
         with self.step("A corrupted bundle is refused, the model before it keeps answering") as step:
             before = self.metric("mlops_release_refused_total")
@@ -164,6 +175,33 @@ class Demo:
             expect(again["digest"] == first["digest"], f"{again['digest']} is not {first['digest']}")
             step.facts.append(again["digest"])
 
+    def serving(self) -> Release:
+        found = releases.serving(releases.read(self.environment.store, self.model), releases.now())
+        assert found
+        return found
+
+    @contextlib.contextmanager
+    def replayed(self) -> Generator[None]:
+        """The held-out weeks as live traffic, an hour a request, as long as the block lasts."""
+        words = ["replay", "--window", HOLDOUT, "--every", "3600", "--speed", str(_DATA_SECONDS)]
+        command = [sys.executable, "-m", "mlops.cli", "--json", "--model", self.model, *words]
+        with self.platform.log("replay").open("ab") as log:
+            player = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            player.kill()
+            player.wait()
+
+    def trial_of(self, digest: str) -> list[str]:
+        """When each record of it was written, from the first on; and why it ended."""
+        log = releases.read(self.environment.store, self.model)
+        mine = [position for position, each in enumerate(log) if each.challenger == digest]
+        records = log[mine[0] : mine[-1] + 2]
+        started = records[0].at
+        way = ", ".join(f"{described_step(each)} after {(each.at - started).total_seconds():.0f} s" for each in records)
+        return [way, records[-1].why]
+
     def wait_for_outcomes(self, sent: int) -> dict[str, int]:
         for _ in range(4):
             time.sleep(5)
@@ -190,7 +228,8 @@ class Demo:
 
     def moments(self, first: str, better: str) -> list[Answer]:
         """Three answers: of the first model, the better one, and the first again."""
-        of_better = [answer for answer in self.answers if answer.model == better]
+        alone = {each.epoch for each in releases.read(self.environment.store, self.model) if not each.tried}
+        of_better = [answer for answer in self.answers if answer.model == better and answer.epoch in alone]
         found = [self.answers[0], of_better[len(of_better) // 2], self.answers[-1]]
         expect([answer.model for answer in found] == [first, better, first], "the answers are not in order")
         return found
@@ -201,6 +240,10 @@ class Demo:
         observed = {seen["digest"] for seen in history["observed"]}
         expect(observed == {answer.model}, f"at {at:%H:%M:%S} the log has {observed}, {answer.model[:12]} answered")
         return f"{at:%H:%M:%S} {answer.model[:12]}: intended by epoch {history['intended']['epoch']}, observed in the prediction log"
+
+
+def described_step(release: Release) -> str:
+    return release.mode if release.weight is None else f"{release.mode} {release.weight:.0%}"
 
 
 def expect(holds: bool, otherwise: str) -> None:

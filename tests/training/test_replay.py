@@ -55,7 +55,7 @@ def play(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., See
     def played(recipe: Recipe, window: str = "0..1", speed: float = 0, limit: int | None = None) -> Seen:
         here = service.environment.model_copy(update={"endpoint": service.url})
         began = time.time()
-        result = replay(here, recipe, Window.parse(window), speed, limit, lambda _: None)
+        result = replay(here, recipe, Window.parse(window), speed, limit, 0, lambda _: None)
         rows = sum(result["models"].values())
 
         def arrived(kind: Any, prefix: str) -> list[Any]:
@@ -134,7 +134,7 @@ def test_what_fails_is_counted_and_named_and_the_rest_goes_on(play: Callable[...
 def test_a_service_that_is_away_is_named(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_API_KEY", service.key)
     recipe = synthetic.write_model(tmp_path, synthetic.frame(1, 3))
-    found = replay(service.environment, recipe, Window.parse("0..1"), 0, None, lambda _: None)
+    found = replay(service.environment, recipe, Window.parse("0..1"), 0, None, 0, lambda _: None)
     assert (found["requests"], found["failed"], found["outcomes"]) == (3, 3, 0)
     assert "does not answer" in found["error"]
 
@@ -158,10 +158,10 @@ def test_without_a_time_all_is_asked_and_then_the_outcomes_come(
         service.serves(1)
         monkeypatch.setenv("MLOPS_API_KEY", service.key)
         here = environment.model_copy(update={"endpoint": service.url})
-        found = replay(here, recipe, Window.parse("0..1"), 0, 50, lambda _: None)
+        found = replay(here, recipe, Window.parse("0..1"), 0, 50, 0, lambda _: None)
         assert found == {"requests": 50, "failed": 0, "outcomes": 50, "error": "", "models": {digest: 50}}
         with pytest.raises(Fault, match="use fractions"):
-            replay(here, recipe, Window.parse("2024-01-01..2024-02-01"), 0, None, lambda _: None)
+            replay(here, recipe, Window.parse("2024-01-01..2024-02-01"), 0, None, 0, lambda _: None)
     assert bundles.find(environment.store, synthetic.MODEL, "") == digest
     logs = {kind: environment.store.keys(f"{kind}/{synthetic.MODEL}") for kind in ("predictions", "outcomes")}
     arrived = {kind: [raw for key in keys for raw in records.lines(environment.store.get(key) or b"")] for kind, keys in logs.items()}

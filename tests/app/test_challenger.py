@@ -1,0 +1,108 @@
+"""A challenger that misbehaves, in its process of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.challenger import Challenger
+from mlops.bundle import Bundle
+from mlops.model import Model
+from tests import planted, synthetic
+
+GOOD, BAD = synthetic.request(size=0.1), synthetic.request(size=2.0)
+
+
+@pytest.fixture
+def start(first_bundle: Bundle) -> Iterator[Callable[..., Challenger]]:
+    started: list[Challenger] = []
+
+    def make(kind: str = "", budget_ms: float = 2000, memory_mb: int = 512) -> Challenger:
+        bundle = planted.plant(first_bundle, kind) if kind else first_bundle
+        started.append(Challenger(bundle, bundle.digest, budget_ms, memory_mb))
+        return started[-1]
+
+    yield make
+    for challenger in started:
+        challenger.close()
+
+
+@pytest.fixture(scope="module")
+def row(first_bundle: Bundle) -> Callable[[dict[str, Any]], Any]:
+    return Model(first_bundle, "").schema.row
+
+
+def faults(challenger: Challenger, *requests: list[Any], seconds: float = 20) -> list[str | None]:
+    return [scores.fault for scores in challenger.score(requests, seconds)]
+
+
+def test_it_scores_as_the_model_itself_does(start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle) -> None:
+    challenger, model = start(), Model(first_bundle, "")
+    [one, two] = challenger.score([[row(GOOD)], [row(GOOD), row(BAD)]], 20)
+    assert (one.scores, two.scores) == (model.score([row(GOOD)]), model.score([row(GOOD), row(BAD)]))
+    assert one.seconds
+    assert 0 < one.seconds < 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("raises", "error"), ("no number", "nan"), ("memory hog", "error"), ("wrong contract", "error"), ("inverted", None)],
+)
+def test_a_fault_is_named_and_the_next_request_is_answered(
+    start: Callable[..., Challenger], row: Callable[..., Any], kind: str, fault: str | None
+) -> None:
+    challenger = start(kind)
+    assert faults(challenger, [row(BAD)]) == [fault]
+    assert faults(challenger, [row(GOOD)]) == [None]
+
+
+def test_too_slow_costs_no_more_than_the_time_allowed_and_what_comes_late_confuses_nobody(
+    start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle
+) -> None:
+    challenger = start("slow", budget_ms=40)
+    started = time.monotonic()
+    assert faults(challenger, [row(BAD)], seconds=0.04) == ["slow"]
+    assert time.monotonic() - started < 0.15
+    time.sleep(3)
+    [after] = challenger.score([[row(GOOD)]], 20)
+    assert after.scores == pytest.approx(Model(first_bundle, "").score([row(GOOD)]), abs=1e-6)
+
+
+def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+    challenger = start()
+    assert challenger._process
+    challenger._process.kill()
+    assert faults(challenger, [row(GOOD)]) == ["died"]
+    challenger.revive()
+    assert faults(challenger, [row(GOOD)]) == [None]
+
+
+def test_while_another_has_it_a_request_does_not_wait_for_long_and_that_is_not_its_fault(
+    start: Callable[..., Challenger], row: Callable[..., Any]
+) -> None:
+    challenger = start()
+    with challenger._lock:
+        assert faults(challenger, [row(GOOD)], seconds=0.05) == ["busy"]
+
+
+def test_repeated_failure_opens_the_breaker(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+    challenger = start("raises")
+    assert faults(challenger, *[[row(BAD)]] * 5) == ["error"] * 5
+    assert faults(challenger, [row(GOOD)]) == ["broken"]
+
+
+def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+    challenger = start()
+    process, folder = challenger._process, challenger._folder.name
+    closing = threading.Thread(target=challenger.close)
+    closing.start()
+    closing.join(10)
+    assert faults(challenger, [row(GOOD)]) == ["broken"]
+    assert process
+    assert process.poll() is not None
+    assert not Path(folder).exists()
