@@ -108,3 +108,55 @@ def test_a_model_trained_in_the_cluster_answers_through_the_proxy(platform: Clus
 def test_mlflow_asks_who_you_are(platform: Cluster, released: dict[str, Any]) -> None:
     script = "import httpx, os; print(httpx.get(os.environ['MLOPS_TRACKING'] + '/api/2.0/mlflow/registered-models/search').status_code)"
     assert platform.ask("exec", "deploy/controller", "--", "python", "-c", script).strip() == b"401"
+
+
+@pytest.fixture(scope="session")
+def second(platform: Cluster, released: dict[str, Any]) -> str:
+    """Another model that passed the gate."""
+    trained = mlops("train", "--seed", "1")
+    assert trained["digest"] != released["digest"]
+    return trained["digest"]
+
+
+def answered_by(platform: Cluster, row: dict[str, Any], digest: str, seconds: float) -> float:
+    """How long until two hundred answers in a row are of this model; none may fail meanwhile."""
+    started, alike = time.monotonic(), 0
+    while alike < 200:
+        answer = predict(platform, row)
+        assert answer.status_code == 200, answer.text
+        alike = alike + 1 if answer.json()["model"] == digest else 0
+        assert time.monotonic() - started < seconds, f"{digest[:12]} does not answer alone after {seconds} s"
+    return time.monotonic() - started
+
+
+def test_blue_green_is_confirmed_by_each_pod_and_taken_back_in_seconds(platform: Cluster, released: dict[str, Any], second: str) -> None:
+    activated = mlops("release", second, "--mode", "blue-green", "--why", "all at once")
+    assert (activated["champion"], activated["challenger"]) == (second, released["digest"])
+    answered_by(platform, released["row"], second, 30)
+    started = time.monotonic()
+    assert mlops("rollback", "--why", "back")["champion"] == released["digest"]
+    answered_by(platform, released["row"], released["digest"], 15 - (time.monotonic() - started))
+
+
+def test_a_canary_is_scored_by_both_and_judged_in_the_cluster(platform: Cluster, released: dict[str, Any], second: str) -> None:
+    mlops("release", second, "--mode", "canary", "--weight", "0.5", "--why", "try")
+    held = mlops("release", "--pause", "--why", "as long as I look")
+    rows = [released["row"] | context(platform, number) for number in range(40)]
+    seen: set[str] = set()
+
+    def both_answer() -> bool:
+        seen.update(predict(platform, row).json()["model"] for row in rows)
+        return seen == {released["digest"], second}
+
+    real.until(both_answer, 60)
+    real.until(lambda: mlops("experiment", "status")["verdict"]["rows"] > 0, 60)
+    status = mlops("experiment", "status")
+    assert status["release"]["epoch"] == held["epoch"]
+    assert status["verdict"]["decision"] != "abort"
+    assert mlops("rollback", "--why", "enough")["champion"] == released["digest"]
+
+
+def context(platform: Cluster, number: int) -> dict[str, Any]:
+    """The entity's columns, so that each row is about another."""
+    found = httpx.get(f"http://127.0.0.1:{real.NODE_PORT}/model", headers=key(platform)).json()["contract"]
+    return {name: f"{number}" for name in found["entity"] if found["features"].get(name, {}).get("unknown") != "reject"}
