@@ -15,7 +15,7 @@ _SLOTS = 20  # pods of the app that it can know at a time
 
 # A pod that dies takes no request with it: what it had not answered is asked of another one. A prediction changes
 # nothing, so asking twice is safe. An answer of 503 is the app's "not me": no model yet, or overloaded. A request is
-# passed on once its body is here: of what went out in parts HAProxy keeps no copy to ask again with.
+# passed on once its body is here (16 KiB of it): of what went out in parts HAProxy keeps no copy to ask again with.
 _CONFIG = """\
 global
   maxconn 4096
