@@ -6,6 +6,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.main import create_app
+from app.protocol import Protocol
 from app.settings import Settings
 from mlops.errors import Fault
 
@@ -46,7 +47,7 @@ def main() -> None:
         sys.exit(f"settings: {names}")
     except Fault as fault:
         sys.exit(str(fault))
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=20)
+    uvicorn.run(app, host=settings.host, port=settings.port, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=20)
 
 
 main()

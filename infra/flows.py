@@ -73,7 +73,7 @@ def _outside_ports(settings: Settings) -> list[int]:
     alerts, ports = settings.alerts, set()
     for url in (alerts.webhook, alerts.heartbeat):
         if url:
-            ports.add(urlsplit(url).port or (443 if url.startswith("https") else 80))
+            ports.add(urlsplit(url).port or (80 if url.startswith("http:") else 443))
     if alerts.smtp_host:
         ports.add(int(alerts.smtp_host.rpartition(":")[2]))
     if alerts.slack_channel:

@@ -15,9 +15,18 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+# Of a Secret, that is: a pattern which hardly any password fits, so that one pasted here goes nowhere.
+SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
 
 
-Url = Annotated[str, Field(pattern=r"^(https?://\S+)?$")]
+def _no_password(url: str) -> str:
+    if "@" in url:
+        raise PydanticCustomError("password", "an address with a password in it would be in the state: that belongs into a Secret")
+    return url
+
+
+Url = Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(_no_password)]
+UrlOrSecret = Annotated[str, Field(pattern=r"^(https?://\S+|secret)?$"), AfterValidator(_no_password)]
 HostPort = Annotated[str, Field(pattern=r"^([\w.-]+:[0-9]+)?$")]
 Mirror = Annotated[str, Field(pattern=r"^([\w.:-]+(/[\w./-]+)?)?$")]
 Cron = Annotated[str, Field(pattern=r"^((\S+\s+){4}\S+)?$")]
@@ -49,7 +58,7 @@ class Images(_Group):
     training: Image
     mlflow: Image
     mirror: Mirror
-    pull_secret: str
+    pull_secret: SecretName
     postgres: Image
     versitygw: Image
     haproxy: Image
@@ -69,7 +78,7 @@ class Bucket(_Group):
     url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]+)?$")]
     endpoint: Url
     region: str
-    secret: str
+    secret: SecretName
     size: Quantity
 
 
@@ -78,7 +87,7 @@ class Database(_Group):
     host: str
     port: Port
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
-    secret: str
+    secret: SecretName
     size: Quantity
 
     @model_validator(mode="after")
@@ -91,7 +100,7 @@ class Database(_Group):
 class Tracking(_Group):
     kind: Literal["bundled", "external"]
     url: Url
-    secret: str
+    secret: SecretName
     hosts: str
 
     @model_validator(mode="after")
@@ -124,7 +133,7 @@ class Ingress(_Group):
     enabled: bool
     class_: Annotated[str, Field(alias="class")]
     host: str
-    tls_secret: str
+    tls_secret: SecretName
 
     @model_validator(mode="after")
     def _complete(self) -> Ingress:
@@ -136,7 +145,7 @@ class Ingress(_Group):
 class Training(_Group):
     schedule: Cron
     data: Literal["load", "snapshot"]
-    secret: str
+    secret: SecretName
     egress: CidrPorts
     cpu: Quantity
     memory: Quantity
@@ -159,18 +168,20 @@ class Switch(_Group):
 
 
 class Alerts(_Group):
-    secret: str
+    secret: SecretName
     slack_channel: str
     email_to: str
     email_from: str
     smtp_host: HostPort
-    webhook: Url
-    heartbeat: Url
+    webhook: UrlOrSecret
+    heartbeat: UrlOrSecret
 
     @model_validator(mode="after")
     def _complete(self) -> Alerts:
         if (self.slack_channel or self.email_to) and not self.secret:
             raise ValueError("alerts.slackChannel and alerts.emailTo need alerts.secret")
+        if "secret" in (self.webhook, self.heartbeat) and not self.secret:
+            raise ValueError("alerts.webhook and alerts.heartbeat: secret need alerts.secret")
         if self.email_to and not (self.email_from and self.smtp_host):
             raise ValueError("alerts.emailTo needs alerts.emailFrom and alerts.smtpHost")
         return self
@@ -242,5 +253,6 @@ def _fault(fault: Any) -> str:
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{key}: is no setting; Pulumi.yaml lists them"
-    shown = "" if isinstance(fault["input"], (dict, BaseModel)) or fault["type"] == "missing" else f" is {fault['input']!r}"
+    told = isinstance(fault["input"], (dict, BaseModel)) or fault["type"] in ("missing", "password") or key.lower().endswith("secret")
+    shown = "" if told else f" is {fault['input']!r}"
     return f"{key}{shown}: {fault['msg'].removeprefix('Value error, ')}" if key else fault["msg"].removeprefix("Value error, ")

@@ -77,8 +77,12 @@ def configuration(alerts: Alerts) -> str:
         email = {"to": alerts.email_to, "from": alerts.email_from, "smarthost": alerts.smtp_host, "send_resolved": True}
         people["email_configs"] = [email | password | text]
     if alerts.webhook:
-        people["webhook_configs"] = [{"url": alerts.webhook, "send_resolved": True}]
-    heartbeat = {"webhook_configs": [{"url": alerts.heartbeat}]} if alerts.heartbeat else {}
+        people["webhook_configs"] = [_address("webhook", alerts.webhook) | {"send_resolved": True}]
+    heartbeat = {"webhook_configs": [_address("heartbeat", alerts.heartbeat)]} if alerts.heartbeat else {}
     config["templates"] = [f"{_TEMPLATES}/*.tmpl"]
     config["receivers"] = [{"name": "nobody"}, {"name": "people", **people}, {"name": "heartbeat", **heartbeat}]
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _address(name: str, url: str) -> dict[str, Any]:
+    return {"url_file": f"{_SECRETS}/{name}-url"} if url == "secret" else {"url": url}

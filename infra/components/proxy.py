@@ -14,7 +14,8 @@ METRICS_PORT = 8405
 _SLOTS = 20  # pods of the app that it can know at a time
 
 # A pod that dies takes no request with it: what it had not answered is asked of another one. A prediction changes
-# nothing, so asking twice is safe. An answer of 503 is the app's "not me": no model yet, or overloaded.
+# nothing, so asking twice is safe. An answer of 503 is the app's "not me": no model yet, or overloaded. A request is
+# passed on once its body is here (16 KiB of it): of what went out in parts HAProxy keeps no copy to ask again with.
 _CONFIG = """\
 global
   maxconn 4096
@@ -39,6 +40,7 @@ defaults
   timeout http-request 10s
   timeout http-keep-alive 30s
   option http-server-close
+  option http-buffer-request
   option redispatch 1
   retries 3
   retry-on conn-failure empty-response 503

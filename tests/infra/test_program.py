@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
         {"alerts.secret": "alerting", "alerts.slackChannel": "#ml", "alerts.emailTo": "a@example.com", "alerts.emailFrom": "b@example.com",
          "alerts.smtpHost": "smtp.example.com:587", "alerts.webhook": "https://example.com/hook", "alerts.heartbeat": "https://example.com/alive"},
     ),
+    "alerts to secret addresses": ("prod", {"alerts.secret": "alerting", "alerts.webhook": "secret", "alerts.heartbeat": "secret"}),
     "training that reaches a warehouse": ("prod", {"training.secret": "warehouse", "training.egress": "10.1.0.0/16:5439,10.2.0.1/32:443", "training.schedule": ""}),
 }  # fmt: skip
 
@@ -126,6 +127,7 @@ def test_every_fault_of_the_settings_is_named_at_once() -> None:
         ("kind", {"serving.maxReplicas": 1}, "serving.maxReplicas is 1: at least serving.minReplicas, 2"),
         ("kind", {"ingress.enabled": True}, "ingress.enabled needs ingress.host"),
         ("kind", {"alerts.slackChannel": "#ml"}, "need alerts.secret"),
+        ("kind", {"alerts.webhook": "secret"}, "secret need alerts.secret"),
         ("kind", {"clusterScope": False}, "serving.metricsApi is bundled: needs clusterScope"),
         ("kind", {"serving.minReplica": 3}, "serving.minReplica: is no setting"),
     ],

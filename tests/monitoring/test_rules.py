@@ -29,7 +29,8 @@ RULES = [
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 DASHBOARDS = {file.name: json.loads(file.read_text()) for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))}
-FOREIGN = re.compile(r"(haproxy|kube|prometheus|alertmanager)_\w+|up|ALERTS")
+EXPOSITION = {file.stem: file.read_text() for file in (Path(__file__).parent / "exposition").glob("*.prom")}  # of other programs
+FOREIGN = re.compile(r"prometheus_\w+|up|ALERTS")
 
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not on the PATH (Debian: prometheus)")
 
@@ -123,6 +124,7 @@ def test_rules_and_dashboards_read_only_what_somebody_writes() -> None:
         for query in queries
     }
     known = app_names() | controller_names() | set(RECORDED)
+    known |= {name for text in EXPOSITION.values() for name in re.findall(r"^\w+", text, re.MULTILINE)}
     unknown = {where: {name for name in names(expr) - known if not FOREIGN.fullmatch(name)} for where, expr in asked.items()}
     assert {where: found for where, found in unknown.items() if found} == {}
 

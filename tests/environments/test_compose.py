@@ -1,0 +1,93 @@
+"""The Compose file, without a container engine: valid by the specification, and whatever it names is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlflow.cli
+import pytest
+import yaml
+from jsonschema.validators import validator_for
+
+from mlops.bootstrap import Folder, keys
+from mlops.bootstrap import files as compose_files
+from mlops.environment import ROOT
+from mlops.images import DOCKERFILES
+
+FILE = ROOT / "environments" / "local" / "compose.yaml"
+COMPOSE = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+IMAGES = {
+    key: entry["default"]
+    for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()
+    if key.startswith("images.")
+}
+LINES = {name: " ".join([*service.get("entrypoint", []), *service.get("command", [])]) for name, service in SERVICES.items()}
+
+
+def test_it_is_valid_by_the_specification() -> None:
+    schema = json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
+    validator = validator_for(schema)(schema)
+    assert [f"{'.'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in validator.iter_errors(COMPOSE)] == []
+    wrong = COMPOSE | {"services": {"x": {"image": "x", "imagee": "x"}}}
+    assert not validator.is_valid(wrong)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_refers_to_is_declared_or_on_disk(name: str) -> None:
+    service = SERVICES[name]
+    for volume in service.get("volumes", []):
+        source = volume.split(":")[0]
+        assert (FILE.parent / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], source
+    assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
+    assert set(service.get("depends_on", {})) <= set(SERVICES)
+    if build := service.get("build"):
+        context = FILE.parent / build["context"]
+        assert str((context / build["dockerfile"]).resolve().relative_to(ROOT)) in DOCKERFILES.values()
+    for host in re.findall(r"\w+://(?:\w+@)?(\w+):\d+", json.dumps([service, COMPOSE["configs"]])):
+        assert host in SERVICES, host
+
+
+def test_images_are_those_of_the_cluster_and_ours_are_built_here() -> None:
+    """Ours are pinned by what they are built from; everybody else's version has its home in Pulumi.yaml."""
+    ours = {service["image"] for service in SERVICES.values() if "mlops-" in service["image"]}
+    assert {f"docker.io/library/{image}" for image in ours} == {IMAGES[f"images.{part}"] for part in DOCKERFILES}
+    assert ours == {service["image"] for service in SERVICES.values() if "build" in service}
+    assert {service["image"] for service in SERVICES.values()} - ours <= set(IMAGES.values())
+
+
+def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    keys(folder, "local")
+    compose_files(folder)
+    for name, service in SERVICES.items():
+        asked = set(re.findall(r"/secrets/([\w./-]+)", json.dumps(service)))
+        assert [path for path in asked if not (tmp_path / path).is_file()] == [], name
+    modules = {module for line in LINES.values() for module in re.findall(r"python -m ([\w.]+)", line)}
+    assert {"app", "mlops.bootstrap", "mlops.cli", "monitoring.controller"} == modules
+    assert all(map(find_spec, modules))
+    steps = {step for line in LINES.values() for step in re.findall(r"mlops\.bootstrap (\w+)", line)}
+    assert [step for step in steps if f'step == "{step}"' not in (ROOT / "mlops" / "bootstrap.py").read_text()] == []
+    flags = {flag for parameter in mlflow.cli.server.params for flag in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", LINES["tracking"])) <= flags
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)")
+def test_prometheus_takes_what_its_service_makes_of_the_configuration(tmp_path: Path) -> None:
+    script = SERVICES["prometheus"]["command"][0].replace("$$", "$")
+    script = script.replace("/etc/prometheus/", f"{ROOT}/monitoring/prometheus/").replace("/tmp/", f"{tmp_path}/")
+    done = subprocess.run(["sh", "-c", script.partition("exec ")[0]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = yaml.safe_load((tmp_path / "prometheus.yaml").read_text())
+    assert made["global"]["external_labels"] == {"namespace": "local"}
+    assert "$NAMESPACE" not in str(made)
+    assert [f":{Path(rules).parent}:" in str(SERVICES["prometheus"]["volumes"]) for rules in made["rule_files"]] == [True]
+    known = subprocess.run(["prometheus", "--help"], capture_output=True, text=True)
+    assert [flag for flag in re.findall(r"--[a-z.-]+", script) if flag not in known.stdout + known.stderr] == []
