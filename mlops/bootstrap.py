@@ -34,7 +34,7 @@ IDENTITIES = {
     "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*", "replicas/*"]},
     "training": {"read": ["models/*", "data/*"], "write": ["models/*"]},
     "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
-    "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*"]},
+    "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*", "replicas/*"]},
 }
 TRACKING_USERS = ("training", "controller")
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from mlops.store import Store
 
-STALE_SECONDS = 30.0  # it writes at least every ten
+_STALE_SECONDS = 30.0  # it writes at least every ten
+_GONE_SECONDS = 3600.0
 
 
 class Replica(msgspec.Struct):
@@ -28,12 +30,19 @@ def tell(store: Store, model: str, name: str, **state: Any) -> None:
 
 def alive(store: Store, model: str) -> list[Replica]:
     """The ready ones that were heard of lately."""
-    found = []
+    return [each for each in _read(store, model).values() if each.ready and abs(time.time() - each.at) < _STALE_SECONDS]
+
+
+def forget(store: Store, model: str) -> None:
+    """Those that have long been gone: pods come and go under ever new names."""
+    for key, replica in _read(store, model).items():
+        if time.time() - replica.at > _GONE_SECONDS:
+            store.delete(key)
+
+
+def _read(store: Store, model: str) -> dict[str, Replica]:
+    found = {}
     for key in store.keys(f"replicas/{model}"):
-        try:
-            replica = msgspec.json.decode(store.get(key) or b"", type=Replica)
-        except msgspec.DecodeError:
-            continue
-        if replica.ready and abs(time.time() - replica.at) < STALE_SECONDS:
-            found.append(replica)
+        with suppress(msgspec.DecodeError):
+            found[key] = msgspec.json.decode(store.get(key) or b"", type=Replica)
     return found

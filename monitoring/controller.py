@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from mlops import door, releases, trials
+from mlops import door, releases, replicas, trials
 from mlops.contract import Contract
 from mlops.environment import Environment, only_model
 from mlops.errors import Fault
@@ -202,6 +202,7 @@ class Controller:
         for kind in KINDS:
             self.metrics.compacted.labels(kind).inc(compact(self._store, kind, self._model))
             self.metrics.waiting.labels(kind).set(len(waiting(self._store, kind, self._model)))
+        replicas.forget(self._store, self._model)
 
 
 def _works(attempt: Callable[[], object]) -> bool:

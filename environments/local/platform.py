@@ -162,6 +162,7 @@ class Platform:
                 "BUCKET": self.bucket,
                 "KEYRING": self.environment.keyring,
                 "PORT": port,
+                "REPLICA": f"app-{position}",
                 "SPOOL": self.home / "spool" / str(position),
             }
             commands[f"app-{position}"] = ([sys.executable, "-m", "app"], {f"MLOPS_{k}": str(v) for k, v in settings.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -130,3 +131,17 @@ def test_the_split_is_even_over_entities_and_a_weight_moves_only_the_ones_it_mus
     assert small < large
     other = {key for key in keys if assignment.gets_challenger(record(0.05, "t"), None, key)}
     assert len(small & other) < 0.2 * len(small)  # another experiment asks others
+
+
+def test_a_replica_that_was_not_heard_of_does_not_count_and_is_forgotten_in_the_end(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = environment.store, time.time()
+    for name, ago in (("here", 5), ("silent", 60), ("gone", 7200)):
+        monkeypatch.setattr(time, "time", lambda ago=ago: now - ago)
+        replicas.tell(store, synthetic.MODEL, name, serving=1, ready=True, loaded=[])
+    monkeypatch.setattr(time, "time", lambda: now)
+    store.put(f"replicas/{synthetic.MODEL}/garbage.json", b"garbage")
+    assert [each.name for each in replicas.alive(store, synthetic.MODEL)] == ["here"]
+    replicas.forget(store, synthetic.MODEL)
+    assert sorted(key.rpartition("/")[2] for key in store.keys("replicas")) == ["garbage.json", "here.json", "silent.json"]

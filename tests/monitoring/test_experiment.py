@@ -64,7 +64,7 @@ def test_from_the_days_it_takes_to_the_page_with_its_result(environment: Environ
     _, stopped = mlops("experiment", "stop", "--promote")
     assert stopped["champion"] == digests[1]
     page = Path(stopped["page"]).read_text()
-    assert release.experiment in page
+    assert str(release.experiment) in page
     assert "the loss changes by -" in page
 
 
