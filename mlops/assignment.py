@@ -17,6 +17,10 @@ def gets_challenger(release: Release, row: Any, key: str | None) -> bool:
     """`key`: whom the row is about; without one the champion answers. A weight that rises moves keys one way only."""
     if release.weight is None or key is None:
         return False
-    if release.segment and any(str(getattr(row, name, None)) != value for name, value in release.segment.items()):
+    if release.segment and any(_text(getattr(row, name, None)) != value for name, value in release.segment.items()):
         return False
     return position(release.experiment or release.challenger or "", key) < release.weight
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

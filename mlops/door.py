@@ -38,6 +38,8 @@ def release(
     """Check digest, gate and origin again, sign the approval for this environment, write the next epoch."""
     from mlops.probe import probe
 
+    if weight is not None and mode not in ("canary", "ab"):
+        raise Fault("weight", weight, f"is for --mode canary and ab; in mode {mode} one model answers all")
     store, keyring = environment.store, environment.keys
     digest = bundles.find(store, model, prefix)
     bundle = bundles.read(store, model, digest)
@@ -57,7 +59,7 @@ def release(
         return releases.append(store, model, digest, why)
     if mode == "blue-green":
         return trials.blue_green(store, model, served.digest, digest, why)
-    if mode != "shadow" and weight is None:
+    if mode in ("canary", "ab") and weight is None:
         weight = 1.0 if segment else 0.5 if mode == "ab" else served.contract.judge.weights[0]
     return trials.put(store, model, served.digest, digest, why, mode=mode, weight=weight, segment=segment, hold=hold)
 

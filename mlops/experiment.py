@@ -75,9 +75,9 @@ def stop(
         done = releases.append(environment.store, model, release.challenger, reason, after=release.epoch)
     else:
         done = trials.back(environment.store, model, release, reason)
-    file = page(environment, model, release, trials.verdicts(environment.store, model, release.experiment))
-    value = done.model_dump(mode="json") | {"page": str(file), "decision": verdict.decision}
-    state.result(value, f"epoch {done.epoch}: {done.champion[:12]} serves; the result: {file}")
+    place = f"{environment.bucket}/{page(environment.store, model, release)}"
+    value = done.model_dump(mode="json") | {"page": place, "decision": verdict.decision}
+    state.result(value, f"epoch {done.epoch}: {done.champion[:12]} serves; the result: {place}")
 
 
 def table(release: Release, verdict: dict[str, Any]) -> Table:

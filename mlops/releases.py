@@ -4,6 +4,7 @@ import getpass
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
@@ -46,6 +47,8 @@ class Release(BaseModel):
         needed = {"full": (), "shadow": ("challenger",), "blue-green": ("challenger",)}.get(self.mode, ("challenger", "weight"))
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"mode {self.mode} needs a {missing[0]}")
+        if self.weight is not None and self.mode not in ("canary", "ab"):
+            raise ValueError(f"mode {self.mode} has no weight: the champion answers all")
         if self.challenger == self.champion:
             raise ValueError("champion and challenger are one model")
         return self
@@ -108,6 +111,20 @@ def read(store: Store, model: str) -> list[Release]:
         except Refused:
             continue
     return log
+
+
+class Follower:
+    """The valid records, oldest first; asked again, it reads what is new: a record never changes."""
+
+    def __init__(self, store: Store, model: str):
+        self._journal, self._log, self._epoch = journal(store, model), list[Release](), 0
+
+    def read(self) -> list[Release]:
+        while (raw := self._journal.get(self._epoch + 1)) is not None:
+            self._epoch += 1
+            with suppress(Refused):
+                self._log.append(parse(self._epoch, raw))
+        return self._log
 
 
 def serving(log: Iterable[Release], at: datetime) -> Release | None:

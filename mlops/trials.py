@@ -72,7 +72,7 @@ def keep(store: Store, model: str, release: Release, verdict: dict[str, Any]) ->
 
 def verdicts(store: Store, model: str, experiment: str | None) -> list[dict[str, Any]]:
     """Oldest first."""
-    keys = store.keys(f"models/{model}/verdicts/{experiment}")
+    keys = [key for key in store.keys(f"models/{model}/verdicts/{experiment}") if key.endswith(".json")]
     return sorted((msgspec.json.decode(store.get(key) or b"{}") for key in keys), key=lambda verdict: verdict["at"])
 
 

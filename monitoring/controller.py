@@ -85,7 +85,9 @@ class Controller:
         self.metrics = Metrics()
         self._environment, self._store, self._model, self._database = environment, environment.store, model, database
         self._judged: dict[str, Statement | None] = {}  # by key of the bucket; None: not to be trusted
+        self._log = releases.Follower(self._store, model)
         self._trial: tuple[str, Contract, Evidence] | None = None
+        self._kept: tuple[int, Verdict] | None = None
         every: list[tuple[str, float, Callable[[], None]]] = [
             (_URGENT, 2, self.judge),
             ("dependencies", 10, self.look),
@@ -130,10 +132,10 @@ class Controller:
 
     def judge(self) -> None:
         """One look at the challenger on trial, and the record that follows from it. Whoever wrote one meanwhile is right."""
-        log_now = releases.read(self._store, self._model)
+        log_now = self._log.read()
         release = releases.serving(log_now, releases.now())
         if release is None or not release.tried:
-            self._trial = None
+            self._trial = self._kept = None
             self.metrics.shows(None)
             return
         contract, evidence = self._on_trial(release)
@@ -141,7 +143,9 @@ class Controller:
         verdict = judge(contract, release, evidence.look(first.epoch, first.at, releases.now()))
         self.metrics.shows(verdict)
         self.metrics.trial.set(release.at.timestamp())
-        trials.keep(self._store, self._model, release, verdict.as_dict())
+        if (release.epoch, verdict) != self._kept:
+            trials.keep(self._store, self._model, release, verdict.as_dict())
+            self._kept = release.epoch, verdict
         by_itself = release.mode != "ab" and not release.segment and not release.hold
         with suppress(Overtaken):
             if verdict.decision == "abort":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from jinja2 import Environment as Templates
@@ -67,12 +66,12 @@ def _champions_own(store: Store, model: str, evidence: Evidence) -> tuple[float 
     return float(by_day.std()), f"at most: from the champion's own loss on {by_day.len()} days"  # ty: ignore[invalid-argument-type]
 
 
-def page(environment: Environment, model: str, release: Release, verdicts: list[dict[str, Any]]) -> Path:
+def page(store: Store, model: str, release: Release) -> str:
+    """Its key in the bucket."""
     templates = Templates(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    log = [each for each in releases.read(environment.store, model) if each.experiment == release.experiment]
-    file = environment.home / "reports" / model / f"experiment-{release.experiment}.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        templates.get_template("experiment.html").render(release=release, log=log, verdicts=verdicts, described=releases.described)
-    )
-    return file
+    log = [each for each in releases.read(store, model) if each.experiment == release.experiment]
+    told = trials.verdicts(store, model, release.experiment)
+    content = templates.get_template("experiment.html").render(release=release, log=log, verdicts=told, described=releases.described)
+    key = f"models/{model}/verdicts/{release.experiment}/result.html"
+    store.put(key, content.encode())
+    return key
