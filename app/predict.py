@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from app.auth import Auth
 from app.challenger import Challenger, Scores
@@ -91,11 +91,12 @@ class Predict:
                 scores = await asyncio.to_thread(model.score, rows)
         if not all(map(math.isfinite, scores)):
             raise HttpError(500, "the model returned no number for a row")
-        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key)
+        arm = None if live.challenger is None else 0
+        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key, arm)
         self._metrics.predictions.inc(len(rows))
-        if live.challenger is not None:
+        if live.challenger is not None and live.release.weight is not None:  # some rows may be the challenger's to answer
             return _encode(_merged(live, batch.ids, await self._tried(batch, live.challenger)))
-        self._recorder.add(batch)
+        (self._recorder if live.challenger is None else self._shadow).add(batch)
         digest, scores, predictions = batch.answered
         return _encode(Answer(digest, live.release.epoch, list(map(Prediction, batch.ids, predictions, scores))))
 
@@ -115,7 +116,7 @@ class Predict:
             except TimeoutError:  # it had no turn: had it been slow, it would have said so before
                 trial = Scores(fault="busy")
             parts[1] = replace(parts[1], trial=trial)
-            self._shadow.log(parts[1], trial)
+            self._shadow.log([parts[1]])
         return list(parts.values())
 
 

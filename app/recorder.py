@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -28,13 +27,12 @@ from mlops.store import Store
 
 log = logging.getLogger("app.recorder")
 _QUEUED_ROWS = 200_000
-_WRITE_SECONDS = 0.5
+_WRITE_SECONDS = 0.05
 _DRAIN_SECONDS = 10.0
 _FIRST_SEGMENT_SECONDS = 1.0  # a rollback asks the log who served: a new release shows there at once
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Rows of one request that one model was to answer; `scores` are the champion's, `trial` what the challenger made of them."""
 
     live: Live

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from dataclasses import replace
+from collections import Counter, deque
+from collections.abc import Sequence
 from itertools import groupby
+
+from msgspec.structs import replace
 
 from app.challenger import Challenger, Scores
 from app.metrics import Metrics
 from app.recorder import Batch, Recorder
 
 _QUEUED_ROWS = 20_000
-_AT_ONCE = 32  # requests: a caller's own waits for no more than these
-_IDLE_SECONDS = 0.25
+_ROWS_AT_ONCE = 64  # a caller whom the challenger is to answer waits for no more than these, or one request
+_GATHER_SECONDS = 0.05  # nobody waits for a shadow's score, and one wake for many requests takes less from the callers
 
 
 class Shadow:
@@ -23,9 +25,9 @@ class Shadow:
     def __init__(self, recorder: Recorder, metrics: Metrics):
         self._recorder, self._metrics = recorder, metrics
         self._queue: deque[Batch] = deque()
-        self._added = self._taken = 0  # rows; each counted by one thread
-        self._challenger: Challenger | None = None
-        self._there, self._stop = threading.Event(), threading.Event()
+        self._added = self._taken = 0  # rows; each is written by one thread alone
+        self._challenger: Challenger | None = None  # the last that was asked
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
@@ -33,39 +35,45 @@ class Shadow:
 
     def stop(self) -> None:
         self._stop.set()
-        self._there.set()
         self._thread.join(timeout=5)
 
     def add(self, batch: Batch) -> None:
-        if self._added - self._taken + len(batch.rows) > _QUEUED_ROWS:
-            self.log(batch, Scores(fault="dropped"))
+        rows = len(batch.rows)
+        if self._added - self._taken + rows > _QUEUED_ROWS:
+            self.log([replace(batch, trial=Scores(fault="dropped"))])
             return
-        self._added += len(batch.rows)
         self._queue.append(batch)
-        self._there.set()
+        self._added += rows
 
-    def log(self, batch: Batch, trial: Scores) -> None:
-        self._metrics.challenger_rows.labels(trial.fault or "scored").inc(len(batch.rows))
-        if trial.seconds is not None:
-            self._metrics.challenger_seconds.observe(trial.seconds)
-        self._challenger = batch.live.challenger
-        self._recorder.add(replace(batch, trial=trial))
+    def log(self, batches: Sequence[Batch]) -> None:
+        """Of batches that have been tried."""
+        results: Counter[str] = Counter()
+        for batch in batches:
+            assert batch.trial
+            results[batch.trial.fault or "scored"] += len(batch.rows)
+            if batch.trial.seconds is not None:
+                self._metrics.challenger_seconds.observe(batch.trial.seconds)
+            self._recorder.add(batch)
+            self._challenger = batch.live.challenger
+        for result, rows in results.items():
+            self._metrics.challenger_rows.labels(result).inc(rows)
 
     def _run(self) -> None:
-        while not self._stop.is_set() or self._queue:
-            self._there.wait(_IDLE_SECONDS)
-            self._there.clear()
-            while batches := [self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))]:
-                self._taken += sum(len(batch.rows) for batch in batches)
+        while not self._stop.wait(_GATHER_SECONDS) or self._queue:
+            while batches := self._next():
                 for challenger, group in groupby(batches, key=lambda batch: batch.live.challenger):
                     asked = list(group)
                     assert challenger
                     seconds = 1 + sum(challenger.budget(len(batch.rows)) for batch in asked)
-                    for batch, trial in zip(asked, challenger.score([batch.rows for batch in asked], seconds), strict=True):
-                        self.log(batch, trial)
-                self._revive()
-            self._revive()
+                    trials = challenger.score([batch.rows for batch in asked], seconds)
+                    self.log([replace(batch, trial=trial) for batch, trial in zip(asked, trials, strict=True)])
+            if self._challenger:
+                self._challenger.revive()
 
-    def _revive(self) -> None:
-        if self._challenger:
-            self._challenger.revive()
+    def _next(self) -> list[Batch]:
+        batches, rows = [], 0
+        while self._queue and (not batches or rows + len(self._queue[0].rows) <= _ROWS_AT_ONCE):
+            batches.append(self._queue.popleft())
+            rows += len(batches[-1].rows)
+        self._taken += rows
+        return batches

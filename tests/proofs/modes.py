@@ -1,0 +1,203 @@
+"""Two models over one stream, under load: replicas that switch at one instant, a shadow that costs callers nothing, entities
+that keep their model."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from app.metrics import FAULTS
+from mlops import door, records, releases, trials
+from mlops.contract import Contract
+from mlops.environment import Environment
+from mlops.releases import Release
+from tests import synthetic
+from tests.caller import Caller
+from tests.load import numbered
+from tests.service import Service
+from tests.service import environment as make_environment
+
+REPLICAS, INSTANT_SECONDS, ROLLBACK_SECONDS = 4, 0.25, 5.0
+LOAD, SLOWER, SLOWER_MS, SCORED = 0.6, 1.10, 1.0, 0.99
+WEIGHTS, SPLIT, ENTITIES, ROWS = (0.01, 0.05, 0.25, 0.5), 0.01, 20_000, 100
+BODIES = [{"rows": [numbered(number)]} for number in range(2_000)]
+
+
+def two(environment: Environment, budget_ms: float = 20, **parameters: Any) -> list[str]:
+    """Champion and challenger, both approved; the champion is released."""
+    contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": budget_ms}))
+    bundles = [synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, **parameters) for seed in (2, 1)]
+    challenger, champion = (synthetic.publish(environment, bundle) for bundle in bundles)
+    for digest in (challenger, champion):
+        door.release(environment, synthetic.MODEL, digest, "proof")
+    return [champion, challenger]
+
+
+def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, per_second: float = 40, **settings: Any) -> dict[str, Any]:
+    """There and back, `rounds` times; seconds from the instant to each replica's first green and last blue answer."""
+    blue, green = two(environment)
+    first, last, back, answers = [], [], [], []
+    with ExitStack() as stack:
+        services: list[Service] = []
+        for name in [f"replica-{number}" for number in range(replicas)]:
+            service = Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings)
+            services.append(stack.enter_context(service))
+            service.serves(2)
+            service.predict(synthetic.request())
+        _logged(services[0], 2)
+        for _ in range(rounds):
+            callers = [Caller(service, BODIES, per_second, 8) for service in services]
+            with ExitStack() as calls:
+                for caller in callers:
+                    calls.enter_context(caller)
+                switch = door.release(environment, synthetic.MODEL, green, "proof", mode="blue-green")
+                for service in services:
+                    service.serves(switch.epoch)
+                _logged(services[0], switch.epoch)
+                started = time.time()
+                rollback = door.rollback(environment, synthetic.MODEL, "proof")
+                for service in services:
+                    service.serves(rollback.epoch)
+                time.sleep(0.5)
+            assert switch.activate_at
+            instant = switch.activate_at.timestamp()
+            for caller in callers:
+                answers += caller.answers
+                greens = [answer.at for answer in caller.answers if answer.model == green]
+                first.append(min(greens) - instant)
+                last.append(max(answer.at for answer in caller.answers if answer.model == blue and answer.epoch < switch.epoch) - instant)
+                back.append(max(greens) - started)
+    return {
+        "rounds": rounds,
+        "replicas": replicas,
+        "requests": len(answers),
+        "failed": sum(answer.status != 200 for answer in answers),
+        "first_green_ms": [round(min(first) * 1000), round(max(first) * 1000)],
+        "last_blue_ms": round(max(last) * 1000),
+        "rollback_seconds": round(max(back), 2),
+    }
+
+
+def _logged(service: Service, epoch: int) -> None:
+    """Rollback goes to what was seen serving, so the log of its answers must have arrived."""
+    store = service.environment.store
+    service.until(lambda: any(f"/{epoch:08d}-" in key for key in store.keys(f"predictions/{synthetic.MODEL}")), 60)
+
+
+def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, Any]:
+    """Rounds at a constant rate, in turn with the champion alone and with a shadow, of one process."""
+    champion, challenger = two(environment, max_iter=100)
+    found: dict[str, list[float]] = {"full": [], "shadow": []}
+    sent = failed = 0
+    with Service(environment, synthetic.MODEL) as service:
+        service.serves(2)
+        takes = min(len(_called(service, seconds).answers) / seconds for _ in range(5))  # the least: it shares the machine
+        for pair in range(pairs):
+            for mode in ("full", "shadow") if pair % 2 else ("shadow", "full"):
+                more = {"challenger": challenger, "experiment": "proof"} if mode == "shadow" else {}
+                service.serves(releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).epoch)  # ty: ignore[invalid-argument-type]
+                warm, caller = (_called(service, duration, LOAD * takes) for duration in (0.5, seconds))
+                times = sorted(answer.at - answer.sent for answer in caller.answers)
+                found[mode].append(times[int(0.99 * len(times))] * 1000)
+                failed += len(caller.failed)
+                if mode == "shadow":
+                    sent += len(warm.answers) + len(caller.answers)
+                    _tried(service, sent)
+        scored = service.metric("mlops_challenger_rows_total", result="scored")
+    return {
+        "pairs": pairs,
+        "per_second": round(LOAD * takes),
+        "failed": failed,
+        "p99_ms": {mode: [round(value, 2) for value in values] for mode, values in found.items()},
+        "slower": round(median(b / a for a, b in zip(*found.values(), strict=True)), 3),
+        "slower_ms": round(median(b - a for a, b in zip(*found.values(), strict=True)), 2),
+        "rows": sent,
+        "scored": round(scored / sent, 4),
+    }
+
+
+def _tried(service: Service, rows: int) -> None:
+    service.until(lambda: service.metric("mlops_challenger_rows_total") == rows, 60)
+
+
+def _called(service: Service, seconds: float, per_second: float | None = None) -> Caller:
+    with Caller(service, BODIES, per_second, 64 if per_second else 16) as caller:
+        time.sleep(seconds)
+    return caller
+
+
+def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
+    """More rows than the challenger can take: what it has no place for is counted, and logged with that as its fault."""
+    champion, challenger = two(environment, max_iter=100)
+    trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="shadow")
+    with Service(environment, synthetic.MODEL) as service:
+        service.serves(3)
+        with Caller(service, [{"rows": [numbered(number) for number in range(5_000)]}], None, 4) as caller:
+            time.sleep(seconds)
+        sent = 5_000 * len(caller.answers)
+        _tried(service, sent)
+        dropped = int(service.metric("mlops_challenger_rows_total", result="dropped"))
+    decode, store = msgspec.json.Decoder(records.Scored).decode, environment.store
+    faults = Counter(decode(raw).fault for key in store.keys("predictions") for raw in records.lines(store.get(key) or b""))
+    return {"failed": len(caller.failed), "rows": sent, "logged": faults.total(), "dropped": dropped, "dropped_in_log": faults["dropped"]}
+
+
+def stickiness(environment: Environment, entities: int, weights: tuple[float, ...] = WEIGHTS, per_second: float = 100) -> dict[str, Any]:
+    """Each entity twice at each weight, in other company the second time, while other requests flow."""
+    champion, challenger = two(environment, budget_ms=1_000)  # past it the champion answers, whoever was to
+    moved = failed = 0
+    splits: dict[str, float] = {}
+    with Service(environment, synthetic.MODEL) as service:
+        for weight in weights:
+            release = trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="canary", weight=weight)
+            service.serves(release.epoch)
+            with Caller(service, BODIES, per_second) as caller:
+                first, again = (_models(service, release, entities) for _ in range(2))
+            moved += sum(first[name] != again[name] for name in first)
+            failed += len(caller.failed)
+            splits[f"{weight:g}"] = round(Counter(first.values())[challenger] / entities, 4)
+        late = {fault: int(service.metric("mlops_challenger_rows_total", result=fault)) for fault in FAULTS}
+    return {"entities": entities, "moved": moved, "failed": failed, "split": splits, "faults": late}
+
+
+def _models(service: Service, release: Release, entities: int) -> dict[str, str]:
+    names, found = random.sample(range(entities), entities), {}
+    for start in range(0, entities, ROWS):
+        asked = names[start : start + ROWS]
+        answer = service.predict(*map(numbered, asked))
+        assert answer["epoch"] == release.epoch
+        found |= {name: each.get("model", answer["model"]) for name, each in zip(asked, answer["predictions"], strict=True)}
+    return found
+
+
+def prove(folder: Path) -> dict[str, Any]:
+    steps = {
+        "blue_green": blue_green(make_environment(folder / "blue-green"), 5, poll_seconds=2.0),
+        "shadow": shadow(make_environment(folder / "shadow"), 9, 4.0),
+        "overflow": overflow(make_environment(folder / "overflow"), 4.0),
+        "stickiness": stickiness(make_environment(folder / "stickiness"), ENTITIES),
+    }
+    faults = [f"{name}: {step['failed']} requests failed" for name, step in steps.items() if step["failed"]]
+    switch, beside, dropped, sticky = steps.values()
+    late = max(switch["last_blue_ms"], switch["first_green_ms"][1])
+    if late > 1000 * INSTANT_SECONDS or switch["first_green_ms"][0] < 0:
+        faults.append(f"a replica switched {late} ms after the instant, or {switch['first_green_ms'][0]} ms")
+    if switch["rollback_seconds"] > ROLLBACK_SECONDS:
+        faults.append(f"green answered for {switch['rollback_seconds']} s after the rollback")
+    if beside["slower"] > SLOWER and beside["slower_ms"] > SLOWER_MS:
+        faults.append(f"p99 beside a shadow is {beside['slower']} times as long, {beside['slower_ms']} ms more")
+    if beside["scored"] < SCORED:
+        faults.append(f"the challenger scored {beside['scored']:.1%}")
+    if not dropped["dropped"] == dropped["dropped_in_log"] > 0 or dropped["logged"] != dropped["rows"]:
+        faults.append("dropped rows are not all counted and logged")
+    if sticky["moved"]:
+        faults.append(f"{sticky['moved']} entities met two models")
+    faults += [f"{share} at weight {weight}" for weight, share in sticky["split"].items() if abs(share - float(weight)) > SPLIT]
+    return {**steps, "holds": not faults, "reason": "; ".join(faults)}
