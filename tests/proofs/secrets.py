@@ -61,17 +61,17 @@ def prove(folder: Path) -> dict[str, Any]:
     collect(looked, cluster, clone / ".mlops" / "pulumi", arguments)
     values = known()
     (patterns := folder / "patterns").write_text("\n".join({*values, *(base64.b64encode(v.encode()).decode() for v in values)}))
-    hits = subprocess.run(["grep", "-rlaFf", str(patterns), str(looked)], capture_output=True, text=True).stdout.split("\n")[:-1]
+    hits, readable = grep(looked, "-f", str(patterns)), {hit.partition("/")[0] for hit in grep(looked, "mlops")}
     sizes = {path.name: sum(file.stat().st_size for file in (path, *path.rglob("*"))) for path in sorted(looked.iterdir())}
-    found |= {"secrets": len(values), "looked_in": sizes, "hits": [str(Path(hit).relative_to(looked)) for hit in hits]}
+    found |= {"secrets": len(values), "looked_in": sizes, "hits": hits}
     found["destroyed"] = make(clone, "destroy") if CLI else real.delete() or {}
     ours = real.kubectl("get", kinds(), "-A", "-l", "app.kubernetes.io/part-of=mlops", "-o", "name").split()
-    found["left"] = ours + re.findall(r"namespace/mlops\b", real.kubectl("get", "namespaces", "-o", "name"))
+    found["left"] = ours + re.findall(r"(?m)^namespace/mlops$", real.kubectl("get", "namespaces", "-o", "name"))
     bars = {
         "first ≤ 360 s": found["first_seconds"] <= 360,
         "again: no change": found["again_rolled"] == [] and set(found["again"]) <= {"unchanged"},
         "a new image rolls serving alone": found["new_image_rolled"] == ["Deployment/serving"],
-        "no hit": values and not hits,
+        "no hit": values and not hits and readable == set(sizes),  # what is compressed would hide everything
         "nothing left": not found["left"],
     }
     missed = [bar for bar, holds in bars.items() if not holds]
@@ -137,16 +137,13 @@ def differ(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def use(cluster: Cluster) -> None:
-    """Trained, released, asked; and an alert that reaches nobody."""
+    """Train, release, ask. Meanwhile there are alerts, of a platform without a model, that reach nobody."""
     mlops("snapshot")
     trained = mlops("train")
     mlops("release", trained["digest"], "--why", "proof")
     row = mlops_golden(cluster, trained["digest"])
     real.until(lambda: predict(cluster, row).status_code == 200, 60)
     mlops("predict", json.dumps(row))
-    alerts = "/api/v1/namespaces/mlops/services/alertmanager:9093/proxy/api/v2/alerts"
-    real.kubectl("create", "--raw", alerts, "-f", "-", data=json.dumps([{"labels": {"alertname": "Planted"}}]))
-    time.sleep(20)
 
 
 def kinds() -> str:
@@ -167,6 +164,11 @@ def collect(folder: Path, cluster: Cluster, state: Path, arguments: set[bytes]) 
         images._save(cluster.settings[f"images.{part}"], folder / f"image-{part}.tar")
     if state.exists():
         shutil.copytree(state, folder / "state")
+
+
+def grep(folder: Path, *what: str) -> list[str]:
+    found = subprocess.run(["grep", "-rlaF", *what, str(folder)], capture_output=True, text=True).stdout
+    return [str(Path(line).relative_to(folder)) for line in found.splitlines()]
 
 
 def known() -> set[str]:
