@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from mlops.releases import Mode, Release
 from mlops.statements import state
 from mlops.store import Store
 from monitoring.controller import Controller
+from tests.proofs import closed
+from tests.proofs import trials as canaries
 from tests.synthetic import MODEL, publish
 from tests.trial_log import Log, Rows
 
@@ -179,3 +182,17 @@ def _dies_at(patch: pytest.MonkeyPatch, touch: int) -> bool:
     for name in ("get", "put", "put_new", "keys"):
         patch.setattr(Store, name, dying(name))
     return True
+
+
+def test_what_is_missing_or_broken_promotes_nobody(tmp_path: Path) -> None:
+    assert closed.prove(tmp_path, times=1)["reason"] == ""
+
+
+def test_in_front_of_callers_a_bad_one_is_taken_back_and_nobody_notices(tmp_path: Path) -> None:
+    found = canaries.prove(tmp_path, ("raises", "bad on one slice"), (0.5,))
+    [at_once, by_outcomes] = found["runs"]
+    assert (at_once["aborted"], at_once["errors"]) == (True, 0)
+    assert at_once["seconds"] <= canaries.BACK_SECONDS
+    assert by_outcomes["aborted"]
+    assert by_outcomes["event_days"] <= canaries.DAYS
+    assert "color=grey" in by_outcomes["why"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,7 +45,6 @@ class Trial:
 
 
 def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
-    logging.disable(logging.ERROR)
     found, bundle = {}, build()
     for name, fault in FAULTS.items():
         promoted = 0
