@@ -6,6 +6,7 @@ import itertools
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def problem() -> Problem:
 def prove(folder: Path, number: int = RELEASES) -> dict[str, Any]:
     given = problem()
     found: dict[str, Any] = {"releases": number}
-    with ProcessPoolExecutor(2, initializer=_share, initargs=(given,)) as pool:
+    spawned = get_context("spawn")  # polars' threads do not survive a fork
+    with ProcessPoolExecutor(2, spawned, _share, (given,)) as pool:
         for name in ("split of one model", "signs flipped", "exactly the margin worse"):
             counts = np.sum(list(pool.map(_one, [name] * number, range(number), chunksize=25)), axis=0)
             found[name] = {
