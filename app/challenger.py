@@ -205,14 +205,14 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
 
 
 def _attempts(model: Any, requests: list[list[Any]]) -> list[Scores]:
-    """The first alone, since its time stands for all, and the rest at once: that takes little from the champion. Where they
-    fail together, each for itself shows whose fault it is."""
+    """The first alone and the rest at once, which takes little from the champion; each of those took no longer than either.
+    Where they fail together, each for itself shows whose fault it is."""
     first, rest = _attempt(model, requests[0]), requests[1:]
     together = _attempt(model, list(chain.from_iterable(rest))) if rest else first
     if together.scores is None:
         return [first, *(_attempt(model, rows) for rows in rest)]
-    scores = iter(together.scores)
-    return [first, *(Scores(list(islice(scores, len(rows))), first.seconds) for rows in rest)]
+    scores, seconds = iter(together.scores), min(first.seconds or 0.0, together.seconds or 0.0)
+    return [first, *(Scores(list(islice(scores, len(rows))), seconds) for rows in rest)]
 
 
 def _attempt(model: Any, rows: list[Any]) -> Scores:
