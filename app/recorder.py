@@ -27,7 +27,7 @@ from mlops.store import Store
 
 log = logging.getLogger("app.recorder")
 _QUEUED_ROWS = 200_000
-_WRITE_SECONDS = 0.05
+_WRITE_SECONDS = 0.05  # often: while it makes lines of the rows of a while, requests wait for the interpreter
 _DRAIN_SECONDS = 10.0
 _FIRST_SEGMENT_SECONDS = 1.0  # a rollback asks the log who served: a new release shows there at once
 
@@ -114,7 +114,7 @@ class Recorder:
         while not self._stop.wait(_WRITE_SECONDS):
             try:
                 self._write()
-            except Exception:  # rows of half a second are lost, not all that follow
+            except Exception:  # these rows are lost, not all that follow
                 log.exception("write")
         self._write(close=True)
 

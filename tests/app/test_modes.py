@@ -12,6 +12,7 @@ from mlops.bundle import Bundle
 from mlops.environment import Environment
 from mlops.releases import Release
 from tests import synthetic
+from tests.proofs import modes
 from tests.service import Service
 
 
@@ -100,6 +101,27 @@ def test_blue_green_waits_for_every_replica_and_switches_at_the_instant(environm
         assert service.predict(synthetic.request())["model"] == digests[1]
         [replica] = replicas.alive(environment.store, synthetic.MODEL)
         assert (replica.name, replica.loaded) == ("a", sorted(digests))
+
+
+def test_replicas_under_load_switch_at_one_instant_and_go_back(environment: Environment) -> None:
+    found = modes.blue_green(environment, 1, replicas=2)
+    assert found["failed"] == 0
+    assert found["first_green_ms"][0] >= 0
+    assert max(found["first_green_ms"][1], found["last_blue_ms"]) <= 1000 * modes.INSTANT_SECONDS
+    assert found["rollback_seconds"] <= modes.ROLLBACK_SECONDS
+
+
+def test_rows_that_find_no_place_beside_the_challenger_are_counted_and_logged(environment: Environment) -> None:
+    found = modes.overflow(environment, 1.5)
+    assert found["failed"] == 0
+    assert found["dropped"] == found["dropped_in_log"] > 0
+    assert found["logged"] == found["rows"]
+
+
+def test_an_entity_keeps_its_model_under_load(environment: Environment) -> None:
+    found = modes.stickiness(environment, 2_000, (0.25,))
+    assert (found["moved"], found["failed"]) == (0, 0)
+    assert abs(found["split"]["0.25"] - 0.25) < 0.05
 
 
 def test_a_replica_that_does_not_confirm_blocks_blue_green_with_its_name(

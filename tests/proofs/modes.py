@@ -1,5 +1,4 @@
-"""Two models over one stream, under load: replicas that switch at one instant, a shadow that costs callers nothing, entities
-that keep their model."""
+"""Two models under load: replicas switch at one instant, a shadow costs callers next to nothing, entities keep their model."""
 
 from __future__ import annotations
 
@@ -17,7 +16,6 @@ from app.metrics import FAULTS
 from mlops import door, records, releases, trials
 from mlops.contract import Contract
 from mlops.environment import Environment
-from mlops.releases import Release
 from tests import synthetic
 from tests.caller import Caller
 from tests.load import numbered
@@ -41,14 +39,14 @@ def two(environment: Environment, budget_ms: float = 20, **parameters: Any) -> l
 
 
 def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, per_second: float = 40, **settings: Any) -> dict[str, Any]:
-    """There and back, `rounds` times; seconds from the instant to each replica's first green and last blue answer."""
+    """There and back, `rounds` times: how far from the instant were each replica's first green and last blue answer?"""
     blue, green = two(environment)
     first, last, back, answers = [], [], [], []
     with ExitStack() as stack:
         services: list[Service] = []
-        for name in [f"replica-{number}" for number in range(replicas)]:
-            service = Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings)
-            services.append(stack.enter_context(service))
+        for name in map("replica-{}".format, range(replicas)):
+            services.append(Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings))
+            service = stack.enter_context(services[-1])
             service.serves(2)
             service.predict(synthetic.request())
         _logged(services[0], 2)
@@ -66,8 +64,7 @@ def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, 
                 for service in services:
                     service.serves(rollback.epoch)
                 time.sleep(0.5)
-            assert switch.activate_at
-            instant = switch.activate_at.timestamp()
+            instant = switch.activate_at.timestamp()  # ty: ignore[missing-union-attribute]
             for caller in callers:
                 answers += caller.answers
                 greens = [answer.at for answer in caller.answers if answer.model == green]
@@ -101,8 +98,8 @@ def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, An
         takes = min(len(_called(service, seconds).answers) / seconds for _ in range(5))  # the least: it shares the machine
         for pair in range(pairs):
             for mode in ("full", "shadow") if pair % 2 else ("shadow", "full"):
-                more = {"challenger": challenger, "experiment": "proof"} if mode == "shadow" else {}
-                service.serves(releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).epoch)  # ty: ignore[invalid-argument-type]
+                more: dict[str, Any] = {"challenger": challenger, "experiment": "proof"} if mode == "shadow" else {}
+                service.serves(releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).epoch)
                 warm, caller = (_called(service, duration, LOAD * takes) for duration in (0.5, seconds))
                 times = sorted(answer.at - answer.sent for answer in caller.answers)
                 found[mode].append(times[int(0.99 * len(times))] * 1000)
@@ -159,20 +156,19 @@ def stickiness(environment: Environment, entities: int, weights: tuple[float, ..
             release = trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="canary", weight=weight)
             service.serves(release.epoch)
             with Caller(service, BODIES, per_second) as caller:
-                first, again = (_models(service, release, entities) for _ in range(2))
+                first, again = (_models(service, release.epoch, entities) for _ in range(2))
             moved += sum(first[name] != again[name] for name in first)
             failed += len(caller.failed)
             splits[f"{weight:g}"] = round(Counter(first.values())[challenger] / entities, 4)
-        late = {fault: int(service.metric("mlops_challenger_rows_total", result=fault)) for fault in FAULTS}
-    return {"entities": entities, "moved": moved, "failed": failed, "split": splits, "faults": late}
+        faults = sum(service.metric("mlops_challenger_rows_total", result=fault) for fault in FAULTS)
+    return {"entities": entities, "moved": moved, "failed": failed, "split": splits, "faults": int(faults)}
 
 
-def _models(service: Service, release: Release, entities: int) -> dict[str, str]:
+def _models(service: Service, epoch: int, entities: int) -> dict[str, str]:
     names, found = random.sample(range(entities), entities), {}
     for start in range(0, entities, ROWS):
-        asked = names[start : start + ROWS]
-        answer = service.predict(*map(numbered, asked))
-        assert answer["epoch"] == release.epoch
+        answer = service.predict(*map(numbered, asked := names[start : start + ROWS]))
+        assert answer["epoch"] == epoch
         found |= {name: each.get("model", answer["model"]) for name, each in zip(asked, answer["predictions"], strict=True)}
     return found
 
