@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,13 +27,20 @@ def mlops(*words: str, code: int = 0, **environment: str) -> dict[str, Any]:
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_the_api_server_takes_every_choice_and_warns_of_nothing(choice: str) -> None:
-    environment, changes = CHOICES[choice]
-    objects = real.objects(changes | {"namespace": "mlops-dry-run", "serving.nodePort": 0}, environment)  # its port may be taken here
+@pytest.fixture(scope="module")
+def dry_run() -> Iterator[str]:
+    """A namespace that enforces "restricted", for what is not really applied."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlops-dry-run", "labels": labels}}
     real.kubectl("apply", "-f", "-", data=yaml.safe_dump(namespace))
+    yield "mlops-dry-run"
+    real.kubectl("delete", "namespace", "mlops-dry-run", "--wait=false")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_api_server_takes_every_choice_and_warns_of_nothing(choice: str, dry_run: str) -> None:
+    environment, changes = CHOICES[choice]
+    objects = real.objects(changes | {"namespace": dry_run, "serving.nodePort": 0}, environment)  # its port may be taken here
     custom = ("ServiceMonitor", "PrometheusRule", "Namespace")
     text = yaml.safe_dump_all([thing for thing in objects if thing["kind"] not in custom])
     done = subprocess.run(
