@@ -73,7 +73,7 @@ class Log:
             answered = {"model": release.challenger, "score": challenger}
         event = START + timedelta(days=first_day + int(rows.day[i]), seconds=i % rows.a_day)
         return records.Scored(
-            id=records.new_id(), at=self.at.timestamp(), epoch=release.epoch, prediction=float(answered["score"] >= 0.5),
+            id=records.new_id(), at=self.at.timestamp() + i / 1e5, epoch=release.epoch, prediction=float(answered["score"] >= 0.5),
             features={"color": str(rows.color[i]), "region": "north"}, entity=f"c{i}", event=event.timestamp(), arm=arm,
             champion_score=float(rows.champion[i]), challenger_score=challenger, challenger_seconds=0.001, fault=fault, **answered,
         )  # fmt: skip

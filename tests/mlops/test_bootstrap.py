@@ -21,5 +21,7 @@ def test_secrets_made_again_are_the_same(tmp_path: Path) -> None:
 def test_nobody_may_delete_what_must_stay() -> None:
     found = policy("mlops", {identity: identity for identity in ("serving", "training", "tracking", "controller")})
     deletes = [s for s in found["Statement"] if s["Action"] == ["s3:DeleteObject"]]
-    assert {path.rpartition(":::mlops/")[2] for s in deletes for path in s["Resource"]} == {"mlflow/*", "predictions/*", "outcomes/*"}
+    assert {path.rpartition(":::mlops/")[2] for s in deletes for path in s["Resource"]} == {
+        "mlflow/*", "predictions/*", "outcomes/*", "replicas/*",
+    }  # fmt: skip
     assert all(s["Effect"] == "Allow" and "*" not in s["Principal"]["AWS"] for s in found["Statement"])

@@ -195,4 +195,4 @@ def test_in_front_of_callers_a_bad_one_is_taken_back_and_nobody_notices(tmp_path
     assert at_once["seconds"] <= canaries.BACK_SECONDS
     assert by_outcomes["aborted"]
     assert by_outcomes["event_days"] <= canaries.DAYS
-    assert "color=grey" in by_outcomes["why"]
+    assert "the loss changes by +" in by_outcomes["why"]
