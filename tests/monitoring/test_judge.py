@@ -71,7 +71,7 @@ def failing(kind: str, every: int) -> Callable[[Rows], None]:
         (failing("error", 1), 1, "failed"),
         (failing("nan", 30), 1, "failed"),
         (failing("died", 10), 1, "failed"),
-        (failing("slow", 15), 2, "budget"),
+        (failing("slow", 5), 2, "budget"),
         (inverted, 1, "correlate"),
         (constant, 1, "vary"),
         (shifted, 1, "off"),
