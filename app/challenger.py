@@ -31,13 +31,14 @@ log = logging.getLogger("app.challenger")
 _LENGTH = struct.Struct(">I")
 _START_SECONDS = 20.0
 _HANGS_SECONDS = 2.0  # beyond its budget: then it is killed
+_TIMED = 4  # of the requests that come together
 _ROWS_A_BUDGET = 64  # a larger request may take as many budgets as it has times these rows
 _WINDOW, _FAULTS = 20, 5  # so many of the last attempts open the breaker
 _AGAIN_SECONDS, _AGAIN_MOST = 30.0, 3600.0
 
 
 class Scores(msgspec.Struct, omit_defaults=True):
-    """What the challenger made of one request; `seconds` are its own, without the way to it and back."""
+    """What the challenger made of one request; `seconds` are its own, without the way to it and back, if it was timed."""
 
     scores: list[float] | None = None
     seconds: float | None = None
@@ -207,14 +208,16 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
 
 
 def _attempts(model: Any, requests: list[list[Any]]) -> list[Scores]:
-    """The first alone and the rest at once, which takes little from the champion; each of those took no longer than either.
-    Where they fail together, each for itself shows whose fault it is."""
-    first, rest = _attempt(model, requests[0]), requests[1:]
-    together = _attempt(model, list(chain.from_iterable(rest))) if rest else first
+    """Some are timed, each alone; the rest are scored at once, which takes little from the champion. Where those fail together,
+    each for itself shows whose fault it is."""
+    timed, rest = [_attempt(model, rows) for rows in requests[:_TIMED]], requests[_TIMED:]
+    if not rest:
+        return timed
+    together = _attempt(model, list(chain.from_iterable(rest)))
     if together.scores is None:
-        return [first, *(_attempt(model, rows) for rows in rest)]
-    scores, seconds = iter(together.scores), min(first.seconds or 0.0, together.seconds or 0.0)
-    return [first, *(Scores(list(islice(scores, len(rows))), seconds) for rows in rest)]
+        return [*timed, *(_attempt(model, rows) for rows in rest)]
+    scores = iter(together.scores)
+    return [*timed, *(Scores(list(islice(scores, len(rows)))) for rows in rest)]
 
 
 def _attempt(model: Any, rows: list[Any]) -> Scores:

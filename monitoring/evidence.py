@@ -26,13 +26,13 @@ _AHEAD_SECONDS = 300.0  # what clocks may differ by
 _RECENT = timedelta(days=2)
 _NOT_ASKED = ("busy", "broken", "dropped")  # says nothing about the challenger
 _FAULTS = ("error", "nan", "died")
-_ROWS = ("id", "at", "epoch", "entity", "event", "arm", "score", "champion_score", "challenger_score", "fault")
+_ROWS = ("id", "at", "epoch", "entity", "event", "arm", "score", "champion_score", "challenger_score", "challenger_seconds", "fault")
 _OUTCOMES = COLUMNS[records.Outcome]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Sums. `epochs`: rows, requests to the challenger, failed and slow ones, exposed rows, and moments of both models' scores (x: the
+    """Sums. `epochs`: rows, requests to the challenger, timed, slow and failed ones, exposed rows, and moments of both models' scores (x: the
     champion's) by epoch and day of the event. `days`: by that day; `n`, `d` are rows scored by both and known, and the sum of the
     challenger's loss less the champion's; `n0`, `l0`, `n1`, `l1` rows and losses of what callers got, by arm. `slices`:
     the same by column and level. `entities`: distinct ones, by epoch and arm."""
@@ -144,9 +144,10 @@ class Evidence:
         local = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
         rows = rows.with_columns(moment=moment, day=local.dt.date())
         failed = fault.is_in(_FAULTS) | (fault == "") & ~challenger.is_finite().fill_null(value=False)
-        attempt = pl.struct("at", "arm")  # rows of one request share their fate
+        attempt, asked = pl.struct("at", "arm"), ~fault.is_in(_NOT_ASKED)  # rows of one request share their fate
+        timed = asked & (pl.col("challenger_seconds").is_not_null() | (fault == "slow"))
         epochs = rows.group_by("epoch", "day").agg(
-            rows=pl.len(), attempts=attempt.filter(~fault.is_in(_NOT_ASKED)).n_unique(), slow=attempt.filter(fault == "slow").n_unique(),
+            rows=pl.len(), attempts=attempt.filter(asked).n_unique(), timed=attempt.filter(timed).n_unique(), slow=attempt.filter(fault == "slow").n_unique(),
             exposed=pl.col("arm").sum(), faults=attempt.filter(failed).n_unique(), n=both.sum(),
             x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
         )  # fmt: skip

@@ -90,12 +90,16 @@ def judge(contract: Contract, release: Release, seen: Seen) -> Verdict:
 
 def _rates(contract: Contract, epochs: pl.DataFrame, when: str, tests: int) -> Iterator[Criterion]:
     """`tests`: among how many the chance of a false alarm is shared out; each day that is the latest begins one."""
-    rules, attempts = contract.judge, int(epochs["attempts"].sum())
-    for name, bound, word in (("faults", rules.max_fault_rate, "failed"), ("slow", rules.max_slow_rate, "took longer than the budget")):
-        events = int(epochs[name].sum())
+    rules = contract.judge
+    faults, slow = (
+        ("faults", "attempts", rules.max_fault_rate, "failed"),
+        ("slow", "timed", rules.max_slow_rate, "took longer than the budget"),
+    )
+    for name, among, bound, word in (faults, slow):
+        events, attempts = int(epochs[name].sum()), int(epochs[among].sum())
         harm = log_e_rate(events, attempts, bound) >= math.log(tests / _ALPHA_FAULTS)
         low, high = _interval(events, attempts)
-        why = f"{events} of {attempts} attempts {word} {when}, against {bound:.2%}"
+        why = f"{events} of {attempts} requests {word} {when}, against {bound:.2%}"
         yield Criterion(f"{name} {when}", "abort" if harm else "forward", attempts, events / max(attempts, 1), low, high, bound, why)
 
 

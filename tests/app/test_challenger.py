@@ -106,3 +106,14 @@ def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Challe
     assert process
     assert process.poll() is not None
     assert not Path(folder).exists()
+
+
+def test_of_many_requests_that_come_together_some_are_timed_and_only_the_bad_one_fails(
+    start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle
+) -> None:
+    challenger, model = start("raises"), Model(first_bundle, "")
+    good = [[row(synthetic.request(size=i / 100))] * (i % 3 + 1) for i in range(12)]
+    found = challenger.score(good, 20)
+    assert [each.scores for each in found] == [pytest.approx(model.score(rows), abs=1e-6) for rows in good]
+    assert 0 < sum(each.seconds is not None for each in found) < len(good)
+    assert faults(challenger, *good[:8], [row(BAD)], *good[8:]) == [None] * 8 + ["error"] + [None] * 4

@@ -153,7 +153,7 @@ def _day(
     x, z = (x, z) if sign > 0 else (z, x)
     both = 0 if apart else n
     sums = {"n": both, "x": x.sum(), "y": z.sum(), "xx": (x * x).sum(), "yy": (z * z).sum(), "xy": (x * z).sum()}
-    epochs = {"epoch": 1, "day": day, "rows": n, "attempts": n, "faults": 0, "slow": 0, "exposed": int(arm.sum())} | sums
+    epochs = {"epoch": 1, "day": day, "rows": n, "attempts": n, "timed": n, "faults": 0, "slow": 0, "exposed": int(arm.sum())} | sums
     days = {"day": day, "rows": n, "n": both, "d": float(d.sum()) if both else 0.0, "last": last}
     days |= {"n0": int((~arm).sum()), "l0": float(base[~arm].sum()), "n1": int(arm.sum()), "l1": float(base[arm].sum())}
     slices = [
