@@ -143,9 +143,12 @@ class Controller:
         verdict = judge(contract, release, evidence.look(first.epoch, first.at, releases.now()))
         self.metrics.shows(verdict)
         self.metrics.trial.set(release.at.timestamp())
-        if (release.epoch, verdict) != self._kept:
+        self._act(release, verdict, contract)
+        if (release.epoch, verdict) != self._kept:  # after the act: no failure to tell keeps a bad one in front of callers
             trials.keep(self._store, self._model, release, verdict.as_dict())
             self._kept = release.epoch, verdict
+
+    def _act(self, release: Release, verdict: Verdict, contract: Contract) -> None:
         by_itself = release.mode != "ab" and not release.segment and not release.hold
         with suppress(Overtaken):
             if verdict.decision == "abort":
