@@ -34,7 +34,8 @@ _HANGS_SECONDS = 2.0  # beyond its budget: then it is killed
 _TIMED = 4  # of the requests that come together
 _ROWS_A_BUDGET = 64  # a larger request may take as many budgets as it has times these rows
 _WINDOW, _FAULTS = 20, 5  # so many of the last attempts open the breaker
-_AGAIN_SECONDS, _AGAIN_MOST = 30.0, 3600.0
+_OPEN_SECONDS = 30.0
+_START_AGAIN_SECONDS = 5.0  # at most so often
 
 
 class Scores(msgspec.Struct, omit_defaults=True):
@@ -50,21 +51,19 @@ _decode = msgspec.json.Decoder(list[Scores]).decode
 
 
 class _Breaker:
-    """Opens at repeated failure, and lets an attempt through again after a while, each time a longer one."""
+    """Opens at repeated failure: no caller waits for the challenger, which goes on to score in shadow. Closes once that goes
+    well again, and a while has passed."""
 
     def __init__(self) -> None:
         self._last: deque[bool] = deque(maxlen=_WINDOW)
-        self._until, self._wait = 0.0, _AGAIN_SECONDS
-
-    @property
-    def open(self) -> bool:
-        return time.monotonic() < self._until
+        self.open, self._until = False, 0.0
 
     def saw(self, fault: bool) -> None:
         self._last.append(fault)
         if sum(self._last) >= _FAULTS:
-            self._until, self._wait = time.monotonic() + self._wait, min(2 * self._wait, _AGAIN_MOST)
-            self._last.clear()
+            self.open, self._until = True, time.monotonic() + _OPEN_SECONDS
+        elif time.monotonic() > self._until:
+            self.open = False
 
 
 class Challenger:
@@ -79,7 +78,7 @@ class Challenger:
         for name, data in bundle.files.items():
             Path(self._folder.name, name).write_bytes(data)
         self._process: subprocess.Popen[bytes] | None = None
-        self._owed, self._closed = 0, False
+        self._owed, self._started, self._closed = 0, 0.0, False
         self._start()
 
     def budget(self, rows: int) -> float:
@@ -88,8 +87,8 @@ class Challenger:
 
     def score(self, requests: Sequence[Sequence[Any]], seconds: float) -> list[Scores]:
         """One answer a request (a list of rows), or the same fault for all. A slow one that came has its scores all the same."""
-        if self.breaker.open or self._closed:
-            return [Scores(fault="broken")] * len(requests)
+        if self._closed:
+            return [Scores(fault="busy")] * len(requests)
         due = time.monotonic() + seconds
         if not self._lock.acquire(timeout=seconds / 2):  # others have it: that is not the model's fault
             return [Scores(fault="busy")] * len(requests)
@@ -116,7 +115,7 @@ class Challenger:
                     self._drain(time.monotonic() + _HANGS_SECONDS)
                 if self._owed:
                     self._kill()
-            if self._process is None and not self._closed and not self.breaker.open:
+            if self._process is None and not self._closed and time.monotonic() > self._started + _START_AGAIN_SECONDS:
                 try:
                     self._start()
                 except OSError as error:
@@ -131,6 +130,7 @@ class Challenger:
             self._folder.cleanup()
 
     def _start(self) -> None:
+        self._started = time.monotonic()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "app.challenger", str(theirs.fileno()), self._folder.name, str(self._memory_mb)]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -188,7 +188,7 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     from mlops.model import Model
     from mlops.probe import limit_memory
 
-    os.nice(5)  # where the processor is short the champion goes first
+    os.nice(10)  # where the processor is short the champion goes first
     limit_memory(memory_mb)
     bundle = Bundle({name: (folder / name).read_bytes() for name in FILES})
     model = Model(bundle, "")

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 disable_created_metrics()  # a second series for each, that nothing asks for
 
 ROUTES = ("/predict", "/outcomes", "/healthz", "/readyz", "/metrics", "/model", "/docs", "/openapi.json")
-FAULTS = ("error", "nan", "slow", "died", "busy", "broken", "dropped")
+FAULTS = ("error", "nan", "slow", "died", "busy", "dropped")
 _LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 

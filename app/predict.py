@@ -106,18 +106,22 @@ class Predict:
         keys = [contract.entity_of(row) if contract.entity else batch.key or id_ for id_, row in zip(batch.ids, batch.rows, strict=True)]
         arms = [int(gets_challenger(release, row, key)) for row, key in zip(batch.rows, keys, strict=True)]
         parts = {arm: _part(batch, arms, arm) for arm in set(arms)}
-        if 0 in parts:
-            self._shadow.add(parts[0])
-        if 1 in parts:
-            seconds = challenger.budget(len(parts[1].rows))
-            asked = asyncio.get_running_loop().run_in_executor(self._slot, challenger.score, [parts[1].rows], 0.95 * seconds)
-            try:
-                [trial] = await asyncio.wait_for(asked, seconds)
-            except TimeoutError:  # it had no turn: had it been slow, it would have said so before
-                trial = Scores(fault="busy")
-            parts[1] = replace(parts[1], trial=trial)
+        if 1 in parts and not challenger.breaker.open:
+            parts[1] = await self._waited(parts[1], challenger)
             self._shadow.log([parts[1]])
+        for part in parts.values():
+            if not part.waited:
+                self._shadow.add(part)
         return list(parts.values())
+
+    async def _waited(self, batch: Batch, challenger: Challenger) -> Batch:
+        seconds = challenger.budget(len(batch.rows))
+        asked = asyncio.get_running_loop().run_in_executor(self._slot, challenger.score, [batch.rows], 0.95 * seconds)
+        try:
+            [trial] = await asyncio.wait_for(asked, seconds)
+        except TimeoutError:  # it had no turn: had it been slow, it would have said so before
+            trial = Scores(fault="busy")
+        return replace(batch, waited=True, trial=trial)
 
 
 def _part(batch: Batch, arms: list[int], arm: int) -> Batch:

@@ -42,13 +42,14 @@ class Batch(msgspec.Struct, frozen=True):
     scores: list[float]
     key: str | None = None  # what the caller wants to be known by, where the contract names no entity
     arm: int | None = None  # 1: the challenger's, 0: the champion's, where there are two
+    waited: bool = False  # the caller did, for the challenger
     trial: Scores | None = None
 
     @property
     def answered(self) -> tuple[str, list[float], list[float]]:
         """Digest, scores and predictions that the caller got."""
         challenger = self.live.challenger
-        if self.arm and challenger and self.trial and self.trial.scores:
+        if self.waited and challenger and self.trial and self.trial.scores:
             return challenger.digest, self.trial.scores, challenger.contract.predictions(self.trial.scores)
         return self.live.model.digest, self.scores, self.live.model.contract.predictions(self.scores)
 

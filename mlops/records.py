@@ -17,7 +17,7 @@ class Scored(msgspec.Struct, omit_defaults=True):
     `model`, `score` are what the caller got; `features` is what the contract lets us keep.
 
     Where two models are compared: `arm` is who was to answer (1: the challenger), the scores are both models', and `fault`
-    is why the challenger has none (error, nan, slow, died), or could not be asked (busy, broken).
+    is why the challenger has none (error, nan, slow, died), or could not be asked (busy, dropped).
     """
 
     id: str

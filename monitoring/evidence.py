@@ -24,7 +24,7 @@ from monitoring.frames import COLUMNS, Kind, hour_of_id, read
 _CLIP = 1e-6
 _AHEAD_SECONDS = 300.0  # what clocks may differ by
 _RECENT = timedelta(days=2)
-_NOT_ASKED = ("busy", "broken", "dropped")  # says nothing about the challenger
+_NOT_ASKED = ("busy", "dropped")  # says nothing about the challenger
 _FAULTS = ("error", "nan", "died")
 _ROWS = ("id", "at", "epoch", "entity", "event", "arm", "score", "champion_score", "challenger_score", "challenger_seconds", "fault")
 _OUTCOMES = COLUMNS[records.Outcome]

@@ -122,7 +122,10 @@ def _shape(contract: Contract, epochs: pl.DataFrame, when: str) -> Iterator[Crit
     if n < _SHAPE_ROWS:
         return
     mean_x, mean_y = sums["x"] / n, sums["y"] / n
-    var_x, var_y = max(sums["xx"] / n - mean_x**2, 0.0), max(sums["yy"] / n - mean_y**2, 0.0)
+    # Within days: that a whole day is scored higher or lower is no matter of shape.
+    by_day = epochs.filter(pl.col("n") > 0)
+    within = {a + b: float((by_day[a + b] - by_day[a] * by_day[b] / by_day["n"]).sum()) / n for a, b in ("xx", "yy", "xy")}
+    var_x, var_y = max(within["xx"], 0.0), max(within["yy"], 0.0)
     effective = n / _DESIGN_EFFECT
     spread = math.sqrt(var_y / var_x) if var_x > 0 else 1.0
     widest = spread * math.exp(_SHAPE_Z / math.sqrt(2 * effective))
@@ -130,7 +133,7 @@ def _shape(contract: Contract, epochs: pl.DataFrame, when: str) -> Iterator[Crit
     why = f"its scores vary {spread:.2f} times as much as the champion's {when}, against {rules.min_spread:g}"
     yield Criterion(f"spread {when}", "abort" if constant else "forward", int(n), spread, None, widest, rules.min_spread, why)
     if var_x > 1e-9 and var_y > 1e-9:
-        correlation = (sums["xy"] / n - mean_x * mean_y) / math.sqrt(var_x * var_y)
+        correlation = within["xy"] / math.sqrt(var_x * var_y)
         z, half = math.atanh(max(-0.999999, min(0.999999, correlation))), _SHAPE_Z / math.sqrt(max(effective - 3, 1))
         low, high = math.tanh(z - half), math.tanh(z + half)
         why = f"its scores correlate {correlation:.2f} with the champion's {when}, against {rules.min_correlation:g}"

@@ -55,10 +55,10 @@ def _constants() -> dict[str, Any]:
         "half": 0.3,
         "up": 2.5,
         "none": float("nan"),
-        "warm": 2.0,
+        "warm": 0.5,
         "steep": 1.5,
         "zero": 0.0,
-        "rows": 3e7,
+        "rows": 8e6,
         "huge": 4e9,
     }
     made = {name: numpy_helper.from_array(np.array([[value]], np.float32), name) for name, value in floats.items()}

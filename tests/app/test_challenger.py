@@ -64,9 +64,9 @@ def test_a_fault_is_named_and_the_next_request_is_answered(
 def test_too_slow_costs_no_more_than_the_time_allowed_and_what_comes_late_confuses_nobody(
     start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle
 ) -> None:
-    challenger = start("slow", budget_ms=40)
+    challenger = start("slow", budget_ms=20)
     started = time.monotonic()
-    assert faults(challenger, [row(BAD)], seconds=0.04) == ["slow"]
+    assert faults(challenger, [row(BAD)], seconds=0.02) == ["slow"]
     assert time.monotonic() - started < 0.15
     time.sleep(3)
     [after] = challenger.score([[row(GOOD)]], 20)
@@ -78,6 +78,7 @@ def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: 
     assert challenger._process
     challenger._process.kill()
     assert faults(challenger, [row(GOOD)]) == ["died"]
+    challenger._started = 0.0  # long ago
     challenger.revive()
     assert faults(challenger, [row(GOOD)]) == [None]
 
@@ -90,10 +91,17 @@ def test_while_another_has_it_a_request_does_not_wait_for_long_and_that_is_not_i
         assert faults(challenger, [row(GOOD)], seconds=0.05) == ["busy"]
 
 
-def test_repeated_failure_opens_the_breaker(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+def test_repeated_failure_opens_the_breaker_until_it_goes_well_again(
+    start: Callable[..., Challenger], row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     challenger = start("raises")
-    assert faults(challenger, *[[row(BAD)]] * 5) == ["error"] * 5
-    assert faults(challenger, [row(GOOD)]) == ["broken"]
+    assert faults(challenger, *[[row(GOOD)]] * 4, *[[row(BAD)]] * 5)[4:] == ["error"] * 5
+    assert challenger.breaker.open
+    monkeypatch.setattr("app.challenger._OPEN_SECONDS", -1.0)
+    assert faults(challenger, *[[row(GOOD)]] * 15) == [None] * 15  # in shadow it goes on
+    assert challenger.breaker.open  # five of the last twenty
+    assert faults(challenger, [row(GOOD)] * 2, [row(GOOD)]) == [None] * 2
+    assert not challenger.breaker.open
 
 
 def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
@@ -102,7 +110,7 @@ def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Challe
     closing = threading.Thread(target=challenger.close)
     closing.start()
     closing.join(10)
-    assert faults(challenger, [row(GOOD)]) == ["broken"]
+    assert faults(challenger, [row(GOOD)]) == ["busy"]
     assert process
     assert process.poll() is not None
     assert not Path(folder).exists()

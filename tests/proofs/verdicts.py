@@ -111,8 +111,8 @@ def _share(given: Problem) -> None:
     _shared[:] = [given]
 
 
-def _release(mode: str) -> Release:
-    fields: dict[str, Any] = {"at": datetime(2024, 1, 1, tzinfo=UTC), "by": "", "why": "", "nonce": "0", "mode": mode, "weight": 0.5}
+def _release() -> Release:
+    fields: dict[str, Any] = {"at": datetime(2024, 1, 1, tzinfo=UTC), "by": "", "why": "", "nonce": "0", "mode": "canary", "weight": 0.5}
     return Release(epoch=1, champion="a" * 64, challenger="b" * 64, experiment="x", **fields)
 
 
@@ -129,11 +129,11 @@ def _one(name: str, seed: int) -> tuple[bool, bool, bool]:
     won = aborted = promoted = False
     for n in range(given.contract.judge.min_days, DAYS + 1):
         seen = _seen(parts[: n + 2])  # the latest day is not over, and the one before it not mature
-        verdict = judge(given.contract, _release("canary"), seen)
+        verdict = judge(given.contract, _release(), seen)
         loss = next(criterion for criterion in verdict.criteria if criterion.name == "loss")
         aborted = aborted or verdict.decision == "abort"
         promoted = promoted or (not aborted and loss.verdict == "forward")
-        won = won or next(c for c in judge(given.contract, _release("ab"), seen).criteria if c.name == "loss").verdict == "forward"
+        won = won or (loss.high is not None and loss.high < 0)  # what an A/B test asks for
     return won, aborted, promoted
 
 
