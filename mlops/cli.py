@@ -195,7 +195,7 @@ def _mirror(done: Release) -> None:
 
     environment = state.environment
     if reachable(environment.tracking):
-        Tracking(environment.tracking).mirror(state.model_name, {"champion": done.champion, "challenger": done.on_trial})
+        Tracking(environment.tracking).mirror(state.model_name, done.champion, done.on_trial)
 
 
 @app.command()

@@ -26,8 +26,9 @@ class Tracking:
         login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
         self._url, self._http = url, httpx.Client(base_url=url, auth=login if login[0] else None, timeout=10)
 
-    def mirror(self, model: str, aliases: dict[str, str | None]) -> list[str]:
-        """Set each alias on the version of that digest, or take it away (None). Returns what had to be changed."""
+    def mirror(self, model: str, champion: str, challenger: str | None) -> list[str]:
+        """Set both aliases on the versions of these digests. Without a trial both name the champion: to take one away needs
+        rights that nobody has here. Returns what had to be changed."""
         registered = self._ask("GET", "/registered-models/get", name=model)
         if registered is None:
             return []
@@ -37,14 +38,11 @@ class Tracking:
             tag["value"]: v["version"] for v in found.get("model_versions", []) for tag in v.get("tags", []) if tag["key"] == "digest"
         }
         changed = []
-        for alias, digest in aliases.items():
-            wanted = versions.get(digest) if digest else None
+        for alias, digest in (("champion", champion), ("challenger", challenger or champion)):
+            wanted = versions.get(digest)
             if wanted and current.get(alias) != wanted:
                 self._ask("POST", "/registered-models/alias", name=model, alias=alias, version=wanted)
                 changed.append(f"{alias}: version {current.get(alias, 'none')} becomes {wanted}")
-            elif not wanted and alias in current:
-                self._ask("DELETE", "/registered-models/alias", name=model, alias=alias)
-                changed.append(f"{alias}: version {current[alias]} becomes none")
         return changed
 
     def _ask(self, method: str, path: str, **values: Any) -> dict[str, Any] | None:

@@ -187,8 +187,8 @@ class Controller:
         champion = door.champion(self._environment, self._model)
         if champion is not None:
             release = releases.serving(releases.read(self._store, self._model), releases.now())
-            aliases = {"champion": champion.digest, "challenger": release.on_trial if release else None}
-            for change in Tracking(self._environment.tracking).mirror(self._model, aliases):
+            on_trial = release.on_trial if release else None
+            for change in Tracking(self._environment.tracking).mirror(self._model, champion.digest, on_trial):
                 log.warning("%s", json.dumps({"event": "alias", "change": change}))
 
     def observe(self) -> None:
