@@ -52,16 +52,7 @@ def write(store: Store, rows: int) -> None:
         n = rows * (hour + 1) // hours - rows * hour // hours
         at = _SINCE + timedelta(hours=hour)
         millis = np.sort(random.integers(0, 3_600_000, n)) + int(at.timestamp() * 1000)
-        ids = pl.DataFrame({"ms": millis, "a": random.integers(0, 4096, n), "b": random.integers(0, 2**48, n)}).select(
-            id=pl.format(
-                "{}-{}-7{}-8{}-{}",
-                _hex("ms", 12).str.slice(0, 8),
-                _hex("ms", 12).str.slice(8, 4),
-                _hex("a", 3),
-                _hex("a", 3),
-                _hex("b", 12),
-            )
-        )["id"]
+        ids = _ids(millis, random)
         logit = random.normal(size=n)
         champion, challenger = (1 / (1 + np.exp(-(logit + 0.3 * random.normal(size=n)))) for _ in range(2))
         folder = f"{MODEL}/{at:%Y-%m-%d/%H}/00000002-0.parquet"
@@ -76,10 +67,14 @@ def write(store: Store, rows: int) -> None:
         _put(store, f"outcomes/{folder}", pl.DataFrame({"id": ids, "value": known, "at": millis / 1000 + 7200}))
 
 
-def _hex(name: str, digits: int) -> pl.Expr:
-    nibbles = [(pl.col(name) // 16 ** (digits - 1 - i)) % 16 for i in range(digits)]
-    letters = [pl.lit("0123456789abcdef").str.slice(nibble, 1) for nibble in nibbles]
-    return pl.concat_str(letters)
+def _ids(millis: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """UUIDv7s as text, shape (rows,)."""
+    raw = random.integers(0, 256, (len(millis), 16), dtype=np.uint8)
+    raw[:, :6] = millis.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:]
+    raw[:, 6], raw[:, 8] = 0x70 | raw[:, 6] & 0xF, 0x80 | raw[:, 8] & 0x3F
+    digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
+    dashed = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1)
+    return np.ascontiguousarray(dashed).view("S36").ravel().astype(str)
 
 
 def _put(store: Store, key: str, frame: pl.DataFrame) -> None:
