@@ -58,7 +58,7 @@ def _constants() -> dict[str, Any]:
         "warm": 0.5,
         "steep": 1.5,
         "zero": 0.0,
-        "rows": 8e6,
+        "rows": 1.6e7,
         "huge": 4e9,
     }
     made = {name: numpy_helper.from_array(np.array([[value]], np.float32), name) for name, value in floats.items()}
@@ -107,7 +107,7 @@ def _expensive(size: str):
     def nodes(scores: str) -> list[Any]:
         many = [
             _node("Mul", ["bad", size], "wanted"), _node("ReduceMax", ["wanted"], "most", keepdims=0), _node("Cast", ["most"], "count", to=TensorProto.INT64),
-            _node("Reshape", ["count", "flat"], "shape"), _node("ConstantOfShape", ["shape"], "zeros"), _node("Exp", ["zeros"], "ones"),
+            _node("Reshape", ["count", "flat"], "shape"), _node("ConstantOfShape", ["shape"], "zeros"), _node("Cos", ["zeros"], "cosine"), _node("Acos", ["cosine"], "ones"),
             _node("ReduceSum", ["ones"], "sum", keepdims=0), _node("Mul", ["sum", "zero"], "nothing"), _node("Add", ["p", "nothing"], "worse"),
         ]  # fmt: skip
         return [*_p(scores), *_beyond(), *many, *_out("worse")]
