@@ -143,19 +143,18 @@ class Controller:
         verdict = judge(contract, release, evidence.look(first.epoch, first.at, releases.now()))
         self.metrics.shows(verdict)
         self.metrics.trial.set(release.at.timestamp())
-        self._act(release, verdict, contract)
-        if (release.epoch, verdict) != self._kept:  # after the act: no failure to tell keeps a bad one in front of callers
+        why, by_itself = "; ".join(verdict.reasons), release.mode != "ab" and not release.segment and not release.hold
+        with suppress(Overtaken):
+            if verdict.decision == "abort":  # before the verdict is kept: no failure to tell leaves it in front of callers
+                self._wrote(trials.back(self._store, self._model, release, f"taken back: {why}"[:500]), "abort")
+            self._keep(release, verdict)
+            if verdict.decision == "forward" and by_itself:
+                self._wrote(trials.forward(self._store, self._model, release, contract.judge, f"a step on: {why}"[:500]), "forward")
+
+    def _keep(self, release: Release, verdict: Verdict) -> None:
+        if (release.epoch, verdict) != self._kept:
             trials.keep(self._store, self._model, release, verdict.as_dict())
             self._kept = release.epoch, verdict
-
-    def _act(self, release: Release, verdict: Verdict, contract: Contract) -> None:
-        by_itself = release.mode != "ab" and not release.segment and not release.hold
-        with suppress(Overtaken):
-            if verdict.decision == "abort":
-                self._wrote(trials.back(self._store, self._model, release, f"taken back: {'; '.join(verdict.reasons)}"[:500]), "abort")
-            elif verdict.decision == "forward" and by_itself:
-                why = f"a step on: {'; '.join(verdict.reasons)}"[:500]
-                self._wrote(trials.forward(self._store, self._model, release, contract.judge, why), "forward")
 
     def _on_trial(self, release: Release) -> tuple[Contract, Evidence]:
         name = f"{release.champion}-{release.experiment}"

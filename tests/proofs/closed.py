@@ -58,7 +58,7 @@ def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
             promoted += _went_on(trial, before)
         found[name] = promoted
     control = Trial(folder / "control", bundle, _WEIGHT)
-    Log(control.store).write(control.now, _rows(0))
+    Log(control.store).write(control.now, _rows())
     control.controller.judge()
     went_on = control.now.weight == 1.0
     promoted = sum(found.values())
@@ -73,8 +73,9 @@ def _went_on(trial: Trial, before: Release) -> bool:
     )
 
 
-def _rows(number: int) -> Rows:
-    return Rows(days=16, a_day=100, seed=number)
+def _rows() -> Rows:
+    """Whole, these are enough for a step."""
+    return Rows(days=16, a_day=100)
 
 
 Fault = Callable[[Trial, int], Any]
@@ -90,7 +91,7 @@ def fault(name: str) -> Callable[[Callable[[Trial, int], Generator[None]]], None
 
 @fault("log missing")
 def _(trial: Trial, number: int) -> Generator[None]:
-    for key in Log(trial.store).write(trial.now, _rows(number)):
+    for key in Log(trial.store).write(trial.now, _rows()):
         if key.startswith("predictions"):
             trial.store.delete(key)
     yield
@@ -98,20 +99,20 @@ def _(trial: Trial, number: int) -> Generator[None]:
 
 @fault("outcomes missing")
 def _(trial: Trial, number: int) -> Generator[None]:
-    Log(trial.store).write(trial.now, _rows(number), outcomes=False)
+    Log(trial.store).write(trial.now, _rows(), outcomes=False)
     yield
 
 
 @fault("empty window")
 def _(trial: Trial, number: int) -> Generator[None]:
     earlier = trial.now.model_copy(update={"epoch": 1})
-    Log(trial.store).write(earlier, _rows(number))
+    Log(trial.store).write(earlier, _rows())
     yield
 
 
 @fault("no numbers")
 def _(trial: Trial, number: int) -> Generator[None]:
-    rows = _rows(number)
+    rows = _rows()
     rows.challenger[number::31] = float("nan")
     Log(trial.store).write(trial.now, rows)
     yield
@@ -119,7 +120,7 @@ def _(trial: Trial, number: int) -> Generator[None]:
 
 @fault("wrong schema")
 def _(trial: Trial, number: int) -> Generator[None]:
-    keys = Log(trial.store).write(trial.now, _rows(number))
+    keys = Log(trial.store).write(trial.now, _rows())
     body = [b'{"id": 1}', b"[]", b'{"foreign": true}'][number % 3]
     trial.store.put(keys[number % 2].replace(".log", "x.log"), b"%08x %s\n" % (zlib.crc32(body), body))
     if number % 2:
@@ -132,22 +133,22 @@ def _(trial: Trial, number: int) -> Generator[None]:
     skew = timedelta(minutes=10 + 20 * number) * (1 if number % 2 else -1)
     log = Log(trial.store, at=releases.now() + skew)
     if number % 2:
-        log.write(trial.now, _rows(number))
+        log.write(trial.now, _rows())
     else:  # behind: before the trial began, so it is not of it
-        log.write(trial.now.model_copy(update={"epoch": 1}), _rows(number))
+        log.write(trial.now.model_copy(update={"epoch": 1}), _rows())
     yield
 
 
 @fault("bucket down")
 def _(trial: Trial, number: int) -> Generator[None]:
-    Log(trial.store).write(trial.now, _rows(number))
+    Log(trial.store).write(trial.now, _rows())
     with mock.patch.object(Store, ("get", "keys", "put", "put_new")[number % 4], side_effect=OSError("the bucket is away")):
         yield
 
 
 @fault("half a segment")
 def _(trial: Trial, number: int) -> Generator[None]:
-    key = Log(trial.store).write(trial.now, _rows(number))[number % 2]
+    key = Log(trial.store).write(trial.now, _rows())[number % 2]
     content = trial.store.get(key) or b""
     trial.store.put(key, content[: len(content) // (3 + number)])
     yield
@@ -159,14 +160,14 @@ class Killed(BaseException):
 
 @fault("controller killed, outcomes missing")
 def _(trial: Trial, number: int) -> Generator[None]:
-    Log(trial.store).write(trial.now, _rows(number), outcomes=False)
+    Log(trial.store).write(trial.now, _rows(), outcomes=False)
     with _dying_after(number):
         yield
 
 
 @fault("controller killed, half the rows")
 def _(trial: Trial, number: int) -> Generator[None]:
-    Log(trial.store).write(trial.now, Rows(days=16, a_day=25, seed=number))
+    Log(trial.store).write(trial.now, Rows(days=16, a_day=25))
     with _dying_after(number):
         yield
 
