@@ -1,6 +1,6 @@
 """What the log says about a challenger, as sums that add up over partitions.
 
-A partition is an hour of the prediction log with the outcomes of its rows, or a day of it once that is well over. It is read
+A partition is an hour of the prediction log with the outcomes of its rows, or six once they are well over. It is read
 once, and again only when one of its files is new, so a look costs what came since the last one. Files that cannot be read are counted: they promote nobody.
 """
 
@@ -50,7 +50,6 @@ class _Partition:
     epochs: pl.DataFrame
     days: pl.DataFrame
     slices: pl.DataFrame
-    entities: pl.DataFrame
 
 
 @dataclass
@@ -61,6 +60,7 @@ class Evidence:
     contract: Contract
     unit: float = 1.0
     _partitions: dict[str, _Partition] = field(default_factory=dict)
+    _entities: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"epoch": pl.Int64, "arm": pl.Int64, "entity": pl.UInt64}))
     _segments: dict[str, pl.DataFrame | None] = field(default_factory=dict)  # None: cannot be read
 
     def look(self, first_epoch: int, since: datetime, now: datetime) -> Seen:
@@ -80,16 +80,17 @@ class Evidence:
                 rows, outcome = self._frames(keys, records.Scored), self._frames(parquet, records.Outcome)
                 lost = sum(frame is None for frame in (*rows, *outcome))
                 unreadable += lost
-                found = self._sums(_whole(rows, self._columns), _whole([*outcome, waiting], _OUTCOMES), first_epoch, now)
+                *found, entities = self._sums(_whole(rows, self._columns), _whole([*outcome, waiting], _OUTCOMES), first_epoch, now)
                 self._partitions[name] = _Partition(files if not lost else frozenset(), *found)
+                self._entities = pl.concat([self._entities, entities]).unique()  # none ever goes away
         self._partitions = {name: partition for name, partition in self._partitions.items() if name in predictions}
         unreadable += sum(frame is None for key, frame in self._segments.items() if key.startswith("outcomes/"))
-        parts = list(self._partitions.values()) or [_Partition(frozenset(), *self._sums(*_nothing(self._columns), first_epoch, now))]
+        parts = list(self._partitions.values()) or [_Partition(frozenset(), *self._sums(*_nothing(self._columns), first_epoch, now)[:3])]
         return Seen(
             _added([part.epochs for part in parts], ["epoch", "day"]),
             _added([part.days for part in parts], ["day"]).sort("day"),
             _added([part.slices for part in parts], ["slice", "level", "day"]).sort("slice", "level", "day"),
-            pl.concat([part.entities for part in parts]).unique().group_by("epoch", "arm").len("entities"),
+            self._entities.group_by("epoch", "arm").len("entities"),
             unreadable,
         )
 
@@ -132,9 +133,9 @@ class Evidence:
         return found
 
     def _sums(self, rows: pl.DataFrame, outcomes: pl.DataFrame, first_epoch: int, now: datetime) -> tuple[pl.DataFrame, ...]:
-        rows = rows.filter(
-            pl.col("arm").is_not_null(), pl.col("epoch") >= first_epoch, pl.col("at") < now.timestamp() + _AHEAD_SECONDS
-        ).unique("id", maintain_order=False)  # one that was being compacted is there twice
+        rows = rows.filter(pl.col("arm").is_not_null(), pl.col("epoch") >= first_epoch, pl.col("at") < now.timestamp() + _AHEAD_SECONDS)
+        if rows["id"].hash().n_unique() < rows.height:  # one that was being compacted is there twice
+            rows = rows.unique("id", maintain_order=False)
         champion, challenger = pl.col("champion_score"), pl.col("challenger_score")
         both = champion.is_finite() & challenger.is_finite()
         x, y = (self._linear(score).filter(both) for score in (champion, challenger))
@@ -144,16 +145,20 @@ class Evidence:
         local = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
         rows = rows.with_columns(moment=moment, day=local.dt.date())
         failed = fault.is_in(_FAULTS) | (fault == "") & ~challenger.is_finite().fill_null(value=False)
-        attempt, asked = pl.struct("at", "arm"), ~fault.is_in(_NOT_ASKED)  # rows of one request share their fate
+        attempt, asked = (
+            (pl.col("at") * 1e6).cast(pl.Int64) * 2 + pl.col("arm"),
+            ~fault.is_in(_NOT_ASKED),
+        )  # rows of one request share their fate
         timed = asked & (pl.col("challenger_seconds").is_not_null() | (fault == "slow"))
         epochs = rows.group_by("epoch", "day").agg(
             rows=pl.len(), attempts=attempt.filter(asked).n_unique(), timed=attempt.filter(timed).n_unique(), slow=attempt.filter(fault == "slow").n_unique(),
             exposed=pl.col("arm").sum(), faults=attempt.filter(failed).n_unique(), n=both.sum(),
             x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
         )  # fmt: skip
-        known = outcomes.sort("at").group_by("id").agg(value=pl.col("value").last()) if outcomes.height else outcomes.select("id", "value")
+        if outcomes["id"].hash().n_unique() < outcomes.height:  # told more than once: the last received counts
+            outcomes = outcomes.sort("at").unique("id", keep="last")
         names = [f"feature.{name}" for name in self.contract.slices]
-        losses = rows.join(known, on="id", how="left").select(
+        losses = rows.join(outcomes.select("id", "value"), on="id", how="left").select(
             *names, "arm", "day", "moment",
             champion=self.loss(champion), challenger=self.loss(challenger), got=self.loss(pl.col("score")),
         )  # fmt: skip
@@ -185,8 +190,8 @@ class Evidence:
 
 
 def _partition(hour: str, now: datetime) -> str:
-    """`hour` as `<day>/<hour>`."""
-    return hour[:10] if hour[:10] < f"{now.astimezone(UTC) - _RECENT:%Y-%m-%d}" else hour
+    """`hour` as `<day>/<hour>`; of days that are well over six hours make one: less to look after, and small enough to hold."""
+    return f"{hour[:10]}/{int(hour[11:]) // 6}-" if hour[:10] < f"{now.astimezone(UTC) - _RECENT:%Y-%m-%d}" else hour
 
 
 def _of_arm(arm: int) -> dict[str, pl.Expr]:
