@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from mlops.bundle import FILES, Bundle
+from mlops.bundle import Bundle
 
 log = logging.getLogger("app.challenger")
 _LENGTH = struct.Struct(">I")
@@ -75,8 +75,7 @@ class Challenger:
         self._budget = budget_ms / 1000
         self._memory_mb, self._lock = memory_mb, threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="challenger-")
-        for name, data in bundle.files.items():
-            Path(self._folder.name, name).write_bytes(data)
+        bundle.unpack(Path(self._folder.name))
         self._process: subprocess.Popen[bytes] | None = None
         self._owed, self._started, self._closed = 0, 0.0, False
         self._start()
@@ -190,10 +189,9 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
 
     os.nice(10)  # where the processor is short the champion goes first
     limit_memory(memory_mb)
-    bundle = Bundle({name: (folder / name).read_bytes() for name in FILES})
+    bundle = Bundle.unpacked(folder)
     model = Model(bundle, "")
-    for row in bundle.json("golden.json")["rows"][:20]:
-        model.score([model.schema.row(row)])
+    model.warm(bundle)
     decode = msgspec.json.Decoder(list[list[model.schema.Row]]).decode  # ty: ignore[invalid-type-form]
     reply = b"[]"  # ready
     while True:

@@ -15,6 +15,7 @@ from app.challenger import Challenger
 from app.metrics import Metrics
 from app.settings import Settings
 from mlops import access, bundle, releases, replicas
+from mlops.bundle import Bundle
 from mlops.errors import Refused
 from mlops.keys import Keyring
 from mlops.model import Model
@@ -195,20 +196,22 @@ class Watcher:
     def _model(self, digest: str) -> Model:
         require_approval(self._store, self._keyring, self._settings.model, digest, self._settings.env)
         if digest not in self._models:
-            fetched = bundle.read(self._store, self._settings.model, digest)
-            probe(fetched, digest, self._settings.probe_memory_mb)
+            fetched = self._probed(digest)
             loaded = Model(fetched, digest)
-            for row in fetched.json("golden.json")["rows"][:20]:
-                loaded.score([loaded.schema.row(row)])
+            loaded.warm(fetched)
             self._models[digest] = loaded
         return self._models[digest]
+
+    def _probed(self, digest: str) -> Bundle:
+        fetched = bundle.read(self._store, self._settings.model, digest)
+        probe(fetched, digest, self._settings.probe_memory_mb)
+        return fetched
 
     def _on_trial(self, digest: str, budget_ms: float) -> Challenger:
         require_approval(self._store, self._keyring, self._settings.model, digest, self._settings.env)
         if self.live and self.live.challenger and self.live.challenger.digest == digest:
             return self.live.challenger
-        fetched = bundle.read(self._store, self._settings.model, digest)
-        probe(fetched, digest, self._settings.probe_memory_mb)
+        fetched = self._probed(digest)
         try:
             return Challenger(fetched, digest, budget_ms, self._settings.probe_memory_mb)
         except OSError as error:

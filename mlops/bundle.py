@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -27,6 +28,14 @@ class Bundle:
     """A model and all that serving it needs, addressed by the SHA-256 of its manifest, which holds that of each file."""
 
     files: dict[str, bytes]
+
+    @classmethod
+    def unpacked(cls, folder: Path) -> Bundle:
+        return cls({name: (folder / name).read_bytes() for name in FILES})
+
+    def unpack(self, folder: Path) -> None:
+        for name, data in self.files.items():
+            (folder / name).write_bytes(data)
 
     @property
     def manifest(self) -> bytes:

@@ -122,9 +122,7 @@ class Judge(_Strict):
     max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, no number, died
     max_slow_rate: float = Field(default=0.05, gt=0, lt=1)  # slower than the budget
     min_correlation: float = Field(default=0.1, gt=-1, lt=1)  # with the champion's scores; honest ones fell to 0.2 on two days of a year
-    max_shift: float = Field(
-        default=2.0, gt=0
-    )  # of the mean score: in logits (binary) or the champion's standard deviations; honest: to 1.8
+    max_shift: float = Field(default=2.0, gt=0)  # of the mean score: in logits, or the champion's standard deviations; honest: to 1.8
     min_spread: float = Field(default=0.1, ge=0, lt=1)  # standard deviation of the scores over that of the champion's
 
     @field_validator("weights")

@@ -61,7 +61,7 @@ def stop(
     why: Why = "",
 ) -> None:
     """End the trial that is on, one way or the other; its result stays as a page."""
-    from mlops import releases, trials
+    from mlops import trials
     from monitoring.experiment import examine, page
 
     environment, model = state.environment, state.model_name
@@ -71,10 +71,7 @@ def stop(
     state.target("experiment")
     trials.keep(environment.store, model, release, verdict.as_dict())
     reason = why or f"experiment {release.experiment}: {verdict.decision}"
-    if promote and release.challenger:
-        done = releases.append(environment.store, model, release.challenger, reason, after=release.epoch)
-    else:
-        done = trials.back(environment.store, model, release, reason)
+    done = (trials.promote if promote else trials.back)(environment.store, model, release, reason)
     place = f"{environment.bucket}/{page(environment.store, model, release)}"
     value = done.model_dump(mode="json") | {"page": place, "decision": verdict.decision}
     state.result(value, f"epoch {done.epoch}: {done.champion[:12]} serves; the result: {place}")

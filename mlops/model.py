@@ -25,6 +25,11 @@ class Model:
         self._binary = self.contract.task == "binary"
         self._output = [self._session.get_outputs()[-1].name]
 
+    def warm(self, bundle: Bundle) -> None:
+        """The first scorings take longer than those that follow."""
+        for row in bundle.json("golden.json")["rows"][:20]:
+            self.score([self.schema.row(row)])
+
     def score(self, rows: Iterable[Any]) -> list[float]:
         """The probability of the positive class (binary) or the value (regression) of each row."""
         return self.score_arrays(self.schema.arrays(rows)).tolist()

@@ -24,8 +24,7 @@ _FORBIDDEN = {"Loop", "Scan", "If", "SequenceMap"}
 def probe(bundle: Bundle, digest: str, memory_mb: int = 512) -> None:
     """Raises Refused if the model breaks the rules, exceeds its limits or misses its golden rows."""
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-        for name, data in bundle.files.items():
-            Path(folder, name).write_bytes(data)
+        bundle.unpack(Path(folder))
         command = [sys.executable, "-m", "mlops.probe", folder, str(memory_mb)]
         try:
             child = subprocess.run(command, capture_output=True, timeout=_SECONDS * 2, cwd=Path(__file__).parent.parent)
@@ -88,11 +87,11 @@ def limit_memory(more_mb: int) -> None:
 
 
 def _child(folder: Path, memory_mb: int) -> None:
-    from mlops.bundle import FILES, MAX_ROWS
+    from mlops.bundle import MAX_ROWS
     from mlops.model import Model
 
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-    bundle = Bundle({name: (folder / name).read_bytes() for name in FILES})
+    bundle = Bundle.unpacked(folder)
     contract, golden = bundle.contract, bundle.json("golden.json")
     limit_memory(memory_mb)
     _check_graph(bundle.files["model.onnx"], {name: len(columns) for name, columns in contract.inputs.items()})

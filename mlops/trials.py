@@ -45,12 +45,17 @@ def following(release: Release, judge: Judge) -> float | None:
 
 def forward(store: Store, model: str, release: Release, judge: Judge, why: str) -> Release:
     """One step on from `release`, if nobody wrote another meanwhile (Overtaken)."""
-    assert release.challenger
     weight = following(release, judge)
     if weight is None:
-        return releases.append(store, model, release.challenger, why, after=release.epoch)
+        return promote(store, model, release, why)
     fields = {"challenger": release.challenger, "experiment": release.experiment, "weight": weight}
     return releases.append(store, model, release.champion, why, mode="canary", after=release.epoch, **fields)
+
+
+def promote(store: Store, model: str, release: Release, why: str) -> Release:
+    """The challenger becomes the champion."""
+    assert release.challenger
+    return releases.append(store, model, release.challenger, why, after=release.epoch)
 
 
 def back(store: Store, model: str, release: Release, why: str) -> Release:

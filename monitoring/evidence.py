@@ -145,10 +145,8 @@ class Evidence:
         local = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
         rows = rows.with_columns(moment=moment, day=local.dt.date())
         failed = fault.is_in(_FAULTS) | (fault == "") & ~challenger.is_finite().fill_null(value=False)
-        attempt, asked = (
-            (pl.col("at") * 1e6).cast(pl.Int64) * 2 + pl.col("arm"),
-            ~fault.is_in(_NOT_ASKED),
-        )  # rows of one request share their fate
+        attempt = (pl.col("at") * 1e6).cast(pl.Int64) * 2 + pl.col("arm")  # rows of one request share their fate
+        asked = ~fault.is_in(_NOT_ASKED)
         timed = asked & (pl.col("challenger_seconds").is_not_null() | (fault == "slow"))
         epochs = rows.group_by("epoch", "day").agg(
             rows=pl.len(), attempts=attempt.filter(asked).n_unique(), timed=attempt.filter(timed).n_unique(), slow=attempt.filter(fault == "slow").n_unique(),

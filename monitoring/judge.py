@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from mlops import trials
 from mlops.contract import Contract
 from mlops.releases import Release
 from monitoring.evidence import Seen
@@ -80,8 +81,7 @@ def judge(contract: Contract, release: Release, seen: Seen) -> Verdict:
         missing.append(f"{scored} of {rules.min_rows} rows scored by both at this weight")
     if not all(math.isfinite(value) for value in _moments(seen.epochs).values()):
         missing.append("the log holds scores that are no numbers")
-    weight = next((each for each in rules.weights if each > (release.weight or 0)), 1.0)
-    if weight >= rules.outcomes_from and loss.verdict != "forward":
+    if (trials.following(release, rules) or 1.0) >= rules.outcomes_from and loss.verdict != "forward":
         missing.append(loss.why)
     if split and split.verdict != "forward":
         missing.append(split.why)
