@@ -1,4 +1,5 @@
 import ctypes
+import gc
 import logging
 import sys
 
@@ -34,6 +35,12 @@ def give_memory_back() -> None:
         mallopt(-1, 1024 * 1024)  # M_TRIM_THRESHOLD
 
 
+def keep_out_of_the_collector() -> None:
+    """What is loaded by now stays for ever. To go through it again and again would stop all requests, for 40 ms each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> None:
     give_memory_back()
     handler = logging.StreamHandler()
@@ -47,6 +54,7 @@ def main() -> None:
         sys.exit(f"settings: {names}")
     except Fault as fault:
         sys.exit(str(fault))
+    keep_out_of_the_collector()
     uvicorn.run(app, host=settings.host, port=settings.port, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=20)
 
 

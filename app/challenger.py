@@ -6,6 +6,7 @@ waits for the challenger no longer than the contract's budget.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -30,7 +31,8 @@ from mlops.bundle import Bundle
 log = logging.getLogger("app.challenger")
 _LENGTH = struct.Struct(">I")
 _START_SECONDS = 20.0
-_HANGS_SECONDS = 2.0  # beyond its budget: then it is killed
+_HANGS_SECONDS = 2.0  # with what nobody waits for any more: then it is killed
+_IN_LINE = 8  # who comes later has the champion's answer at hand
 _TIMED = 4  # of the requests that come together
 _ROWS_A_BUDGET = 64  # a larger request may take as many budgets as it has times these rows
 _WINDOW, _FAULTS = 20, 5  # so many of the last attempts open the breaker
@@ -66,66 +68,119 @@ class _Breaker:
             self.open = False
 
 
-class Challenger:
-    """`score` from any thread; one at a time."""
+class _Connection(asyncio.Protocol):
+    """The model answers in order, and not what has been given up on any faster than the rest."""
 
-    def __init__(self, bundle: Bundle, digest: str, budget_ms: float, memory_mb: int):
+    def __init__(self) -> None:
+        self.waiting: deque[asyncio.Future[bytes]] = deque()
+        self.turn = 0.0  # since when the first has had the model
+        self.lost = False
+        self._received = bytearray()
+
+    def ask(self, body: bytes) -> asyncio.Future[bytes]:
+        if self.lost:
+            raise OSError("not running")
+        if not self.waiting:
+            self.turn = time.monotonic()
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        self._transport.write(_LENGTH.pack(len(body)) + body)
+        return self.waiting[-1]
+
+    def stuck(self, seconds: float, mine: asyncio.Future[bytes] | None = None) -> bool:
+        """Whether the first, if that is mine or has been given up on, has had the model for so long."""
+        first = self.waiting[0] if self.waiting else None
+        return first is not None and (first is mine or first.cancelled()) and time.monotonic() - self.turn > seconds
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while len(self._received) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                return
+            first, self.turn = self.waiting.popleft(), time.monotonic()
+            if not first.cancelled():
+                first.set_result(bytes(self._received[_LENGTH.size : end]))
+            del self._received[:end]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        for each in self.waiting:
+            if not each.cancelled():
+                each.set_exception(exc or OSError("closed"))
+
+
+class Challenger:
+    """Made, revived and closed in any thread but the event loop's, where it is asked."""
+
+    def __init__(self, bundle: Bundle, digest: str, budget_ms: float, memory_mb: int, loop: asyncio.AbstractEventLoop):
         self.digest, self.contract = digest, bundle.contract
         self.breaker = _Breaker()
         self._budget = budget_ms / 1000
-        self._memory_mb, self._lock = memory_mb, threading.Lock()
+        self._memory_mb, self._loop, self._lock = memory_mb, loop, threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="challenger-")
         bundle.unpack(Path(self._folder.name))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owed, self._started, self._closed = 0, 0.0, False
+        self._closed = False
         self._start()
 
     def budget(self, rows: int) -> float:
         """Seconds that a request of so many rows may take."""
         return self._budget * max(1.0, rows / _ROWS_A_BUDGET)
 
-    def score(self, requests: Sequence[Sequence[Any]], seconds: float) -> list[Scores]:
+    async def score(self, requests: Sequence[Sequence[Any]], seconds: float) -> list[Scores]:
         """One answer a request (a list of rows), or the same fault for all. A slow one that came has its scores all the same."""
-        if self._closed:
-            return [Scores(fault="busy")] * len(requests)
-        due = time.monotonic() + seconds
-        if not self._lock.acquire(timeout=seconds / 2):  # others have it: that is not the model's fault
-            return [Scores(fault="busy")] * len(requests)
-        try:
-            found = self._ask(_encode(requests), due)
-        except TimeoutError:
-            found = [Scores(fault="slow")] * len(requests)
-        except (OSError, msgspec.DecodeError):
-            self._kill()
-            found = [Scores(fault="died")] * len(requests)
-        finally:
-            self._lock.release()
+        found = await self._ask(requests, seconds)
         for each, rows in zip(found, requests, strict=True):
             if each.fault is None and each.seconds is not None and each.seconds > self.budget(len(rows)):
                 each.fault = "slow"
             self.breaker.saw(each.fault not in (None, "busy"))
         return found
 
+    async def _ask(self, requests: Sequence[Sequence[Any]], seconds: float) -> list[Scores]:
+        connection, mine, fault = self._connection, None, "busy"
+        try:
+            if len(connection.waiting) < _IN_LINE:
+                mine = connection.ask(_encode(requests))
+                async with asyncio.timeout(seconds):
+                    return _decode(await mine)
+        except TimeoutError:
+            pass
+        except OSError:
+            fault = "died"
+        except msgspec.DecodeError:
+            self._process.kill()
+            fault = "died"
+        if self._closed:
+            fault = "busy"
+        elif fault == "busy" and connection.stuck(seconds / 2, mine):  # otherwise others had it: that is not the model's fault
+            fault = "slow"
+        return [Scores(fault=fault) for _ in requests]
+
+    def hangs(self) -> bool:
+        """Whether it needs `revive`."""
+        if self._connection.stuck(_HANGS_SECONDS):
+            self._process.kill()
+        return self._connection.lost and time.monotonic() > self._started + _START_AGAIN_SECONDS
+
     def revive(self) -> None:
-        """Start it again if it died, or hangs; takes as long as loading does, so no request does this."""
+        """Start it again; takes as long as loading does."""
         with self._lock:
-            if self._owed:
-                with contextlib.suppress(OSError, msgspec.DecodeError):
-                    self._drain(time.monotonic() + _HANGS_SECONDS)
-                if self._owed:
-                    self._kill()
-            if self._process is None and not self._closed and time.monotonic() > self._started + _START_AGAIN_SECONDS:
+            if not self._closed:
+                self._process.kill()
+                self._process.wait()
                 try:
                     self._start()
                 except OSError as error:
                     log.warning("challenger does not start: %s", error)
-                    self._kill()
                     self.breaker.saw(fault=True)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            self._kill()
+            self._process.kill()
+            self._process.wait()
             self._folder.cleanup()
 
     def _start(self) -> None:
@@ -134,52 +189,25 @@ class Challenger:
         command = [sys.executable, "-m", "app.challenger", str(theirs.fileno()), self._folder.name, str(self._memory_mb)]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
-        self._socket, self._owed = ours, 1
-        self._drain(time.monotonic() + _START_SECONDS)
-
-    def _kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-            self._socket.close()
-        self._process = None
-
-    def _ask(self, body: bytes, due: float) -> list[Scores]:
-        if self._process is None:
-            raise OSError("not running")
-        self._drain(due)
-        self._socket.settimeout(max(0.001, due - time.monotonic()))
         try:
-            self._socket.sendall(_LENGTH.pack(len(body)) + body)
-        except TimeoutError:  # half of it is on its way: what comes next could not be told from the rest
-            raise OSError("takes nothing any more") from None
-        self._owed += 1
-        answer = _receive(self._socket, due)
-        self._owed -= 1
-        return _decode(answer)
-
-    def _drain(self, due: float) -> None:
-        """What it answered too late."""
-        while self._owed:
-            _receive(self._socket, due)
-            self._owed -= 1
+            ours.settimeout(_START_SECONDS)
+            _receive(ours)  # it is ready
+            connected = asyncio.run_coroutine_threadsafe(self._loop.create_connection(_Connection, sock=ours), self._loop)
+            self._connection: _Connection = connected.result(_START_SECONDS)[1]
+        except OSError:
+            self._process.kill()
+            ours.close()
+            raise
 
 
-def _receive(connection: socket.socket, due: float | None = None) -> bytes:
-    """A whole message; TimeoutError leaves it in the socket as long as none of it was read."""
-    first = _exactly(connection, _LENGTH.size, due, peek=True)
-    body = _exactly(connection, _LENGTH.size + _LENGTH.unpack(first)[0], due and due + _HANGS_SECONDS)
-    return body[_LENGTH.size :]
+def _receive(connection: socket.socket) -> bytes:
+    return _exactly(connection, _LENGTH.unpack(_exactly(connection, _LENGTH.size))[0])
 
 
-def _exactly(connection: socket.socket, length: int, due: float | None, peek: bool = False) -> bytes:
-    data = b""
-    while len(data) < length:
-        connection.settimeout(None if due is None else max(0.0005, due - time.monotonic()))
-        part = connection.recv(length - len(data), socket.MSG_PEEK | socket.MSG_WAITALL if peek else 0)
-        if not part:
-            raise OSError("closed")
-        data = part if peek else data + part
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    data = connection.recv(length, socket.MSG_WAITALL)
+    if len(data) < length:
+        raise OSError("closed")
     return data
 
 

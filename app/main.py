@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -46,8 +47,9 @@ def create_app(settings: Settings) -> Service:
         for part in (recorder, shadow, watcher):
             part.start()
         yield
-        for part in (shadow, watcher, recorder):
-            part.stop()
+        await shadow.stop()
+        for part in (watcher, recorder):
+            await asyncio.to_thread(part.stop)
 
     pages = FastAPI(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None)
 

@@ -6,14 +6,13 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from app.auth import Auth
-from app.challenger import Challenger, Scores
+from app.challenger import Challenger
 from app.errors import HttpError, retry_after
 from app.metrics import Metrics
 from app.recorder import Batch, Recorder
@@ -49,7 +48,6 @@ class Predict:
     def __init__(self, settings: Settings, watcher: Watcher, auth: Auth, recorder: Recorder, shadow: Shadow, metrics: Metrics):
         self._settings, self._watcher, self._auth, self._metrics = settings, watcher, auth, metrics
         self._recorder, self._shadow = recorder, shadow
-        self._slot = ThreadPoolExecutor(2, "challenger")  # its own: whatever it does, it takes no thread from others
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
         self._threads = asyncio.Semaphore(2)
@@ -107,21 +105,13 @@ class Predict:
         arms = [int(gets_challenger(release, row, key)) for row, key in zip(batch.rows, keys, strict=True)]
         parts = {arm: _part(batch, arms, arm) for arm in set(arms)}
         if 1 in parts and not challenger.breaker.open:
-            parts[1] = await self._waited(parts[1], challenger)
+            [trial] = await challenger.score([parts[1].rows], challenger.budget(len(parts[1].rows)))
+            parts[1] = replace(parts[1], waited=True, trial=trial)
             self._shadow.log([parts[1]])
         for part in parts.values():
             if not part.waited:
                 self._shadow.add(part)
         return list(parts.values())
-
-    async def _waited(self, batch: Batch, challenger: Challenger) -> Batch:
-        seconds = challenger.budget(len(batch.rows))
-        asked = asyncio.get_running_loop().run_in_executor(self._slot, challenger.score, [batch.rows], 0.95 * seconds)
-        try:
-            [trial] = await asyncio.wait_for(asked, seconds)
-        except TimeoutError:  # it had no turn: had it been slow, it would have said so before
-            trial = Scores(fault="busy")
-        return replace(batch, waited=True, trial=trial)
 
 
 def _part(batch: Batch, arms: list[int], arm: int) -> Batch:

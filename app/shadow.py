@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import groupby
@@ -17,7 +17,8 @@ _GATHER_SECONDS = 0.05  # nobody waits for a shadow's score, and one wake for ma
 
 
 class Shadow:
-    """Lets the challenger score what the champion has answered, off the request's path; then the row is logged.
+    """Lets the challenger score what the champion has answered, off the request's path; then the row is logged. In the event loop:
+    a thread of its own would have requests wait for the interpreter.
 
     Its queue is bounded: what finds no place is logged without the challenger's score, and counted.
     """
@@ -25,25 +26,24 @@ class Shadow:
     def __init__(self, recorder: Recorder, metrics: Metrics):
         self._recorder, self._metrics = recorder, metrics
         self._queue: deque[Batch] = deque()
-        self._added = self._taken = 0  # rows; each is written by one thread alone
+        self._queued = 0  # rows
         self._challenger: Challenger | None = None  # the last that was asked
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
+        self._going = True
 
     def start(self) -> None:
-        self._thread.start()
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
+    async def stop(self) -> None:
+        self._going = False
+        await asyncio.wait([self._task], timeout=5)
 
     def add(self, batch: Batch) -> None:
         rows = len(batch.rows)
-        if self._added - self._taken + rows > _QUEUED_ROWS:
+        if self._queued + rows > _QUEUED_ROWS:
             self.log([replace(batch, trial=Scores(fault="dropped"))])
             return
         self._queue.append(batch)
-        self._added += rows
+        self._queued += rows
 
     def log(self, batches: Sequence[Batch]) -> None:
         """Of batches that have been tried."""
@@ -58,22 +58,23 @@ class Shadow:
         for result, rows in results.items():
             self._metrics.challenger_rows.labels(result).inc(rows)
 
-    def _run(self) -> None:
-        while not self._stop.wait(_GATHER_SECONDS) or self._queue:
+    async def _run(self) -> None:
+        while self._going or self._queue:
+            await asyncio.sleep(_GATHER_SECONDS)
             while batches := self._next():
                 for challenger, group in groupby(batches, key=lambda batch: batch.live.challenger):
                     asked = list(group)
                     assert challenger
                     seconds = 1 + sum(challenger.budget(len(batch.rows)) for batch in asked)
-                    trials = challenger.score([batch.rows for batch in asked], seconds)
+                    trials = await challenger.score([batch.rows for batch in asked], seconds)
                     self.log([replace(batch, trial=trial) for batch, trial in zip(asked, trials, strict=True)])
-            if self._challenger:
-                self._challenger.revive()
+            if self._challenger and self._challenger.hangs():
+                await asyncio.to_thread(self._challenger.revive)
 
     def _next(self) -> list[Batch]:
         batches, rows = [], 0
         while self._queue and (not batches or rows + len(self._queue[0].rows) <= _ROWS_AT_ONCE):
             batches.append(self._queue.popleft())
             rows += len(batches[-1].rows)
-        self._taken += rows
+        self._queued -= rows
         return batches

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
@@ -65,6 +66,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
@@ -213,7 +215,7 @@ class Watcher:
             return self.live.challenger
         fetched = self._probed(digest)
         try:
-            return Challenger(fetched, digest, budget_ms, self._settings.probe_memory_mb)
+            return Challenger(fetched, digest, budget_ms, self._settings.probe_memory_mb, self._loop)
         except OSError as error:
             raise Refused("challenger", f"bundle {digest[:12]}", type(error).__name__, "does not start in a process of its own") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +20,31 @@ from tests import planted, synthetic
 GOOD, BAD = synthetic.request(size=0.1), synthetic.request(size=2.0)
 
 
-@pytest.fixture
-def start(first_bundle: Bundle) -> Iterator[Callable[..., Challenger]]:
-    started: list[Challenger] = []
+class Asked(Challenger):
+    """As the tests ask it: from outside its event loop."""
 
-    def make(kind: str = "", budget_ms: float = 2000, memory_mb: int = 512) -> Challenger:
+    def score(self, requests: Any, seconds: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(super().score(requests, seconds), self._loop).result(60)
+
+
+@pytest.fixture
+def start(first_bundle: Bundle) -> Iterator[Callable[..., Asked]]:
+    started: list[Asked] = []
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def make(kind: str = "", budget_ms: float = 2000, memory_mb: int = 512) -> Asked:
         bundle = planted.plant(first_bundle, kind) if kind else first_bundle
-        started.append(Challenger(bundle, bundle.digest, budget_ms, memory_mb))
+        started.append(Asked(bundle, bundle.digest, budget_ms, memory_mb, loop))
         return started[-1]
 
     yield make
     for challenger in started:
         challenger.close()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +52,11 @@ def row(first_bundle: Bundle) -> Callable[[dict[str, Any]], Any]:
     return Model(first_bundle, "").schema.row
 
 
-def faults(challenger: Challenger, *requests: list[Any], seconds: float = 20) -> list[str | None]:
+def faults(challenger: Asked, *requests: list[Any], seconds: float = 20) -> list[str | None]:
     return [scores.fault for scores in challenger.score(requests, seconds)]
 
 
-def test_it_scores_as_the_model_itself_does(start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle) -> None:
+def test_it_scores_as_the_model_itself_does(start: Callable[..., Asked], row: Callable[..., Any], first_bundle: Bundle) -> None:
     challenger, model = start(), Model(first_bundle, "")
     [one, two] = challenger.score([[row(GOOD)], [row(GOOD), row(BAD)]], 20)
     assert (one.scores, two.scores) == (model.score([row(GOOD)]), model.score([row(GOOD), row(BAD)]))
@@ -54,7 +69,7 @@ def test_it_scores_as_the_model_itself_does(start: Callable[..., Challenger], ro
     [("raises", "error"), ("no number", "nan"), ("memory hog", "error"), ("wrong contract", "error"), ("inverted", None)],
 )
 def test_a_fault_is_named_and_the_next_request_is_answered(
-    start: Callable[..., Challenger], row: Callable[..., Any], kind: str, fault: str | None
+    start: Callable[..., Asked], row: Callable[..., Any], kind: str, fault: str | None
 ) -> None:
     challenger = start(kind)
     assert faults(challenger, [row(BAD)]) == [fault]
@@ -62,7 +77,7 @@ def test_a_fault_is_named_and_the_next_request_is_answered(
 
 
 def test_too_slow_costs_no_more_than_the_time_allowed_and_what_comes_late_confuses_nobody(
-    start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle
+    start: Callable[..., Asked], row: Callable[..., Any], first_bundle: Bundle
 ) -> None:
     challenger = start("slow", budget_ms=20)
     started = time.monotonic()
@@ -73,26 +88,51 @@ def test_too_slow_costs_no_more_than_the_time_allowed_and_what_comes_late_confus
     assert after.scores == pytest.approx(Model(first_bundle, "").score([row(GOOD)]), abs=1e-6)
 
 
-def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
     challenger = start()
-    assert challenger._process
     challenger._process.kill()
     assert faults(challenger, [row(GOOD)]) == ["died"]
-    challenger._started = 0.0  # long ago
+    assert not challenger.hangs()  # it was started only now: not again and again
+    challenger._started = 0.0
+    assert challenger.hangs()
     challenger.revive()
     assert faults(challenger, [row(GOOD)]) == [None]
 
 
+def together(challenger: Asked, *asked: tuple[list[Any], float]) -> list[str | None]:
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(Challenger.score(challenger, [rows], seconds) for rows, seconds in asked))
+
+    return [scores.fault for [scores] in asyncio.run_coroutine_threadsafe(all_at_once(), challenger._loop).result(60)]
+
+
 def test_while_another_has_it_a_request_does_not_wait_for_long_and_that_is_not_its_fault(
-    start: Callable[..., Challenger], row: Callable[..., Any]
+    start: Callable[..., Asked], row: Callable[..., Any]
 ) -> None:
+    challenger = start("slow", budget_ms=5000)
+    assert together(challenger, ([row(BAD)], 10), ([row(GOOD)], 0.05)) == [None, "busy"]
+
+
+def test_only_so_many_stand_in_line_and_the_others_are_told_at_once(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
     challenger = start()
-    with challenger._lock:
-        assert faults(challenger, [row(GOOD)], seconds=0.05) == ["busy"]
+    assert together(challenger, *[([row(GOOD)], 10.0)] * 10) == [None] * 8 + ["busy"] * 2
+
+
+def test_one_that_hangs_is_slow_for_all_who_come_and_then_started_again(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
+    challenger = start()
+    challenger._process.send_signal(signal.SIGSTOP)
+    assert [faults(challenger, [row(GOOD)], seconds=0.02) for _ in range(12)] == [["slow"]] * 12
+    deadline = time.monotonic() + 10
+    while not challenger.hangs():
+        assert time.monotonic() < deadline
+        challenger._started = 0.0
+        time.sleep(0.05)
+    challenger.revive()
+    assert faults(challenger, [row(GOOD)]) == [None]
 
 
 def test_repeated_failure_opens_the_breaker_until_it_goes_well_again(
-    start: Callable[..., Challenger], row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Asked], row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     challenger = start("raises")
     assert faults(challenger, *[[row(GOOD)]] * 4, *[[row(BAD)]] * 5)[4:] == ["error"] * 5
@@ -104,20 +144,19 @@ def test_repeated_failure_opens_the_breaker_until_it_goes_well_again(
     assert not challenger.breaker.open
 
 
-def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Challenger], row: Callable[..., Any]) -> None:
+def test_closed_it_answers_nobody_and_leaves_nothing(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
     challenger = start()
     process, folder = challenger._process, challenger._folder.name
     closing = threading.Thread(target=challenger.close)
     closing.start()
     closing.join(10)
     assert faults(challenger, [row(GOOD)]) == ["busy"]
-    assert process
     assert process.poll() is not None
     assert not Path(folder).exists()
 
 
 def test_of_many_requests_that_come_together_some_are_timed_and_only_the_bad_one_fails(
-    start: Callable[..., Challenger], row: Callable[..., Any], first_bundle: Bundle
+    start: Callable[..., Asked], row: Callable[..., Any], first_bundle: Bundle
 ) -> None:
     challenger, model = start("raises"), Model(first_bundle, "")
     good = [[row(synthetic.request(size=i / 100))] * (i % 3 + 1) for i in range(12)]

@@ -28,10 +28,10 @@ WEIGHTS, SPLIT, ENTITIES, ROWS = (0.01, 0.05, 0.25, 0.5), 0.01, 20_000, 100
 BODIES = [{"rows": [numbered(number)]} for number in range(2_000)]
 
 
-def two(environment: Environment, budget_ms: float = 20, **parameters: Any) -> list[str]:
-    """Champion and challenger, both approved; the champion is released."""
+def two(environment: Environment, budget_ms: float = 20, trees: tuple[int, int] = (20, 20)) -> list[str]:
+    """Champion and challenger of so many trees, both approved; the champion is released."""
     contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": budget_ms}))
-    bundles = [synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, **parameters) for seed in (2, 1)]
+    bundles = [synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, max_iter=trees[seed - 1]) for seed in (2, 1)]
     challenger, champion = (synthetic.publish(environment, bundle) for bundle in bundles)
     for digest in (challenger, champion):
         door.release(environment, synthetic.MODEL, digest, "proof")
@@ -90,7 +90,7 @@ def _logged(service: Service, epoch: int) -> None:
 
 def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, Any]:
     """Rounds at a constant rate, in turn with the champion alone and with a shadow, of one process."""
-    champion, challenger = two(environment, max_iter=100)
+    champion, challenger = two(environment, trees=(100, 100))
     found: dict[str, list[float]] = {"full": [], "shadow": []}
     sent = failed = 0
     with Service(environment, synthetic.MODEL) as service:
@@ -132,7 +132,7 @@ def _called(service: Service, seconds: float, per_second: float | None = None) -
 
 def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
     """More rows than the challenger can take: what it has no place for is counted, and logged with that as its fault."""
-    champion, challenger = two(environment, max_iter=100)
+    champion, challenger = two(environment, trees=(20, 1_000))
     trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="shadow")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(3)
@@ -176,7 +176,7 @@ def _models(service: Service, epoch: int, entities: int) -> dict[str, str]:
 def prove(folder: Path) -> dict[str, Any]:
     steps = {
         "blue_green": blue_green(make_environment(folder / "blue-green"), 5, poll_seconds=2.0),
-        "shadow": shadow(make_environment(folder / "shadow"), 9, 4.0),
+        "shadow": shadow(make_environment(folder / "shadow"), 9, 8.0),
         "overflow": overflow(make_environment(folder / "overflow"), 4.0),
         "stickiness": stickiness(make_environment(folder / "stickiness"), ENTITIES),
     }
