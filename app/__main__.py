@@ -55,6 +55,7 @@ def main() -> None:
     except Fault as fault:
         sys.exit(str(fault))
     keep_out_of_the_collector()
+    sys.setswitchinterval(0.001)  # seconds that requests wait at most while the recorder's thread has the interpreter; usually 5 ms
     uvicorn.run(app, host=settings.host, port=settings.port, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=20)
 
 
