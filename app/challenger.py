@@ -69,7 +69,7 @@ class _Breaker:
 
 
 class _Connection(asyncio.Protocol):
-    """The model answers in order, and not what has been given up on any faster than the rest."""
+    """Answers come in the order of the questions; also those that nobody waits for any more, which hold up the next."""
 
     def __init__(self) -> None:
         self.waiting: deque[asyncio.Future[bytes]] = deque()
@@ -113,7 +113,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Challenger:
-    """Made, revived and closed in any thread but the event loop's, where it is asked."""
+    """Asked in the event loop; made, revived and closed, which takes a while, in any other thread."""
 
     def __init__(self, bundle: Bundle, digest: str, budget_ms: float, memory_mb: int, loop: asyncio.AbstractEventLoop):
         self.digest, self.contract = digest, bundle.contract
@@ -158,8 +158,8 @@ class Challenger:
             fault = "slow"
         return [Scores(fault=fault) for _ in requests]
 
-    def hangs(self) -> bool:
-        """Whether it needs `revive`."""
+    def down(self) -> bool:
+        """Whether `revive` is due: it died, or is killed now for what it has not answered."""
         if self._connection.stuck(_HANGS_SECONDS):
             self._process.kill()
         return self._connection.lost and time.monotonic() > self._started + _START_AGAIN_SECONDS

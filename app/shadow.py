@@ -68,7 +68,7 @@ class Shadow:
                     seconds = 1 + sum(challenger.budget(len(batch.rows)) for batch in asked)
                     trials = await challenger.score([batch.rows for batch in asked], seconds)
                     self.log([replace(batch, trial=trial) for batch, trial in zip(asked, trials, strict=True)])
-            if self._challenger and self._challenger.hangs():
+            if self._challenger and self._challenger.down():
                 await asyncio.to_thread(self._challenger.revive)
 
     def _next(self) -> list[Batch]:

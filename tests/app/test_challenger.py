@@ -92,9 +92,9 @@ def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: 
     challenger = start()
     challenger._process.kill()
     assert faults(challenger, [row(GOOD)]) == ["died"]
-    assert not challenger.hangs()  # it was started only now: not again and again
+    assert not challenger.down()  # it was started only now: not again and again
     challenger._started = 0.0
-    assert challenger.hangs()
+    assert challenger.down()
     challenger.revive()
     assert faults(challenger, [row(GOOD)]) == [None]
 
@@ -123,7 +123,7 @@ def test_one_that_hangs_is_slow_for_all_who_come_and_then_started_again(start: C
     challenger._process.send_signal(signal.SIGSTOP)
     assert [faults(challenger, [row(GOOD)], seconds=0.02) for _ in range(12)] == [["slow"]] * 12
     deadline = time.monotonic() + 10
-    while not challenger.hangs():
+    while not challenger.down():
         assert time.monotonic() < deadline
         challenger._started = 0.0
         time.sleep(0.05)
