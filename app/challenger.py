@@ -168,8 +168,7 @@ class Challenger:
         """Start it again; takes as long as loading does."""
         with self._lock:
             if not self._closed:
-                self._process.kill()
-                self._process.wait()
+                self._end()
                 try:
                     self._start()
                 except OSError as error:
@@ -179,8 +178,7 @@ class Challenger:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            self._process.kill()
-            self._process.wait()
+            self._end()
             self._folder.cleanup()
 
     def _start(self) -> None:
@@ -195,9 +193,13 @@ class Challenger:
             connected = asyncio.run_coroutine_threadsafe(self._loop.create_connection(_Connection, sock=ours), self._loop)
             self._connection: _Connection = connected.result(_START_SECONDS)[1]
         except OSError:
-            self._process.kill()
+            self._end()
             ours.close()
             raise
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def _receive(connection: socket.socket) -> bytes:
