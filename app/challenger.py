@@ -1,6 +1,6 @@
-"""A model on trial, in a process of its own: `python -m app.challenger SOCKET FOLDER MEMORY_MB`.
+"""The challenger of a rollout, in a process of its own: `python -m app.challenger SOCKET FOLDER MEMORY_MB`.
 
-Whatever it does there (raises, hangs, eats memory, dies) reaches nobody: the champion's answer is at hand, and a caller
+Whatever it does there (raises, hangs, eats memory, dies) harms no caller: the champion's answer is ready, and a caller
 waits for the challenger no longer than the contract's budget.
 """
 
@@ -26,26 +26,19 @@ from typing import Any
 
 import msgspec
 
+from app.batch import Scores
 from mlops.bundle import Bundle
 
 log = logging.getLogger("app.challenger")
 _LENGTH = struct.Struct(">I")
 _START_SECONDS = 20.0
-_HANGS_SECONDS = 2.0  # with what nobody waits for any more: then it is killed
-_IN_LINE = 8  # who comes later has the champion's answer at hand
-_TIMED = 4  # of the requests that come together
-_ROWS_A_BUDGET = 64  # a larger request may take as many budgets as it has times these rows
-_WINDOW, _FAULTS = 20, 5  # so many of the last attempts open the breaker
+_HANGS_SECONDS = 2.0  # on an abandoned request: then it is killed
+_IN_LINE = 8  # later requests get the champion's answer at once
+_TIMED = 4  # of the requests that arrive together
+_ROWS_A_BUDGET = 64  # the budget grows with the request, one per 64 rows
+_WINDOW, _FAULTS = 20, 5  # 5 failures in the last 20 attempts open the breaker
 _OPEN_SECONDS = 30.0
-_START_AGAIN_SECONDS = 5.0  # at most so often
-
-
-class Scores(msgspec.Struct, omit_defaults=True):
-    """What the challenger made of one request; `seconds` are its own, without the way to it and back, if it was timed."""
-
-    scores: list[float] | None = None
-    seconds: float | None = None
-    fault: str | None = None
+_RESTART_SECONDS = 5.0  # between two starts, at least
 
 
 _encode = msgspec.json.Encoder().encode
@@ -53,8 +46,8 @@ _decode = msgspec.json.Decoder(list[Scores]).decode
 
 
 class _Breaker:
-    """Opens at repeated failure: no caller waits for the challenger, which goes on to score in shadow. Closes once that goes
-    well again, and a while has passed."""
+    """Opens at repeated failure: no caller waits for the challenger, which continues to score in shadow. Closes after a
+    while, once that succeeds again."""
 
     def __init__(self) -> None:
         self._last: deque[bool] = deque(maxlen=_WINDOW)
@@ -69,11 +62,11 @@ class _Breaker:
 
 
 class _Connection(asyncio.Protocol):
-    """Answers come in the order of the questions; also those that nobody waits for any more, which hold up the next."""
+    """Answers come in the order of the requests, abandoned ones included, which delay the next."""
 
     def __init__(self) -> None:
         self.waiting: deque[asyncio.Future[bytes]] = deque()
-        self.turn = 0.0  # since when the first has had the model
+        self.turn = 0.0  # when the model began with the first
         self.lost = False
         self._received = bytearray()
 
@@ -87,7 +80,7 @@ class _Connection(asyncio.Protocol):
         return self.waiting[-1]
 
     def stuck(self, seconds: float, mine: asyncio.Future[bytes] | None = None) -> bool:
-        """Whether the first, if that is mine or has been given up on, has had the model for so long."""
+        """Whether the first request, if it is mine or abandoned, has taken longer than `seconds`."""
         first = self.waiting[0] if self.waiting else None
         return first is not None and (first is mine or first.cancelled()) and time.monotonic() - self.turn > seconds
 
@@ -113,7 +106,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Challenger:
-    """Asked in the event loop; made, revived and closed, which takes a while, in any other thread."""
+    """Called in the event loop; created, revived and closed, which takes a while, in any other thread."""
 
     def __init__(self, bundle: Bundle, digest: str, budget_ms: float, memory_mb: int, loop: asyncio.AbstractEventLoop):
         self.digest, self.contract = digest, bundle.contract
@@ -126,11 +119,11 @@ class Challenger:
         self._start()
 
     def budget(self, rows: int) -> float:
-        """Seconds that a request of so many rows may take."""
+        """Seconds that a request of this many rows may take."""
         return self._budget * max(1.0, rows / _ROWS_A_BUDGET)
 
     async def score(self, requests: Sequence[Sequence[Any]], seconds: float) -> list[Scores]:
-        """One answer a request (a list of rows), or the same fault for all. A slow one that came has its scores all the same."""
+        """One answer for each request (a list of rows), or the same fault for all. A late answer still has its scores."""
         found = await self._ask(requests, seconds)
         for each, rows in zip(found, requests, strict=True):
             if each.fault is None and each.seconds is not None and each.seconds > self.budget(len(rows)):
@@ -154,25 +147,27 @@ class Challenger:
             fault = "died"
         if self._closed:
             fault = "busy"
-        elif fault == "busy" and connection.stuck(seconds / 2, mine):  # otherwise others had it: that is not the model's fault
+        elif fault == "busy" and connection.stuck(
+            seconds / 2, mine
+        ):  # else another request had it: not the model's fault
             fault = "slow"
         return [Scores(fault=fault) for _ in requests]
 
     def down(self) -> bool:
-        """Whether `revive` is due: it died, or is killed now for what it has not answered."""
+        """Whether `revive` is due: it died, or is killed now because it hangs."""
         if self._connection.stuck(_HANGS_SECONDS):
             self._process.kill()
-        return self._connection.lost and time.monotonic() > self._started + _START_AGAIN_SECONDS
+        return self._connection.lost and time.monotonic() > self._started + _RESTART_SECONDS
 
     def revive(self) -> None:
-        """Start it again; takes as long as loading does."""
+        """Takes as long as loading does."""
         with self._lock:
             if not self._closed:
                 self._end()
                 try:
                     self._start()
                 except OSError as error:
-                    log.warning("challenger does not start: %s", error)
+                    log.warning("challenger does not start", extra={"error": str(error)})
                     self.breaker.saw(fault=True)
 
     def close(self) -> None:
@@ -184,13 +179,22 @@ class Challenger:
     def _start(self) -> None:
         self._started = time.monotonic()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "app.challenger", str(theirs.fileno()), self._folder.name, str(self._memory_mb)]
+        command = [
+            sys.executable,
+            "-m",
+            "app.challenger",
+            str(theirs.fileno()),
+            self._folder.name,
+            str(self._memory_mb),
+        ]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         try:
             ours.settimeout(_START_SECONDS)
-            _receive(ours)  # it is ready
-            connected = asyncio.run_coroutine_threadsafe(self._loop.create_connection(_Connection, sock=ours), self._loop)
+            _receive(ours)  # ready
+            connected = asyncio.run_coroutine_threadsafe(
+                self._loop.create_connection(_Connection, sock=ours), self._loop
+            )
             self._connection: _Connection = connected.result(_START_SECONDS)[1]
         except OSError:
             self._end()
@@ -215,9 +219,9 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     from mlops.model import Model
-    from mlops.probe import limit_memory
+    from mlops.sandbox import limit_memory
 
-    os.nice(10)  # where the processor is short the champion goes first
+    os.nice(10)  # the champion goes first when CPU is short
     limit_memory(memory_mb)
     bundle = Bundle.unpacked(folder)
     model = Model(bundle, "")
@@ -229,15 +233,15 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
         body = _receive(connection)
         try:
             requests = decode(body)
-        except msgspec.ValidationError:  # of another contract than the champion's
+        except msgspec.ValidationError:  # its contract is not the champion's
             reply = _encode([Scores(fault="error")] * len(msgspec.json.decode(body)))
             continue
         reply = _encode(_attempts(model, requests))
 
 
 def _attempts(model: Any, requests: list[list[Any]]) -> list[Scores]:
-    """Some are timed, each alone; the rest are scored at once, which takes little from the champion. Where those fail together,
-    each for itself shows whose fault it is."""
+    """Some are timed, each alone; the rest are scored together, which takes less CPU from the champion. If that fails,
+    scoring each alone shows which one is at fault."""
     timed, rest = [_attempt(model, rows) for rows in requests[:_TIMED]], requests[_TIMED:]
     if not rest:
         return timed

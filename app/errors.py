@@ -2,7 +2,7 @@ from __future__ import annotations
 
 
 class HttpError(Exception):
-    """An answer other than 200: `detail` is text, or FastAPI's list of {loc, msg, type}."""
+    """A response other than 200: `detail` is text, or FastAPI's list of {loc, msg, type}."""
 
     def __init__(self, status: int, detail: object, headers: dict[str, str] | None = None):
         self.status, self.detail, self.headers = status, detail, headers or {}

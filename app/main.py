@@ -22,11 +22,13 @@ from app.errors import HttpError
 from app.metrics import Metrics
 from app.outcomes import Outcomes, OutcomesIn, OutcomesOut
 from app.predict import Answer, Predict, authorization, read_body
-from app.recorder import Recorder
+from app.prediction_log import PredictionLog
 from app.settings import Settings
 from app.shadow import Shadow
 from app.watcher import Watcher
 from mlops.access import Scope
+from mlops.keys import Keyring
+from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 
 log = logging.getLogger("app.access")
@@ -37,18 +39,19 @@ _SCOPES: dict[str, Scope] = {"/outcomes": "outcomes", "/model": "predict"}
 def create_app(settings: Settings) -> Service:
     store, metrics = Store(settings.bucket), Metrics()
     auth, bins = Auth(metrics), Bins(metrics.registry)
-    watcher = Watcher(settings, store, auth, metrics)
-    recorder = Recorder(settings, store, metrics, bins)
-    shadow = Shadow(recorder, metrics)
-    outcomes = Outcomes(recorder, metrics)
+    model = RegisteredModel(settings.model, settings.env, store, Keyring(settings.keyring))
+    watcher = Watcher(settings, model, auth, metrics)
+    prediction_log = PredictionLog(settings, store, metrics, bins)
+    shadow = Shadow(prediction_log, metrics)
+    outcomes = Outcomes(prediction_log, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        for part in (recorder, shadow, watcher):
+        for part in (prediction_log, shadow, watcher):
             part.start()
         yield
         await shadow.stop()
-        for part in (watcher, recorder):
+        for part in (watcher, prediction_log):
             await asyncio.to_thread(part.stop)
 
     pages = FastAPI(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None)
@@ -65,16 +68,19 @@ def create_app(settings: Settings) -> Service:
 
     @pages.post("/outcomes", tags=["outcomes"])
     def receive(body: OutcomesIn) -> OutcomesOut:
-        """Say what became true of earlier predictions."""
+        """Report the true values of earlier predictions."""
         return outcomes.receive(body.outcomes)
 
     @pages.get("/model", tags=["model"])
-    def model() -> dict[str, Any]:
-        """The release that answers, and its contract."""
+    def served_model() -> dict[str, Any]:
+        """The release that is served, and its contract."""
         live = watcher.live
         if live is None:
             raise HttpError(503, watcher.reason or "no model released", {"retry-after": "5"})
-        return {"release": live.release.model_dump(mode="json"), "contract": live.model.contract.model_dump(mode="json")}
+        return {
+            "release": live.release.model_dump(mode="json"),
+            "contract": live.model.contract.model_dump(mode="json"),
+        }
 
     @pages.get("/healthz", tags=["probes"])
     def healthz() -> dict[str, bool]:
@@ -98,11 +104,12 @@ def create_app(settings: Settings) -> Service:
         return schema
 
     pages.openapi = openapi
-    return Service(pages, Predict(settings, watcher, auth, recorder, shadow, metrics), auth, metrics, settings.max_body_bytes)
+    predict = Predict(settings, watcher, auth, prediction_log, shadow, metrics)
+    return Service(pages, predict, auth, metrics, settings.max_body_bytes)
 
 
 def _describe_predict(schema: Any, watcher: Watcher) -> None:
-    """Put `/predict`, as the served contract has it, into FastAPI's page."""
+    """Add `/predict`, as the served contract defines it, to FastAPI's page."""
     types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
     shapes, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
@@ -113,23 +120,30 @@ def _describe_predict(schema: Any, watcher: Watcher) -> None:
         "401": "no valid API key",
         "403": "wrong scope",
         "413": "too large",
-        "422": "a field is wrong",
-        "429": "too often",
+        "422": "a field is invalid",
+        "429": "rate limit exceeded",
         "503": "no model, or overloaded",
     }
     responses: dict[str, Any] = {status: {"description": text} for status, text in known.items()}
     responses["200"] = {"description": "A prediction a row", "content": {"application/json": {"schema": shapes[0]}}}
     body = {"required": True, "content": {"application/json": {"schema": shapes[1] if len(shapes) > 1 else {}}}}
-    operation = {"tags": ["predictions"], "summary": "Predict one row or many", "requestBody": body, "responses": responses}
+    operation = {
+        "tags": ["predictions"],
+        "summary": "Predict one row or many",
+        "requestBody": body,
+        "responses": responses,
+    }
     schema["paths"] = {"/predict": {"post": operation}, **schema["paths"]}
     refusals = {status: {"description": known[status]} for status in ("401", "403", "429", "503")}
     for methods in schema["paths"].values():
         for each in methods.values():
-            each["responses"].update({status: text for status, text in refusals.items() if status not in each["responses"]})
+            each["responses"].update(
+                {status: text for status, text in refusals.items() if status not in each["responses"]}
+            )
 
 
 class Service:
-    """The outermost ASGI application: sends /predict past FastAPI, measures and logs every answer."""
+    """The outermost ASGI application: routes /predict past FastAPI, measures and logs every response."""
 
     def __init__(self, pages: FastAPI, predict: Predict, auth: Auth, metrics: Metrics, max_body_bytes: int):
         self._pages, self._predict, self._auth, self._metrics = pages, predict, auth, metrics
@@ -161,19 +175,13 @@ class Service:
         finally:
             seconds = time.perf_counter() - started
             self._metrics.answered(scope["path"], scope["method"], status, seconds)
-            # A prediction that went well is in the prediction log; a line for each would only hide the others.
+            # Successful predictions are in the prediction log; a line for each would hide the others.
             if status >= 400:
-                line = {
-                    "event": "request",
-                    "id": request_id.decode(),
-                    "path": scope["path"][:100],
-                    "status": status,
-                    "ms": round(seconds * 1000, 2),
-                }
-                log.warning("%s", json.dumps(line))
+                extra = {"id": request_id.decode(), "path": scope["path"][:100], "status": status}
+                log.warning("request failed", extra=extra | {"ms": round(seconds * 1000, 2)})
 
     async def _page(self, scope: Any, receive: Any, send: Any) -> None:
-        """FastAPI would read a body of any size, and before it knows who sends it."""
+        """FastAPI would read a body of any size, and before authentication."""
         if needed := _SCOPES.get(scope["path"]):
             self._auth.check(authorization(scope), needed)
         parts = [{"type": "http.request", "body": bytes(await read_body(receive, self._max_body_bytes))}]

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.metrics import Metrics
-from app.recorder import Recorder
-from mlops.records import Outcome, id_time
+from app.prediction_log import PredictionLog
+from mlops.log_schema import OutcomeRecord, id_time
 
 _LATE_SECONDS = 30 * 24 * 3600.0
 _REMEMBERED = 100_000
@@ -17,7 +17,7 @@ _REMEMBERED = 100_000
 class OutcomeIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, Field(max_length=64, description="the id that /predict returned")]
-    value: Annotated[float, Field(allow_inf_nan=False, description="what became true: 0 or 1, or the number")]
+    value: Annotated[float, Field(allow_inf_nan=False, description="the true value: 0 or 1, or the number")]
 
 
 class OutcomesIn(BaseModel):
@@ -26,18 +26,18 @@ class OutcomesIn(BaseModel):
 
 
 class OutcomesOut(BaseModel):
-    """How many were `accepted`, `late` (over 30 days; kept), `duplicate` (passed over), `contradictory` (kept: the
-    last one counts) and `unknown` (no id of a prediction; passed over)."""
+    """How many were `accepted`, `late` (over 30 days; kept), `duplicate` (ignored), `contradictory` (kept: the last one
+    counts) and `unknown` (not the id of a prediction; ignored)."""
 
     results: dict[str, int]
     unknown: list[str]
 
 
 class Outcomes:
-    """Receives outcomes. What one replica cannot know (another's duplicates), the reader of the log sorts out alike."""
+    """Receives outcomes. Duplicates that reached different replicas are resolved by the same rules when the log is read."""
 
-    def __init__(self, recorder: Recorder, metrics: Metrics):
-        self._recorder, self._metrics = recorder, metrics
+    def __init__(self, log: PredictionLog, metrics: Metrics):
+        self._log, self._metrics = log, metrics
         self._recent: OrderedDict[str, float] = OrderedDict()
 
     def receive(self, outcomes: list[OutcomeIn]) -> OutcomesOut:
@@ -51,7 +51,7 @@ class Outcomes:
             if result == "unknown":
                 unknown.append(outcome.id)
             elif result != "duplicate":
-                self._recorder.add(Outcome(outcome.id, outcome.value, now))
+                self._log.add(OutcomeRecord(outcome.id, outcome.value, now))
                 self._recent[outcome.id] = outcome.value
                 if len(self._recent) > _REMEMBERED:
                     self._recent.popitem(last=False)

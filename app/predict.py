@@ -5,22 +5,21 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
+from app.assignment import gets_challenger
 from app.auth import Auth
+from app.batch import Batch
 from app.challenger import Challenger
 from app.errors import HttpError, retry_after
 from app.metrics import Metrics
-from app.recorder import Batch, Recorder
+from app.prediction_log import PredictionLog
 from app.settings import Settings
 from app.shadow import Shadow
-from app.watcher import Live, Watcher
-from mlops.assignment import gets_challenger
-from mlops.records import new_id
+from app.watcher import Watcher
+from mlops.log_schema import new_id
 
 _INLINE_ROWS = 64  # more would hold up the other requests: they go to a thread
 
@@ -29,12 +28,12 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     id: str
     prediction: float
     score: float
-    model: str | None = None  # where it is another than the answer's
+    model_version: str | None = None  # if it is not the answer's
 
 
 class Answer(msgspec.Struct):
-    model: str
-    epoch: int
+    model_version: str
+    revision: int
     predictions: list[Prediction]
 
 
@@ -43,17 +42,18 @@ _STEP = re.compile(r"\[(\d+)\]|\.([^.\[\]`]+)")
 
 
 class Predict:
-    """`POST /predict`, as a bare ASGI application: validation compiled from the contract, then the graph."""
+    """`POST /predict` as a bare ASGI application: validation compiled from the contract, then the graph."""
 
-    def __init__(self, settings: Settings, watcher: Watcher, auth: Auth, recorder: Recorder, shadow: Shadow, metrics: Metrics):
+    def __init__(
+        self, settings: Settings, watcher: Watcher, auth: Auth, log: PredictionLog, shadow: Shadow, metrics: Metrics
+    ):
         self._settings, self._watcher, self._auth, self._metrics = settings, watcher, auth, metrics
-        self._recorder, self._shadow = recorder, shadow
+        self._log, self._shadow = log, shadow
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
         self._threads = asyncio.Semaphore(2)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> int:
-        """Answer and return the status."""
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._in_flight >= self._settings.max_in_flight:
             raise retry_after(503, "too many requests in flight", 1)
         self._in_flight += 1
@@ -64,7 +64,6 @@ class Predict:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        return 200
 
     async def _answer(self, scope: Any, receive: Any) -> bytes:
         if scope["method"] != "POST":
@@ -75,12 +74,7 @@ class Predict:
         if live is None:
             raise retry_after(503, self._watcher.reason or "no model released", 5)
         model = live.model
-        try:
-            request = model.schema.decoder.decode(body)
-        except msgspec.ValidationError as error:
-            raise invalid(str(error)) from None
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise invalid(_not_a_number(body, model.schema.Request) or f"not valid JSON: {error}") from None
+        request = _decode(body, model.schema)
         rows: list[Any] = request.rows
         if len(rows) <= _INLINE_ROWS:
             scores = model.score(rows)
@@ -88,47 +82,41 @@ class Predict:
             async with self._threads:
                 scores = await asyncio.to_thread(model.score, rows)
         if not all(map(math.isfinite, scores)):
-            raise HttpError(500, "the model returned no number for a row")
-        arm = None if live.challenger is None else 0
-        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key, arm)
+            raise HttpError(500, "the model returned a non-finite score")
+        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key)
         self._metrics.predictions.inc(len(rows))
-        if live.challenger is not None and live.release.weight is not None:  # some rows may be the challenger's to answer
-            return _encode(_merged(live, batch.ids, await self._tried(batch, live.challenger)))
-        (self._recorder if live.challenger is None else self._shadow).add(batch)
-        digest, scores, predictions = batch.answered
-        return _encode(Answer(digest, live.release.epoch, list(map(Prediction, batch.ids, predictions, scores))))
+        if live.challenger is None:
+            self._log.add(batch)
+        else:
+            await self._ask_challenger(batch, live.challenger)
+        return _encode(_response(batch))
 
-    async def _tried(self, batch: Batch, challenger: Challenger) -> list[Batch]:
-        """The rows that the challenger is to answer wait for it, as long as the budget allows; the others it scores later."""
+    async def _ask_challenger(self, batch: Batch, challenger: Challenger) -> None:
+        """The rows assigned to the challenger wait for it, as long as the budget allows; it scores the others later."""
         contract, release = batch.live.model.contract, batch.live.release
-        keys = [contract.entity_of(row) if contract.entity else batch.key or id_ for id_, row in zip(batch.ids, batch.rows, strict=True)]
-        arms = [int(gets_challenger(release, row, key)) for row, key in zip(batch.rows, keys, strict=True)]
-        parts = {arm: _part(batch, arms, arm) for arm in set(arms)}
-        if 1 in parts and not challenger.breaker.open:
-            [trial] = await challenger.score([parts[1].rows], challenger.budget(len(parts[1].rows)))
-            parts[1] = replace(parts[1], waited=True, trial=trial)
-            self._shadow.log([parts[1]])
-        for part in parts.values():
-            if not part.waited:
-                self._shadow.add(part)
-        return list(parts.values())
+        batch.results = [None] * len(batch.rows)
+        batch.arms = [
+            int(gets_challenger(release, row, contract.entity_of(row) if contract.entity else batch.key or row_id))
+            for row_id, row in zip(batch.ids, batch.rows, strict=True)
+        ]
+        assigned = [position for position, arm in enumerate(batch.arms) if arm]
+        if assigned and not challenger.breaker.open:
+            rows = [batch.rows[position] for position in assigned]
+            [scored] = await challenger.score([rows], challenger.budget(len(rows)))
+            batch.answers = dict(zip(assigned, scored.scores or (), strict=False))
+            self._shadow.record(batch, assigned, scored)
+        if batch.pending():
+            self._shadow.add(batch)
 
 
-def _part(batch: Batch, arms: list[int], arm: int) -> Batch:
-    chosen = [position for position, each in enumerate(arms) if each == arm]
-    ids, rows, scores = ([values[position] for position in chosen] for values in (batch.ids, batch.rows, batch.scores))
-    return replace(batch, ids=ids, rows=rows, scores=scores, arm=arm)
-
-
-def _merged(live: Live, ids: Sequence[str], parts: list[Batch]) -> Answer:
-    """One answer in the request's order. Its model is the first row's."""
-    found: dict[str, tuple[str, float, float]] = {}
-    for part in parts:
-        digest, scores, predictions = part.answered
-        found |= {id_: (digest, p, s) for id_, p, s in zip(part.ids, predictions, scores, strict=True)}
-    model = found[ids[0]][0]
-    each = [Prediction(id_, p, s, None if digest == model else digest) for id_, (digest, p, s) in ((i, found[i]) for i in ids)]
-    return Answer(model, live.release.epoch, each)
+def _response(batch: Batch) -> Answer:
+    """The answer's model version is that of the first row."""
+    versions, scores, predictions = batch.answered()
+    answer = Answer(versions[0], batch.live.release.revision, list(map(Prediction, batch.ids, predictions, scores)))
+    if batch.answers:
+        for prediction, version in zip(answer.predictions, versions, strict=True):
+            prediction.model_version = None if version == versions[0] else version
+    return answer
 
 
 def authorization(scope: Any) -> str | None:
@@ -140,12 +128,22 @@ async def read_body(receive: Any, limit: int) -> bytearray:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise HttpError(400, "the caller went away")
+            raise HttpError(400, "client disconnected")
         body += message.get("body", b"")
         if len(body) > limit:
-            raise HttpError(413, f"the body is larger than {limit} bytes; send fewer rows at a time", {"connection": "close"})
+            detail = f"the body is larger than {limit} bytes; send fewer rows at a time"
+            raise HttpError(413, detail, {"connection": "close"})
         if not message.get("more_body"):
             return body
+
+
+def _decode(body: bytearray, schema: Any) -> Any:
+    try:
+        return schema.decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid(_not_a_number(body, schema.Request) or f"not valid JSON: {error}") from None
 
 
 def invalid(message: str) -> HttpError:
@@ -159,7 +157,7 @@ def invalid(message: str) -> HttpError:
 
 
 def _not_a_number(body: bytearray, request: Any) -> str:
-    """JSON has no NaN and no Infinity, but many clients send them: say in which field, '' if that is not the fault."""
+    """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither."""
     if b"NaN" in body or b"Infinity" in body:
         try:
             msgspec.convert(json.loads(body, parse_constant=lambda name: type(name, (), {})()), request)

@@ -1,7 +1,7 @@
-"""HTTP as uvicorn speaks it, but for one thing: the head of an answer and its body leave in one write.
+"""uvicorn's HTTP protocol, except that the head and the body of a response leave in one write.
 
-A process may be killed between two writes. Of an answer that had not begun the proxy asks another replica; one that had
-begun it can only break off.
+A process may be killed between two writes. The proxy repeats a request whose response has not begun; one that has begun
+it can only break off.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class OneWrite:
-    """A transport that keeps the head back until the body comes, or, where there is none, until the loop goes on."""
+    """A transport that holds the head back until the body comes, or until the next turn of the loop if there is none."""
 
     def __init__(self, transport: Any):
         self._transport, self._head = transport, b""

@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """What one replica is told, by environment variables MLOPS_<FIELD>."""
+    """One replica's settings, from environment variables MLOPS_<FIELD>."""
 
     model_config = SettingsConfigDict(env_prefix="MLOPS_")
 
@@ -24,5 +24,5 @@ class Settings(BaseSettings):
     spool_bytes: int = 256 * 2**20
     max_body_bytes: int = 8 * 2**20
     max_in_flight: int = 256
-    probe_memory_mb: int = 512
-    replica: str = socket.gethostname()  # what it is called among its like
+    sandbox_memory_mb: int = 512
+    replica: str = socket.gethostname()

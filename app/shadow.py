@@ -1,33 +1,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
 
-from msgspec.structs import replace
-
-from app.challenger import Challenger, Scores
+from app.batch import Batch, Scores
+from app.challenger import Challenger
 from app.metrics import Metrics
-from app.recorder import Batch, Recorder
+from app.prediction_log import PredictionLog
 
 _QUEUED_ROWS = 20_000
-_ROWS_AT_ONCE = 64  # a caller whom the challenger is to answer waits for no more than these, or one request
-_GATHER_SECONDS = 0.05  # nobody waits for a shadow's score, and one wake for many requests takes less from the callers
+_ROWS_AT_ONCE = 64  # a caller assigned to the challenger waits for no more than these, or one request
+_GATHER_SECONDS = 0.05  # no caller waits for a shadow's score, and one wake-up for many requests costs callers less
 
 
 class Shadow:
-    """Lets the challenger score what the champion has answered, off the request's path; then the row is logged. In the event loop:
-    a thread of its own would have requests wait for the interpreter.
+    """Has the challenger score rows that the champion has answered, off the request path; then the batch is logged.
 
-    Its queue is bounded: what finds no place is logged without the challenger's score, and counted.
+    It runs in the event loop: with a thread of its own, requests would wait for the interpreter. Its queue is bounded:
+    what does not fit is logged without the challenger's score, and counted.
     """
 
-    def __init__(self, recorder: Recorder, metrics: Metrics):
-        self._recorder, self._metrics = recorder, metrics
-        self._queue: deque[Batch] = deque()
+    def __init__(self, log: PredictionLog, metrics: Metrics):
+        self._log, self._metrics = log, metrics
+        self._queue: deque[tuple[Batch, list[int]]] = deque()
         self._queued = 0  # rows
-        self._challenger: Challenger | None = None  # the last that was asked
+        self._challenger: Challenger | None = None  # the last one asked
         self._going = True
 
     def start(self) -> None:
@@ -38,43 +37,43 @@ class Shadow:
         await asyncio.wait([self._task], timeout=5)
 
     def add(self, batch: Batch) -> None:
-        rows = len(batch.rows)
-        if self._queued + rows > _QUEUED_ROWS:
-            self.log([replace(batch, trial=Scores(fault="dropped"))])
+        pending = batch.pending()
+        if self._queued + len(pending) > _QUEUED_ROWS:
+            self.record(batch, pending, Scores(fault="dropped"))
             return
-        self._queue.append(batch)
-        self._queued += rows
+        self._queue.append((batch, pending))
+        self._queued += len(pending)
 
-    def log(self, batches: Sequence[Batch]) -> None:
-        """Of batches that have been tried."""
-        results: Counter[str] = Counter()
-        for batch in batches:
-            assert batch.trial
-            results[batch.trial.fault or "scored"] += len(batch.rows)
-            if batch.trial.seconds is not None:
-                self._metrics.challenger_seconds.observe(batch.trial.seconds)
-            self._recorder.add(batch)
-            self._challenger = batch.live.challenger
-        for result, rows in results.items():
-            self._metrics.challenger_rows.labels(result).inc(rows)
+    def record(self, batch: Batch, positions: Sequence[int], scored: Scores) -> None:
+        """Take the challenger's result; log the batch once it is complete."""
+        batch.take(positions, scored)
+        self._metrics.challenger_rows.labels(scored.fault or "scored").inc(len(positions))
+        if scored.seconds is not None:
+            self._metrics.challenger_seconds.observe(scored.seconds)
+        self._challenger = batch.live.challenger
+        if not batch.pending():
+            self._log.add(batch)
 
     async def _run(self) -> None:
         while self._going or self._queue:
             await asyncio.sleep(_GATHER_SECONDS)
-            while batches := self._next():
-                for challenger, group in groupby(batches, key=lambda batch: batch.live.challenger):
-                    asked = list(group)
+            while queued := self._next():
+                for challenger, group in groupby(queued, key=lambda item: item[0].live.challenger):
                     assert challenger
-                    seconds = 1 + sum(challenger.budget(len(batch.rows)) for batch in asked)
-                    trials = await challenger.score([batch.rows for batch in asked], seconds)
-                    self.log([replace(batch, trial=trial) for batch, trial in zip(asked, trials, strict=True)])
+                    await self._score(challenger, list(group))
             if self._challenger and self._challenger.down():
                 await asyncio.to_thread(self._challenger.revive)
 
-    def _next(self) -> list[Batch]:
-        batches, rows = [], 0
-        while self._queue and (not batches or rows + len(self._queue[0].rows) <= _ROWS_AT_ONCE):
-            batches.append(self._queue.popleft())
-            rows += len(batches[-1].rows)
+    async def _score(self, challenger: Challenger, queued: list[tuple[Batch, list[int]]]) -> None:
+        requests = [[batch.rows[position] for position in pending] for batch, pending in queued]
+        seconds = 1 + sum(challenger.budget(len(rows)) for rows in requests)
+        for (batch, pending), scored in zip(queued, await challenger.score(requests, seconds), strict=True):
+            self.record(batch, pending, scored)
+
+    def _next(self) -> list[tuple[Batch, list[int]]]:
+        taken, rows = [], 0
+        while self._queue and (not taken or rows + len(self._queue[0][1]) <= _ROWS_AT_ONCE):
+            taken.append(self._queue.popleft())
+            rows += len(taken[-1][1])
         self._queued -= rows
-        return batches
+        return taken

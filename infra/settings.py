@@ -9,19 +9,21 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from mlops.environment import only_model
-from mlops.errors import Fault
+from mlops.errors import UserError, explain
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-# Of a Secret, that is: a pattern which hardly any password fits, so that one pasted here goes nowhere.
+# Hardly any password matches this pattern, so one pasted here by mistake goes nowhere.
 SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
 
 
 def _no_password(url: str) -> str:
     if "@" in url:
-        raise PydanticCustomError("password", "an address with a password in it would be in the state: that belongs into a Secret")
+        raise PydanticCustomError(
+            "password", "must not contain a password, which would be in Pulumi's state: put it into a Secret"
+        )
     return url
 
 
@@ -34,21 +36,11 @@ CidrPorts = Annotated[str, Field(pattern=r"^([0-9./]+:[0-9]+(,[0-9./]+:[0-9]+)*)
 Labels = Annotated[str, Field(pattern=r"^([\w./-]+=[\w.-]+(,[\w./-]+=[\w.-]+)*)?$")]
 
 
-def _not_here(word: str, instead: str) -> AfterValidator:
-    def refuse(value: str) -> str:
-        if value == word:
-            raise PydanticCustomError("not_here", f"{word} is what infra/cloud makes, which is not here yet: use {instead}")  # ty: ignore
-        return value
-
-    return AfterValidator(refuse)
-
-
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, coerce_numbers_to_str=True)
 
 
 class Cluster(_Group):
-    kind: Annotated[Literal["kubeconfig", "eks"], _not_here("eks", "kubeconfig")]
     context: str
     domain: str
 
@@ -68,13 +60,13 @@ class Images(_Group):
     kube_state_metrics: Image
 
     def third_party(self, name: str) -> str:
-        """From the mirror, if there is one: the registry's host gives way to it."""
+        """From the mirror, if there is one, which replaces the registry's host."""
         image: str = getattr(self, name)
         return f"{self.mirror}/{image.partition('/')[2]}" if self.mirror else image
 
 
 class Bucket(_Group):
-    kind: Annotated[Literal["bundled", "s3", "external"], _not_here("s3", "external")]
+    kind: Literal["bundled", "external"]
     url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]+)?$")]
     endpoint: Url
     region: str
@@ -83,7 +75,7 @@ class Bucket(_Group):
 
 
 class Database(_Group):
-    kind: Annotated[Literal["bundled", "rds", "external"], _not_here("rds", "external")]
+    kind: Literal["bundled", "external"]
     host: str
     port: Port
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
@@ -113,9 +105,8 @@ class Tracking(_Group):
 class Serving(_Group):
     min_replicas: Annotated[int, Field(ge=1)]
     max_replicas: Annotated[int, Field(ge=1)]
-    scale_on: Literal["inFlight", "cpu"]
+    scale_on: Literal["cpu", "keda", "adapter"]
     in_flight: Annotated[int, Field(ge=1)]
-    metrics_api: Literal["bundled", "existing"]
     cpu: Quantity
     memory: Quantity
     node_port: Annotated[int, Field(ge=0, le=65535)]
@@ -125,7 +116,9 @@ class Serving(_Group):
     @model_validator(mode="after")
     def _room(self) -> Serving:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"serving.maxReplicas is {self.max_replicas}: at least serving.minReplicas, {self.min_replicas}")
+            raise ValueError(
+                f"serving.maxReplicas is {self.max_replicas}: at least serving.minReplicas, {self.min_replicas}"
+            )
         return self
 
 
@@ -155,6 +148,7 @@ class Monitoring(_Group):
     kind: Literal["bundled", "operator", "none"]
     labels: Labels
     namespace: Name
+    prometheus: Url
     retention: Annotated[str, Field(pattern=r"^[0-9]+[hdwy]$")]
     size: Quantity
 
@@ -188,7 +182,7 @@ class Alerts(_Group):
 
 
 class Settings(_Group):
-    """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes, checked once more and typed."""
+    """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes, checked and typed."""
 
     environment: Name
     cluster_scope: bool
@@ -223,15 +217,15 @@ class Settings(_Group):
                 for name in ("app", "training", "mlflow")
                 if "@sha256:" not in (image := getattr(self.images, name))
             ]
-        if not self.cluster_scope and self.serving.scale_on == "inFlight" and self.serving.metrics_api == "bundled":
-            faults.append("serving.metricsApi is bundled: needs clusterScope; use existing, or serving.scaleOn: cpu")
+        if self.serving.scale_on == "keda" and self.monitoring.kind != "bundled" and not self.monitoring.prometheus:
+            faults.append("serving.scaleOn is keda: without the bundled monitoring it needs monitoring.prometheus")
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
     @classmethod
     def load(cls) -> Settings:
-        """Of the stack that runs. Every fault at once."""
+        """Of the current stack. Raises pulumi.RunError that lists every problem."""
         config = pulumi.Config()
         values: dict[str, Any] = {"environment": pulumi.get_stack()}
         for key in CONFIG.get() or get_config_env():
@@ -241,18 +235,8 @@ class Settings(_Group):
         try:
             values["model"] = values.get("model") or only_model()
             return cls.model_validate(values)
-        except Fault as fault:
-            raise pulumi.RunError(str(fault)) from None
+        except UserError as error:
+            raise pulumi.RunError(str(error)) from None
         except ValidationError as error:
-            raise pulumi.RunError(
-                "\n  ".join([f"settings of {pulumi.get_stack()}: mend every line below", *map(_fault, error.errors())])
-            ) from None
-
-
-def _fault(fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: is no setting; Pulumi.yaml lists them"
-    told = isinstance(fault["input"], (dict, BaseModel)) or fault["type"] in ("missing", "password") or key.lower().endswith("secret")
-    shown = "" if told else f" is {fault['input']!r}"
-    return f"{key}{shown}: {fault['msg'].removeprefix('Value error, ')}" if key else fault["msg"].removeprefix("Value error, ")
+            lines = [f"settings of {pulumi.get_stack()}: fix each problem listed below", *explain(error)]
+            raise pulumi.RunError("\n  ".join(lines)) from None

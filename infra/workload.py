@@ -1,84 +1,181 @@
-"""What all workloads share: names, labels, and pods that hold "restricted", the strictest Pod Security Standard."""
+"""What all workloads share: names, labels, and pods that meet "restricted", the strictest Pod Security Standard."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
-from pulumi_kubernetes.core.v1 import ContainerArgsDict, PodTemplateSpecArgsDict, ProbeArgsDict, VolumeArgsDict
+
+from infra.platform import Platform
+from infra.ports import PORTS
 
 NAME = "app.kubernetes.io/name"
-OPTIONAL = {"pulumi.com/skipAwait": "true"}  # what serves no caller keeps no deployment waiting
-USER = 65532  # of every image that is ours, and what others run as too
+_USER = 65532  # of every image that is ours, and what others run as too
+_WRITABLE = ("scratch", "data", "spool")
 
 
-def labels(name: str, **more: str) -> dict[str, str]:
-    return {NAME: name, "app.kubernetes.io/part-of": "mlops", **more}
+class Component(pulumi.ComponentResource):
+    """A part of the platform: subclasses make their objects in `create`."""
+
+    def __init__(self, name: str, platform: Platform, *after: pulumi.Resource):
+        super().__init__(f"mlops:platform:{type(self).__name__}", name, None, platform.options(*after))
+        self.name, self.platform, self.settings = name, platform, platform.settings
+        self.child = pulumi.ResourceOptions(parent=self)
+        self.create()
+        self.register_outputs({})
+
+    def create(self) -> None:
+        """Make the objects, with `self.child` as their options."""
+
+    def metadata(self, name: str | None = None, **more: str) -> Any:
+        labels = {NAME: self.name, "app.kubernetes.io/part-of": "mlops", **more}
+        return {"name": name or self.name, "namespace": self.platform.namespace, "labels": labels}
+
+    def config_map(self, name: str, data: dict[str, str], **labels: str) -> Any:
+        """Named by its content: what uses it rolls, and what ran before keeps what it had. Returns the volume source."""
+        full = hashed(name, data)
+        metadata = self.metadata(full) | {"labels": self.metadata()["labels"] | {NAME: name, **labels}}
+        k8s.core.v1.ConfigMap(full, metadata=metadata, data=data, immutable=True, opts=self.child)
+        return {"config_map": {"name": full}}
 
 
-def metadata(name: str, namespace: pulumi.Input[str], of: str | None = None, annotations: Mapping[str, str] | None = None) -> Any:
-    return {
-        "name": name,
-        "namespace": namespace,
-        "labels": labels(of or name),
-        **({"annotations": dict(annotations)} if annotations else {}),
-    }
+class Workload(Component):
+    """Pods with an identity of their own. `pulumi up` waits only for what is in the request path: nothing else may hold
+    up a deployment."""
+
+    in_request_path = False
+    image_is_ours = False
+    user = _USER
+
+    def __init__(self, name: str, platform: Platform, *after: pulumi.Resource):
+        self.volumes: list[Any] = []
+        super().__init__(name, platform, *after)
+
+    def awaited(self, name: str | None = None) -> Any:
+        """Metadata of an object whose readiness `pulumi up` would wait for."""
+        metadata = self.metadata(name)
+        return metadata if self.in_request_path else metadata | {"annotations": {"pulumi.com/skipAwait": "true"}}
+
+    def service_account(self) -> pulumi.Resource:
+        return k8s.core.v1.ServiceAccount(
+            self.name, metadata=self.metadata(), automount_service_account_token=False, opts=self.child
+        )
+
+    def service(self, port: str, name: str | None = None, headless: bool = False, node_port: int = 0) -> None:
+        """`port`: its name. A headless Service resolves to the pods themselves."""
+        name = name or self.name
+        listed: dict[str, Any] = {"name": port, "port": PORTS[name], "target_port": PORTS[name]}
+        spec: Any = {"selector": {NAME: self.name}, "type": "NodePort" if node_port else "ClusterIP"}
+        spec["ports"] = [listed | ({"node_port": node_port} if node_port else {})]
+        spec |= {"cluster_ip": "None"} if headless else {}
+        k8s.core.v1.Service(name, metadata=self.awaited(name), spec=spec, opts=self.child)
+
+    def volume(self, name: str, source: Any = None, size: str = "1Gi") -> None:
+        """Without a `source`: an empty folder of that size."""
+        self.volumes.append({"name": name, **(source or {"empty_dir": {"size_limit": size}})})
+
+    def pod(self, container: Any, track: str = "stable", **more: Any) -> Any:
+        """`track` tells a code canary from the rest; it is in selectors, which never change."""
+        pull_secret, user = self.settings.images.pull_secret if self.image_is_ours else "", self.user
+        return {
+            "metadata": {"labels": self.metadata(track=track)["labels"]},
+            "spec": {
+                "service_account_name": self.name,
+                "automount_service_account_token": False,
+                "enable_service_links": False,
+                "security_context": {
+                    "run_as_non_root": True,
+                    "run_as_user": user,
+                    "run_as_group": user,
+                    "fs_group": user,
+                    "fs_group_change_policy": "OnRootMismatch",
+                    "seccomp_profile": {"type": "RuntimeDefault"},
+                },
+                "containers": [container],
+                "volumes": list(self.volumes),
+                **({"image_pull_secrets": [{"name": pull_secret}]} if pull_secret else {}),
+                **more,
+            },
+        }
+
+    def deployment(self, template: Any, name: str | None = None, track: str = "", **spec: Any) -> None:
+        """One replica, unless `spec` says otherwise; None: an autoscaler sets the number."""
+        metadata, selector = self.awaited(name), self.selector(track or "stable")
+        metadata["labels"] |= {"track": track} if track else {}
+        spec = without_none({"replicas": 1, "selector": selector, "template": template} | spec)
+        k8s.apps.v1.Deployment(name or self.name, metadata=metadata, spec=spec, opts=self.child)
+
+    def stateful_set(self, template: Any, size: str) -> None:
+        """One replica, with the volume `data` of its own."""
+        claim: Any = {"access_modes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+        claim |= {"storage_class_name": self.settings.storage_class} if self.settings.storage_class else {}
+        spec: Any = {
+            "service_name": self.name,
+            "replicas": 1,
+            "selector": self.selector(),
+            "template": template,
+            "volume_claim_templates": [{"metadata": {"name": "data"}, "spec": claim}],
+        }
+        k8s.apps.v1.StatefulSet(self.name, metadata=self.awaited(), spec=spec, opts=self.child)
+
+    def selector(self, track: str = "stable") -> Any:
+        return {"match_labels": {NAME: self.name, "track": track}}
+
+    def role(self, rules: Any) -> list[pulumi.Resource]:
+        """What the workload may do in its own namespace."""
+        subject: Any = {"kind": "ServiceAccount", "name": self.name, "namespace": self.platform.namespace}
+        reference: Any = {"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": self.name}
+        role = k8s.rbac.v1.Role(self.name, metadata=self.metadata(), rules=rules, opts=self.child)
+        binding = k8s.rbac.v1.RoleBinding(
+            self.name, metadata=self.metadata(), role_ref=reference, subjects=[subject], opts=self.child
+        )
+        return [role, binding]
+
+    def disruption_budget(self) -> None:
+        spec: Any = {"max_unavailable": 1, "selector": {"match_labels": {NAME: self.name}}}
+        k8s.policy.v1.PodDisruptionBudget(self.name, metadata=self.metadata(), spec=spec, opts=self.child)
+
+    def spread(self) -> list[Any]:
+        """Over nodes and zones, as far as there are several."""
+        common = {
+            "max_skew": 1,
+            "when_unsatisfiable": "ScheduleAnyway",
+            "label_selector": {"match_labels": {NAME: self.name}},
+        }
+        keys = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+        return [common | {"topology_key": key} for key in keys]
+
+
+def without_none(spec: dict[str, Any]) -> Any:
+    return {key: value for key, value in spec.items() if value is not None}
 
 
 def hashed(name: str, *content: Any) -> str:
-    """A name that changes with the content: what uses it rolls, and what ran before keeps what it had."""
+    """A name that changes with the content."""
     return f"{name}-{hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]}"
-
-
-def config_map(name: str, namespace: pulumi.Input[str], data: dict[str, str], opts: pulumi.ResourceOptions) -> str:
-    """Returns the name under which a volume finds it."""
-    full = hashed(name, data)
-    k8s.core.v1.ConfigMap(full, metadata=metadata(full, namespace, name), data=data, immutable=True, opts=opts)
-    return full
-
-
-def service_account(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> k8s.core.v1.ServiceAccount:
-    return k8s.core.v1.ServiceAccount(name, metadata=metadata(name, namespace), automount_service_account_token=False, opts=opts)
-
-
-def service(
-    name: str,
-    namespace: pulumi.Input[str],
-    ports: dict[str, int],
-    opts: pulumi.ResourceOptions,
-    headless: bool = False,
-    node_port: int = 0,
-    of: str | None = None,
-) -> k8s.core.v1.Service:
-    """`ports`: name → port. A headless one answers with the pods themselves."""
-    listed = [{"name": port, "port": number, "target_port": number} for port, number in ports.items()]
-    if node_port:
-        listed[0]["node_port"] = node_port
-    spec: Any = {"selector": {NAME: of or name}, "ports": listed, "type": "NodePort" if node_port else "ClusterIP"}
-    return k8s.core.v1.Service(
-        name, metadata=metadata(name, namespace, of), spec=spec | ({"cluster_ip": "None"} if headless else {}), opts=opts
-    )
 
 
 def env(values: Mapping[str, Any], secrets: Mapping[str, tuple[str, str]] | None = None) -> list[Any]:
     """Plain `values`, then `secrets`: name → (Secret, key)."""
-    plain = [{"name": name, "value": value if isinstance(value, pulumi.Output) else str(value)} for name, value in values.items()]
-    secret = [{"name": name, "value_from": {"secret_key_ref": {"name": of, "key": key}}} for name, (of, key) in (secrets or {}).items()]
-    return [*plain, *secret]
+    plain = [{"name": name, "value": v if isinstance(v, pulumi.Output) else str(v)} for name, v in values.items()]
+    references = {name: {"name": secret, "key": key} for name, (secret, key) in (secrets or {}).items()}
+    return [*plain, *({"name": name, "value_from": {"secret_key_ref": ref}} for name, ref in references.items())]
 
 
-def probe(path: str, port: int, **timing: int) -> ProbeArgsDict:
-    return {"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing}
+def probe(path: str, port: int, period: int, failures: int | None = None) -> Any:
+    """HTTP; `period` in seconds, `failures` until it counts (Kubernetes' default: 3)."""
+    timing = {"period_seconds": period, "failure_threshold": failures}
+    return without_none({"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing})
 
 
-def container(name: str, image: str, *, cpu: str, memory: str, mounts: Mapping[str, str] | None = None, **more: Any) -> ContainerArgsDict:
-    """`cpu` is requested and may be exceeded, `memory` is requested and the limit; `mounts`: path → volume, writable if it
-    is scratch, data or spool."""
-    writable = ("scratch", "data", "spool")
+def container(
+    name: str, image: str, cpu: str, memory: str, mounts: Mapping[str, str] | None = None, **more: Any
+) -> Any:
+    """`cpu` is requested and may be exceeded, `memory` is request and limit; `mounts`: path → volume."""
     return {
         "name": name,
         "image": image,
@@ -94,94 +191,15 @@ def container(name: str, image: str, *, cpu: str, memory: str, mounts: Mapping[s
             "capabilities": {"drop": ["ALL"]},
         },
         "volume_mounts": [
-            {"name": v, "mount_path": path, **({} if v in writable else {"read_only": True})} for path, v in (mounts or {}).items()
+            {"name": volume, "mount_path": path, **({} if volume in _WRITABLE else {"read_only": True})}
+            for path, volume in (mounts or {}).items()
         ],
         **more,
     }
 
 
-def scratch(name: str = "scratch", size: str = "1Gi") -> VolumeArgsDict:
-    return {"name": name, "empty_dir": {"size_limit": size}}
-
-
-def files(name: str, config_map: str) -> VolumeArgsDict:
-    return {"name": name, "config_map": {"name": config_map}}
-
-
-def pod(
-    name: str,
-    containers: Sequence[ContainerArgsDict],
-    volumes: Sequence[VolumeArgsDict] = (),
-    pull_secret: str = "",
-    user: int = USER,
-    track: str = "stable",
-    **more: Any,
-) -> PodTemplateSpecArgsDict:
-    """`track` tells a code canary from the rest; it is in selectors, which never change, so it is there from the first day."""
-    return {
-        "metadata": {"labels": labels(name, track=track)},
-        "spec": {
-            "service_account_name": name,
-            "automount_service_account_token": False,
-            "enable_service_links": False,
-            "security_context": {
-                "run_as_non_root": True,
-                "run_as_user": user,
-                "run_as_group": user,
-                "fs_group": user,
-                "fs_group_change_policy": "OnRootMismatch",
-                "seccomp_profile": {"type": "RuntimeDefault"},
-            },
-            "containers": list(containers),
-            "volumes": list(volumes),
-            **({"image_pull_secrets": [{"name": pull_secret}]} if pull_secret else {}),
-            **more,
-        },
-    }
-
-
-def selector(name: str, track: str = "stable") -> Any:
-    return {"match_labels": {NAME: name, "track": track}}
-
-
-def spread(name: str) -> list[Any]:
-    """Over nodes and zones, as far as there are some."""
-    return [
-        {"max_skew": 1, "topology_key": key, "when_unsatisfiable": "ScheduleAnyway", "label_selector": {"match_labels": {NAME: name}}}
-        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
-    ]
-
-
-def role(name: str, namespace: pulumi.Input[str], rules: Any, opts: pulumi.ResourceOptions) -> list[pulumi.Resource]:
-    """What the workload `name` may do in its own namespace."""
-    made = k8s.rbac.v1.Role(name, metadata=metadata(name, namespace), rules=rules, opts=opts)
-    bound = k8s.rbac.v1.RoleBinding(
-        name,
-        metadata=metadata(name, namespace),
-        role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-        opts=opts,
-    )
-    return [made, bound]
-
-
-def stateful_set(
-    name: str, namespace: pulumi.Input[str], template: PodTemplateSpecArgsDict, size: str, storage_class: str, opts: pulumi.ResourceOptions
-) -> k8s.apps.v1.StatefulSet:
-    """One replica, with the volume `data` of its own."""
-    spec: Any = {
-        "service_name": name,
-        "replicas": 1,
-        "selector": selector(name),
-        "template": template,
-        "volume_claim_templates": [_volume_claim("data", size, storage_class)],
-    }
-    return k8s.apps.v1.StatefulSet(name, metadata=metadata(name, namespace), spec=spec, opts=opts)
-
-
-def _volume_claim(name: str, size: str, storage_class: str) -> Any:
-    spec = {"access_modes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
-    return {"metadata": {"name": name}, "spec": spec | ({"storage_class_name": storage_class} if storage_class else {})}
+def port(name: str, number: int) -> Any:
+    return {"name": name, "container_port": number}
 
 
 def job(template: Any, backoff: int = 6, seconds: int = 600) -> Any:

@@ -1,1 +1,1 @@
-"""The kernel that the parts share: contract, bundle, statements, release log, store, log schema."""
+"""The kernel that the parts share: contract, bundle, attestations, release log, store, log schema."""

@@ -1,17 +1,18 @@
-"""API keys: only their hashes are stored, as a journal in the bucket, so that every app sees a new one within seconds."""
+"""API keys: an append-only log in the bucket holds their hashes, so that every app sees a new one within seconds."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from mlops.errors import Fault, Refused
-from mlops.journal import Journal
+from mlops.append_log import AppendLog
+from mlops.errors import UserError, VerificationError, explain
 from mlops.store import Store
 
 Scope = Literal["predict", "outcomes"]
@@ -33,27 +34,23 @@ class _Access(BaseModel):
     nonce: str
 
 
-_access = TypeAdapter(_Access)
+def access_log(store: Store) -> AppendLog:
+    return AppendLog(store, "access")
 
 
-def journal(store: Store) -> Journal:
-    return Journal(store, "access")
-
-
-def parse(epoch: int, raw: bytes) -> list[ApiKey]:
+def parse(revision: int, raw: bytes) -> list[ApiKey]:
     try:
-        return _access.validate_json(raw).keys
+        return _Access.model_validate_json(raw).keys
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise Refused("access", f"access {epoch}", ".".join(map(str, fault["loc"])), fault["msg"]) from None
+        raise VerificationError("access", f"access {revision}", "unreadable", explain(error)[0][:300]) from None
 
 
 def newest(store: Store) -> tuple[int, list[ApiKey]]:
-    """The newest record that can be read, and its epoch; one that cannot counts as never written."""
-    log = journal(store)
-    for epoch in range(log.last(), 0, -1):
-        with suppress(Refused):
-            return epoch, parse(epoch, log.get(epoch) or b"")
+    """The newest readable record and its revision; an unreadable one counts as never written."""
+    log = access_log(store)
+    for revision in range(log.last(), 0, -1):
+        with suppress(VerificationError):
+            return revision, parse(revision, log.get(revision) or b"")
     return 0, []
 
 
@@ -65,9 +62,9 @@ def sha256(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _append(store: Store, change: object) -> None:
+def _append(store: Store, change: Callable[[list[ApiKey]], list[ApiKey]]) -> None:
     nonce = secrets.token_hex(8)
-    journal(store).append(lambda _: _Access(keys=change(read(store)), nonce=nonce).model_dump_json().encode())  # ty: ignore
+    access_log(store).append(lambda _: _Access(keys=change(read(store)), nonce=nonce).model_dump_json().encode())
 
 
 def new_secret() -> str:
@@ -75,23 +72,22 @@ def new_secret() -> str:
 
 
 def new(
-    store: Store, name: str, scopes: list[Scope], per_second: float, expires: datetime | None = None, secret: str | None = None
-) -> tuple[ApiKey, str]:
-    """The key itself is returned this once and kept nowhere. `secret`: one that was made before."""
+    store: Store, name: str, scopes: list[Scope], per_second: float,
+    expires: datetime | None = None, secret: str | None = None,
+) -> tuple[ApiKey, str]:  # fmt: skip
+    """The key itself is returned this once and kept nowhere. `secret`: one that exists already."""
     if not scopes:
-        raise Fault("scope", [], "name at least one: predict, outcomes")
-    if not per_second > 0:
-        raise Fault("per_second", per_second, "allow more than 0 requests a second")
+        raise UserError("scope", [], "name at least one: predict, outcomes")
     secret = secret or new_secret()
-    key_id = secret.split("_")[1]
     key = ApiKey(
-        id=key_id, name=name, sha256=sha256(secret), scopes=scopes, per_second=per_second, created=datetime.now(UTC), expires=expires
-    )
+        id=secret.split("_")[1], name=name, sha256=sha256(secret), scopes=scopes, per_second=per_second,
+        created=datetime.now(UTC), expires=expires,
+    )  # fmt: skip
     _append(store, lambda keys: [*keys, key])
     return key, secret
 
 
 def revoke(store: Store, key_id: str) -> None:
     if key_id not in {key.id for key in read(store)}:
-        raise Fault("key", key_id, "is not among the API keys; see `mlops key list`")
+        raise UserError("key", key_id, "is not an API key; see `mlops api-key list`")
     _append(store, lambda keys: [k.model_copy(update={"revoked": k.revoked or k.id == key_id}) for k in keys])

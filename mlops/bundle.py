@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 
 from mlops.contract import Contract, load_contract
-from mlops.errors import Fault, Refused
-from mlops.store import Store
+from mlops.errors import UserError, VerificationError
+from mlops.registered_model import RegisteredModel
 
 FILES = ("model.onnx", "contract.json", "profile.json", "golden.json", "card.md", "provenance.json")
 MAX_BYTES = 256 * 1024 * 1024  # of the model
@@ -25,7 +25,7 @@ def canonical(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model and all that serving it needs, addressed by the SHA-256 of its manifest, which holds that of each file."""
+    """A model and all that serving needs, addressed by the SHA-256 of its manifest, which lists that of each file."""
 
     files: dict[str, bytes]
 
@@ -54,13 +54,13 @@ class Bundle:
         return msgspec.json.decode(self.files[name])
 
 
-class _Listed(msgspec.Struct):
+class _Entry(msgspec.Struct):
     sha256: str
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
 
 
 class _Manifest(msgspec.Struct):
-    files: dict[str, _Listed]
+    files: dict[str, _Entry]
 
 
 class _Golden(msgspec.Struct):
@@ -83,7 +83,7 @@ class _Profile(msgspec.Struct):
     levels: dict[str, Annotated[list[str], msgspec.Meta(min_length=1)]]
 
     def fits(self, contract: Contract) -> None:
-        """Requests are validated and counted by it, so it must speak of this contract's columns."""
+        """Requests are validated and counted by it, so it must be about this contract's columns."""
         if set(self.bins) != {*contract.features, "score"}:
             raise ValueError("the bins are not those of the features and the score")
         if set(self.levels) != {name for name, feature in contract.features.items() if feature.unknown == "reject"}:
@@ -99,77 +99,80 @@ class _Profile(msgspec.Struct):
                 raise ValueError(f"the bins of {name} do not fit their shares")
 
 
-def folder(model: str, digest: str) -> str:
-    return f"models/{model}/bundles/{digest}"
+def folder(model: RegisteredModel, digest: str) -> str:
+    return f"{model.folder}/bundles/{digest}"
 
 
-def write(store: Store, model: str, bundle: Bundle) -> str:
+def write(model: RegisteredModel, bundle: Bundle) -> str:
     """The manifest comes last: a bundle without one does not exist, and writing it again completes it."""
-    where = folder(model, bundle.digest)
+    where, store = folder(model, bundle.digest), model.store
     for name, data in (bundle.files | {"manifest.json": bundle.manifest}).items():
         if not store.put_new(f"{where}/{name}", data) and store.get(f"{where}/{name}") != data:
-            raise Fault("bundle", f"{where}/{name}", "exists with other bytes; bundles never change, so look who wrote it")
+            raise UserError(
+                "bundle", f"{where}/{name}", "exists with other bytes; bundles never change: find out who wrote it"
+            )
     return bundle.digest
 
 
-def read(store: Store, model: str, digest: str) -> Bundle:
+def read(model: RegisteredModel, digest: str) -> Bundle:
     """Fetch and verify: exactly the files of the manifest, each with its size and hash, and a contract of this model."""
 
-    def refuse(reason: str, value: object, why: str) -> Refused:
-        return Refused(reason, f"bundle {digest[:12]}", value, why)
+    def refusal(reason: str, value: object, why: str) -> VerificationError:
+        return VerificationError(reason, f"bundle {digest[:12]}", value, why)
 
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise refuse("digest", digest[:80], "is not a SHA-256 digest")
+        raise refusal("digest", digest[:80], "is not a SHA-256 digest")
     where = folder(model, digest)
-    manifest = _fetch(store, f"{where}/manifest.json", 64 * 1024)
+    manifest = _fetch(model, f"{where}/manifest.json", 64 * 1024)
     if hashlib.sha256(manifest).hexdigest() != digest:
-        raise refuse("digest", "manifest.json", "does not have the digest that names the bundle")
+        raise refusal("digest", "manifest.json", "does not have the digest that names the bundle")
     try:
-        listed = msgspec.json.decode(manifest, type=_Manifest).files
+        entries = msgspec.json.decode(manifest, type=_Manifest).files
     except (ValueError, RecursionError):
-        raise refuse("manifest", "manifest.json", "is not a manifest") from None
-    if set(listed) != set(FILES):
-        raise refuse("files", sorted(set(listed) ^ set(FILES))[0][:80], f"listed or missing; a bundle has exactly {', '.join(FILES)}")
-    stray = {key.removeprefix(f"{where}/") for key in store.keys(where)} - set(FILES) - {"manifest.json"}
-    if stray:
-        raise refuse("files", sorted(stray)[0], "is not listed in the manifest")
-    for name, entry in listed.items():
+        raise refusal("manifest", "manifest.json", "is not a manifest") from None
+    if odd := sorted(set(entries) ^ set(FILES)):
+        raise refusal("files", odd[0][:80], f"is not listed, or not expected; a bundle has exactly {', '.join(FILES)}")
+    for name, entry in entries.items():
         if name != "model.onnx" and entry.bytes > _MAX_TEXT:
-            raise refuse("size", name, f"has {entry.bytes} bytes, {_MAX_TEXT} are allowed")
+            raise refusal("size", name, f"has {entry.bytes} bytes, {_MAX_TEXT} are allowed")
     files = {}
-    for name, entry in listed.items():
-        files[name] = _fetch(store, f"{where}/{name}", entry.bytes)
+    for name, entry in entries.items():
+        files[name] = _fetch(model, f"{where}/{name}", entry.bytes)
         if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
-            raise refuse("hash", name, "does not have the SHA-256 of the manifest")
+            raise refusal("hash", name, "does not have the SHA-256 of the manifest")
     bundle = Bundle(files)
     try:
         contract = bundle.contract
-    except Fault as fault:
-        raise refuse("contract", "contract.json", str(fault)) from None
-    if contract.model != model:
-        raise refuse("contract", contract.model, f"is another model's contract, not that of {model!r}")
+    except UserError as error:
+        raise refusal("contract", "contract.json", str(error)) from None
+    if contract.model != model.name:
+        raise refusal("contract", contract.model, f"is another model's contract, not that of {model.name!r}")
     for name, kind in (("profile.json", _Profile), ("golden.json", _Golden), ("provenance.json", dict[str, Any])):
         try:
-            found = msgspec.json.decode(files[name], type=kind)
-            if isinstance(found, _Profile):
-                found.fits(contract)
+            content = msgspec.json.decode(files[name], type=kind)
+            if isinstance(content, _Profile):
+                content.fits(contract)
         except (ValueError, RecursionError) as error:
-            raise refuse(name.removesuffix(".json"), name, str(error)[:200]) from None
+            raise refusal(name.removesuffix(".json"), name, str(error)[:200]) from None
     return bundle
 
 
-def _fetch(store: Store, key: str, limit: int) -> bytes:
-    data = store.get(key, limit)
+def _fetch(model: RegisteredModel, key: str, limit: int) -> bytes:
+    data = model.store.get(key, limit)
     if data is None:
-        raise Refused("files", "bundle", key, "is missing")
+        raise VerificationError("files", "bundle", key, "is missing")
     return data
 
 
-def find(store: Store, model: str, prefix: str) -> str:
+def digests(model: RegisteredModel) -> list[str]:
+    keys = model.store.keys(f"{model.folder}/bundles")
+    return sorted(key.split("/")[3] for key in keys if key.endswith("/manifest.json"))
+
+
+def find(model: RegisteredModel, prefix: str) -> str:
     """The one digest that starts with `prefix`."""
-    found = {key.split("/")[3] for key in store.keys(f"models/{model}/bundles") if key.endswith("/manifest.json")}
-    matching = sorted(d for d in found if d.startswith(prefix))
+    matching = [digest for digest in digests(model) if digest.startswith(prefix)]
     if len(matching) == 1:
         return matching[0]
-    way_out = "matches " + (f"{len(matching)} bundles; write more of it" if matching else "no bundle; see `mlops status`")
-    raise Fault("digest", prefix, way_out)
+    hint = f"matches {len(matching)} bundles; write more of it" if matching else "matches no bundle; see `mlops status`"
+    raise UserError("digest", prefix, hint)

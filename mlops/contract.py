@@ -10,7 +10,7 @@ import msgspec
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from mlops.errors import Fault
+from mlops.errors import UserError, explain
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
@@ -66,11 +66,13 @@ class Window(_Strict):
         try:
             start, end = (date.fromisoformat(x) if "-" in x else float(x) for x in str(text).split(".."))
         except ValueError:
-            raise Fault("window", text, "write START..END, two dates (2024-01-01..2024-03-01) or fractions (0..0.7)") from None
+            raise UserError(
+                "window", text, "write START..END, two dates (2024-01-01..2024-03-01) or fractions (0..0.7)"
+            ) from None
         if type(start) is not type(end) or start >= end:  # ty: ignore[unsupported-operator]
-            raise Fault("window", text, "the start lies before the end, and both are dates or both are fractions")
+            raise UserError("window", text, "the start must precede the end, and both must be dates or both fractions")
         if isinstance(start, float) and not (start >= 0 and end <= 1):  # ty: ignore[unsupported-operator]
-            raise Fault("window", text, "fractions lie between 0 and 1")
+            raise UserError("window", text, "fractions must lie between 0 and 1")
         return cls(start=start, end=end)
 
     def __str__(self) -> str:
@@ -86,12 +88,12 @@ class Windows(_Strict):
     def _parse(cls, value: object) -> object:
         try:
             return value if isinstance(value, (Window, dict)) else Window.parse(value)
-        except Fault as fault:
+        except UserError as fault:
             raise ValueError(str(fault)) from None
 
 
 class Gate(_Strict):
-    """What a model must hold. Losses are log-loss (binary) or absolute error over that of the median (regression)."""
+    """Bounds of the gate. Losses are log-loss (binary) or absolute error over that of the median (regression)."""
 
     margin: float = 0.02  # upper 95 % bound of the loss difference to the champion
     point_margin: float = 0.01  # and its point estimate
@@ -111,31 +113,37 @@ class Gate(_Strict):
 
 
 class Judge(_Strict):
-    """What a challenger must hold in front of callers, as the champion's contract has it: no challenger judges itself."""
+    """Bounds for a challenger in a rollout; the champion's contract counts: no challenger judges itself."""
 
     weights: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.05, 0.25, 0.5, 1.0]
-    outcomes_from: float = Field(default=0.25, gt=0, le=1)  # a weight from which on outcomes must have shown no harm
+    outcomes_from: float = Field(default=0.25, gt=0, le=1)  # from this weight on outcomes must have shown no harm
     min_rows: int = Field(default=500, ge=50)  # scored by both at each weight
     min_days: int = Field(default=7, ge=2)
-    maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: what is quick to be known is not like the rest
-    budget_ms: float = Field(default=20, gt=0, le=10_000)  # what a caller waits for the challenger before the champion answers
-    max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, no number, died
+    maturity_hours: float = Field(
+        default=24, ge=0
+    )  # younger outcomes are biased: what is known early differs from the rest
+    budget_ms: float = Field(default=20, gt=0, le=10_000)  # a caller waits so long before the champion answers
+    max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, non-finite, died
     max_slow_rate: float = Field(default=0.05, gt=0, lt=1)  # slower than the budget
-    min_correlation: float = Field(default=0.1, gt=-1, lt=1)  # with the champion's scores; honest ones fell to 0.2 on two days of a year
-    max_shift: float = Field(default=2.0, gt=0)  # of the mean score: in logits, or the champion's standard deviations; honest: to 1.8
+    min_correlation: float = Field(
+        default=0.1, gt=-1, lt=1
+    )  # with the champion's scores; honest models fell to 0.2 on two days of a year
+    max_shift: float = Field(
+        default=2.0, gt=0
+    )  # of the mean score: in logits, or the champion's standard deviations; honest: to 1.8
     min_spread: float = Field(default=0.1, ge=0, lt=1)  # standard deviation of the scores over that of the champion's
 
     @field_validator("weights")
     @classmethod
     def _rise(cls, weights: list[float]) -> list[float]:
         if not weights or weights != sorted(set(weights)) or weights[-1] != 1:
-            raise ValueError("write rising weights that end with 1.0")
+            raise ValueError("must rise and end with 1.0")
         return weights
 
 
 class Golden(_Strict):
-    """A fact about the data (`where` finds its rows, `expect` are their values), or about the model
-    (`row` against `row` with `change`: the score must rise or fall by `by`)."""
+    """A fact about the data (`where` selects rows, `expect` are their values), or about the model (`row` against `row`
+    with `change`: the score must rise or fall by `by`)."""
 
     about: str
     where: dict[str, str | int | float | bool] | None = None
@@ -155,7 +163,7 @@ class Golden(_Strict):
 
 
 class Contract(_Strict):
-    """What one model promises: its request, its target, and what the gate holds it to."""
+    """The interface of one model (request and target), and the bounds it must meet."""
 
     model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
     task: Literal["binary", "regression"]
@@ -178,7 +186,9 @@ class Contract(_Strict):
     @classmethod
     def _no_multiclass(cls, value: object) -> object:
         if value == "multiclass":
-            raise ValueError("'multiclass' is not supported yet: use binary or regression, one model a class if need be")
+            raise ValueError(
+                "'multiclass' is not supported yet: use binary or regression, one model a class if need be"
+            )
         return value
 
     @model_validator(mode="after")
@@ -189,7 +199,7 @@ class Contract(_Strict):
             if name in self.after or self.features[name].known_at == "after"
         ]
         faults += [
-            f"features.{name}: is what a bundle calls something of its own; rename the column in load()"
+            f"features.{name}: is a name that bundles use themselves; rename the column in load()"
             for name in ("score", "numbers", "categories")
             if name in self.features
         ]
@@ -207,7 +217,9 @@ class Contract(_Strict):
         ]
         for golden in self.golden:
             used = {**(golden.row or {}), **(golden.change or {})}
-            faults += [f"golden {golden.about!r}: {name!r} is not a feature" for name in used if name not in self.features]
+            faults += [
+                f"golden {golden.about!r}: {name!r} is not a feature" for name in used if name not in self.features
+            ]
         if not self.time and any(isinstance(w.start, date) for w in (self.windows.train, self.windows.holdout)):
             faults.append("windows: dates need a 'time'; use fractions")
         if faults:
@@ -225,16 +237,21 @@ class Contract(_Strict):
     @property
     def inputs(self) -> dict[str, list[str]]:
         """The inputs of the graph, and the columns of each."""
-        return {name: columns for name, columns in (("numbers", self.numbers), ("categories", self.categories)) if columns}
+        return {
+            name: columns for name, columns in (("numbers", self.numbers), ("categories", self.categories)) if columns
+        }
 
     @cached_property
     def logged(self) -> dict[str, list[str]]:
-        """What the prediction log does with which features."""
-        return {how: [name for name, feature in self.features.items() if feature.log == how] for how in ("keep", "hash", "drop")}
+        """Features by what the prediction log does with them."""
+        return {
+            how: [name for name, feature in self.features.items() if feature.log == how]
+            for how in ("keep", "hash", "drop")
+        }
 
     @property
     def context(self) -> list[str]:
-        """Columns that the model itself does not see and a request may carry: the entity's, and when the event takes place."""
+        """Columns that a request may carry and the model does not see: the entity's, and the time of the event."""
         names = [*self.entity, *([self.time.column] if self.time else [])]
         return [name for name in dict.fromkeys(names) if name not in self.features]
 
@@ -242,12 +259,12 @@ class Contract(_Strict):
         return [int(score >= self.threshold) for score in scores] if self.task == "binary" else scores
 
     def entity_of(self, row: Any) -> str | None:
-        """Whom a row is about; None if the contract does not say, or the row lacks one of the columns."""
+        """The entity of a row; None if the contract has none, or the row lacks one of its columns."""
         values = [getattr(row, name) for name in self.entity]
         return "|".join(map(str, values)) if values and None not in values else None
 
     def event_of(self, row: Any) -> float | None:
-        """When what the row is about takes place, in Unix seconds; None if the caller did not say."""
+        """The time of the row's event in Unix seconds; None if the request does not say."""
         moment = getattr(row, self.time.column) if self.time and self.time.column not in self.features else None
         if moment is not None and moment.tzinfo is None and self.time:
             moment = moment.replace(tzinfo=ZoneInfo(self.time.zone))
@@ -258,21 +275,17 @@ class Contract(_Strict):
 
 
 def load_contract(source: Path | bytes) -> Contract:
-    """Read YAML (a path) or JSON (bytes); every fault at once."""
+    """Read YAML (a path) or JSON (bytes). Raises UserError that lists every problem."""
     where = str(source) if isinstance(source, Path) else "contract.json"
     try:
         raw = yaml.safe_load(source.read_text()) if isinstance(source, Path) else msgspec.json.decode(source)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Fault("contract", where, f"cannot be read as {'YAML' if isinstance(source, Path) else 'JSON'} ({error})") from None
+        raise UserError(
+            "contract", where, f"cannot be read as {'YAML' if isinstance(source, Path) else 'JSON'} ({error})"
+        ) from None
     if not isinstance(raw, dict):
-        raise Fault("contract", where, "a mapping is expected; see docs/contract.md")
+        raise UserError("contract", where, "a mapping is expected; see docs/contract.md")
     try:
         return Contract.model_validate(raw)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            value = fault["input"]
-            shown = "" if isinstance(value, (dict, list)) or fault["type"] == "missing" else f" is {value!r}"
-            message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{'.'.join(map(str, fault['loc'])) or 'contract'}{shown}: {message}")
-        raise Fault("contract", where, "\n  ".join(["mend every line below", *faults])) from None
+        raise UserError("contract", where, "\n  ".join(["fix each problem listed below", *explain(error)])) from None

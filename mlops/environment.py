@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from mlops.errors import Fault
+from mlops.errors import UserError
 from mlops.keys import Keyring
+from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,10 +18,10 @@ MODELS = Path(os.environ.get("MLOPS_MODELS", ROOT / "training" / "models"))
 
 
 class Environment(BaseModel):
-    """Where one environment keeps its things: `environments/<name>/environment.yaml`, each key overridden by MLOPS_<KEY>."""
+    """Addresses of one environment: `environments/<name>/environment.yaml`, each key overridden by MLOPS_<KEY>."""
 
     name: str
-    home: Path  # what this machine keeps: keys, logs, spool
+    home: Path  # local files: keys, logs, spool
     bucket: str
     keyring: Path
     endpoint: str
@@ -31,7 +32,9 @@ class Environment(BaseModel):
         name = name or os.environ.get("MLOPS_ENV", "local")
         file = ROOT / "environments" / name / "environment.yaml"
         values: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
-        from_process = {k: os.environ[f"MLOPS_{k.upper()}"] for k in cls.model_fields if f"MLOPS_{k.upper()}" in os.environ}
+        from_process = {
+            k: os.environ[f"MLOPS_{k.upper()}"] for k in cls.model_fields if f"MLOPS_{k.upper()}" in os.environ
+        }
         home = ROOT / Path(from_process.get("home") or values.get("home") or ".mlops")
         values = {k: str(v).format(home=home) for k, v in values.items()}
         running = home / "running.json"  # written by the embedded platform: its ports may not be the usual ones
@@ -39,7 +42,8 @@ class Environment(BaseModel):
             values |= json.loads(running.read_text())
         values |= from_process | {"name": name, "home": home}
         if missing := [key for key in cls.model_fields if key not in values]:
-            raise Fault("env", name, f"no {file.relative_to(ROOT)} and no MLOPS_{missing[0].upper()}; one of them must say where it is")
+            hint = f"has neither {file.relative_to(ROOT)} nor MLOPS_{missing[0].upper()}; create the file or set the variable"
+            raise UserError("env", name, hint)
         return cls(**values)
 
     @property
@@ -50,12 +54,14 @@ class Environment(BaseModel):
     def keys(self) -> Keyring:
         return Keyring(self.keyring)
 
+    def model(self, name: str) -> RegisteredModel:
+        return RegisteredModel(name, self.name, self.store, self.keys)
+
 
 def only_model() -> str:
-    """The model that is meant where there is one."""
-    found = sorted(path.parent.name for path in MODELS.glob("*/contract.yaml"))
-    if len(found) != 1:
-        raise Fault(
-            "model", ", ".join(found) or "none", "name one with --model or MLOPS_MODEL, or draft one: mlops init DATA --target COLUMN"
-        )
-    return found[0]
+    """The name of the one model in MODELS. Raises UserError if there is none, or more than one."""
+    names = sorted(path.parent.name for path in MODELS.glob("*/contract.yaml"))
+    if len(names) != 1:
+        hint = "choose one with --model or MLOPS_MODEL, or create one: mlops init DATA --target COLUMN"
+        raise UserError("model", ", ".join(names) or "none", hint)
+    return names[0]

@@ -1,20 +1,43 @@
-class Fault(Exception):
-    """Something a person can mend: names the key, its value and the way out."""
+from __future__ import annotations
+
+from pydantic import BaseModel, ValidationError
+
+
+class UserError(Exception):
+    """An error that the user can fix: names the key, its value and a hint."""
 
     exit_code = 2
 
-    def __init__(self, key: str, value: object, way_out: str):
-        self.key, self.value, self.way_out = key, value, way_out
-        super().__init__(f"{key} is {value!r}: {way_out}")
+    def __init__(self, key: str, value: object, hint: str):
+        self.key, self.value, self.hint = key, value, hint
+        super().__init__(f"{key} is {value!r}: {hint}")
 
 
-class Refused(Fault):
-    """A bundle, statement or record that must not be trusted; `reason` is a fixed word for metrics."""
+class VerificationError(UserError):
+    """A bundle, attestation or record that must not be trusted; `reason` is a fixed word for metrics."""
 
-    def __init__(self, reason: str, key: str, value: object, way_out: str):
+    def __init__(self, reason: str, key: str, value: object, hint: str):
         self.reason = reason
-        super().__init__(key, value, way_out)
+        super().__init__(key, value, hint)
 
 
-class GateRefused(Fault):
+class ConflictError(UserError):
+    """Another writer was first."""
+
+
+class GateError(UserError):
     exit_code = 3
+
+
+def explain(error: ValidationError) -> list[str]:
+    """A line for each problem: its path, the value unless it may be secret, and what is expected."""
+    lines = []
+    for problem in error.errors():
+        key, value = ".".join(map(str, problem["loc"])), problem["input"]
+        hidden = isinstance(value, (dict, list, BaseModel)) or problem["type"] in ("missing", "password")
+        shown = "" if not key or hidden or key.lower().endswith("secret") else f" is {value!r}"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            shown, message = "", "unknown key"
+        lines.append(f"{key}{shown}: {message}" if key else message)
+    return lines

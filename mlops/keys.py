@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -9,45 +8,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel
+from securesystemslib.exceptions import Error as SigningError
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from mlops.errors import Fault, Refused
+from mlops.errors import UserError, VerificationError
 
 Role = Literal["build", "approve"]
+Scheme = Literal["ed25519", "ecdsa-sha2-nistp256"]
+State = Literal["active", "verify-only", "revoked"]
+_GENERATE = {"ed25519": CryptoSigner.generate_ed25519, "ecdsa-sha2-nistp256": CryptoSigner.generate_ecdsa}
 
 
 class Key(BaseModel):
-    """A signing key's public half. `verify-only` signs nothing new; what a `revoked` key signed counts no more."""
+    """The public half of a signing key. A `verify-only` key signs nothing new; signatures of a `revoked` one are void."""
 
     id: str
-    alg: Literal["ed25519", "ecdsa-p256"]
+    scheme: Scheme
     role: Role
-    environment: str | None = None  # an approval is worth something in one environment only
-    state: Literal["active", "verify-only", "revoked"] = "active"
+    environment: str | None = None  # an approval counts in one environment only
+    state: State = "active"
     public: str
     created: datetime
 
-    def check(self, message: bytes, signature: bytes) -> None:
-        try:
-            public = serialization.load_pem_public_key(self.public.encode())
-        except (ValueError, UnsupportedAlgorithm):
-            raise Refused("keyring", "keyring", self.id, "holds no public key that can be read") from None
-        try:
-            if self.alg == "ed25519" and isinstance(public, ed25519.Ed25519PublicKey):
-                public.verify(signature, message)
-            elif self.alg == "ecdsa-p256" and isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1):
-                public.verify(signature, message, ec.ECDSA(hashes.SHA256()))
-            else:
-                raise Refused("keyring", "keyring", self.id, f"holds a public key that is not {self.alg}")
-        except InvalidSignature:
-            raise Refused("signature", "signature", self.id, "does not match what it signs") from None
+    @property
+    def verifier(self) -> SSlibKey:
+        return SSlibKey(self.id, self.scheme.partition("-")[0], self.scheme, {"public": self.public})
 
 
 class Keyring:
-    """The trust root: `keyring.json` (public keys, read by everyone) and beside it the private keys one may use."""
+    """The trust root: `keyring.json` (public keys, read by everyone), and beside it the private keys one may use."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -58,13 +49,47 @@ class Keyring:
         except ValueError as error:
             raise self._broken(error) from None
 
-    def readable(self) -> list[Key]:
-        """To verify with: an entry that cannot be read is trusted by nobody, and takes no other with it."""
-        keys = []
+    def trusted(self) -> dict[str, Key]:
+        """By id, to verify with: unreadable entries are skipped, not trusted."""
+        keys = {}
         for entry in self._entries():
             with suppress(ValueError):
-                keys.append(Key.model_validate(entry))
+                key = Key.model_validate(entry)
+                keys[key.id] = key
         return keys
+
+    def new(self, role: Role, environment: str | None = None, scheme: Scheme = "ed25519") -> Key:
+        made = _GENERATE[scheme]()
+        public = made.public_key.keyval["public"]
+        key = Key(
+            id=f"{role}-{hashlib.sha256(public.encode()).hexdigest()[:8]}", scheme=scheme, role=role,
+            environment=environment, public=public, created=datetime.now(UTC),
+        )  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(self._private(key.id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(made.private_bytes)
+        self._write([*self.all(), key])
+        return key
+
+    def set_state(self, key_id: str, state: State) -> Key:
+        keys = {key.id: key for key in self.all()}
+        if key_id not in keys:
+            raise UserError("key", key_id, f"is not in {self.path}; see `mlops signing-key list`")
+        keys[key_id] = keys[key_id].model_copy(update={"state": state})
+        self._write(list(keys.values()))
+        return keys[key_id]
+
+    def signer(self, role: Role, environment: str | None) -> CryptoSigner:
+        """Of the newest active key for this role and environment whose private half is here."""
+        for key in reversed(self.all()):
+            private = self._private(key.id)
+            if (key.role, key.environment, key.state) == (role, environment, "active") and private.exists():
+                try:
+                    return CryptoSigner(load_pem_private_key(private.read_bytes(), None), key.verifier)
+                except (ValueError, SigningError) as error:
+                    raise UserError("key", str(private), f"is not the private half of {key.id} ({error})") from None
+        hint = f"has no active private key in {self.path.parent}; create one: mlops signing-key new {role}"
+        raise UserError("key", f"{role} for {environment}" if environment else role, hint)
 
     def _entries(self) -> list[object]:
         try:
@@ -74,52 +99,9 @@ class Keyring:
         except (ValueError, KeyError, TypeError) as error:
             raise self._broken(error) from None
 
-    def _broken(self, error: Exception) -> Refused:
-        return Refused("keyring", "keyring", str(self.path), f"is not a keyring ({error}); restore it from its backup")
-
-    def key(self, key_id: str) -> Key:
-        for key in self.all():
-            if key.id == key_id:
-                return key
-        raise Fault("key", key_id, f"is not in {self.path}; see `mlops key list`")
-
-    def new(self, role: Role, environment: str | None = None, alg: str = "ed25519") -> Key:
-        private = ed25519.Ed25519PrivateKey.generate() if alg == "ed25519" else ec.generate_private_key(ec.SECP256R1())
-        public = private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        key = Key(
-            id=f"{role}-{hashlib.sha256(public).hexdigest()[:8]}",
-            alg="ed25519" if alg == "ed25519" else "ecdsa-p256",
-            role=role,
-            environment=environment,
-            public=public.decode(),
-            created=datetime.now(UTC),
-        )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        with open(os.open(self._private(key.id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-        self._write([*self.all(), key])
-        return key
-
-    def set_state(self, key_id: str, state: str) -> Key:
-        self.key(key_id)
-        keys = [Key.model_validate(k.model_dump() | ({"state": state} if k.id == key_id else {})) for k in self.all()]
-        self._write(keys)
-        return self.key(key_id)
-
-    def sign(self, role: Role, environment: str | None, message: bytes) -> tuple[Key, str]:
-        for key in reversed(self.all()):
-            if key.role == role and key.environment == environment and key.state == "active" and self._private(key.id).exists():
-                private = serialization.load_pem_private_key(self._private(key.id).read_bytes(), None)
-                if isinstance(private, ed25519.Ed25519PrivateKey):
-                    signature = private.sign(message)
-                elif isinstance(private, ec.EllipticCurvePrivateKey):
-                    signature = private.sign(message, ec.ECDSA(hashes.SHA256()))
-                else:
-                    raise Fault("key", key.id, "is neither Ed25519 nor ECDSA P-256")
-                return key, base64.b64encode(signature).decode()
-        scope = f" --for {environment}" if environment else ""
-        raise Fault("key", role, f"no active private key for it in {self.path.parent}; make one: mlops key new --role {role}{scope}")
+    def _broken(self, error: Exception) -> VerificationError:
+        hint = f"is not a keyring ({error}); restore it from its backup"
+        return VerificationError("keyring", "keyring", str(self.path), hint)
 
     def _private(self, key_id: str) -> Path:
         return self.path.parent / f"{key_id}.pem"

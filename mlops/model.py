@@ -21,12 +21,14 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(bundle.files["model.onnx"], options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            bundle.files["model.onnx"], options, providers=["CPUExecutionProvider"]
+        )
         self._binary = self.contract.task == "binary"
         self._output = [self._session.get_outputs()[-1].name]
 
     def warm(self, bundle: Bundle) -> None:
-        """The first scorings take longer than those that follow."""
+        """The first calls take longer than later ones."""
         for row in bundle.json("golden.json")["rows"][:20]:
             self.score([self.schema.row(row)])
 

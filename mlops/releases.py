@@ -3,32 +3,33 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlops.errors import Refused
-from mlops.journal import Journal
+from mlops.append_log import AppendLog
+from mlops.errors import VerificationError, explain
 from mlops.store import Store
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mode = Literal["full", "blue-green", "canary", "ab", "shadow"]
-MODES = get_args(Mode)
+_NEEDS = {"full": (), "shadow": ("challenger",), "blue-green": ("challenger",)}
 
 
 class Release(BaseModel):
     """One record of the release log: from `at` (or `activate_at`) on, this is what serves.
 
-    full: the champion answers. shadow: the challenger scores the same rows, unseen. canary, ab: it answers `weight` of the
-    entities (of those in `segment`, if there is one). blue-green: the challenger is loaded, to take over at one instant.
+    full: the champion answers. shadow: the challenger scores the same rows, unseen. canary, ab: it answers `weight` of
+    the entities (of those in `cohort`, if given). blue-green: the challenger is loaded, to take over at one instant.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epoch: int = Field(ge=1)
+    revision: int = Field(ge=1)
     at: AwareDatetime
     by: str
     why: str
@@ -37,46 +38,41 @@ class Release(BaseModel):
     challenger: Digest | None = None
     weight: float | None = Field(default=None, ge=0, le=1)
     activate_at: AwareDatetime | None = None
-    segment: dict[str, str] | None = None
-    experiment: str | None = None  # one name for all weights of a trial: an entity keeps its model while they rise
-    hold: bool = False  # the controller takes no step forward
+    cohort: dict[str, str] | None = None
+    rollout: str | None = None  # one id for all weights of a rollout: an entity keeps its model while they rise
+    paused: bool = False  # the controller does not advance the rollout
     nonce: str
 
     @model_validator(mode="after")
-    def _whole(self) -> Release:
-        needed = {"full": (), "shadow": ("challenger",), "blue-green": ("challenger",)}.get(self.mode, ("challenger", "weight"))
+    def _complete(self) -> Release:
+        needed = _NEEDS.get(self.mode, ("challenger", "weight"))
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"mode {self.mode} needs a {missing[0]}")
         if self.weight is not None and self.mode not in ("canary", "ab"):
             raise ValueError(f"mode {self.mode} has no weight: the champion answers all")
         if self.challenger == self.champion:
-            raise ValueError("champion and challenger are one model")
+            raise ValueError("champion and challenger are the same model")
         return self
 
     @property
-    def tried(self) -> bool:
-        """Whether two models score the same rows."""
+    def in_rollout(self) -> bool:
+        """Whether both models score the same rows."""
         return self.mode in ("shadow", "canary", "ab")
 
-    @property
-    def on_trial(self) -> str | None:
-        return self.challenger if self.tried else None
 
-
-def described(release: Release) -> str:
-    """For people: which model, in which mode, beside which other."""
+def describe(release: Release) -> str:
     champion, challenger = release.champion[:12], (release.challenger or "")[:12]
     if release.mode == "full":
         return champion
     if release.mode == "blue-green":
-        return f"{champion} (blue-green, {'before it' if release.activate_at else 'preparing'} {challenger})"
-    to = f" for {', '.join(map('='.join, release.segment.items()))}" if release.segment else ""
-    share = f" {release.weight:.0%}" if release.weight is not None else ""
-    return f"{champion}, {release.mode}{share}{to} {challenger}{', held' if release.hold else ''}"
+        return f"{champion} (blue-green, {'replaced' if release.activate_at else 'preparing'} {challenger})"
+    cohort = f" for {', '.join(map('='.join, release.cohort.items()))}" if release.cohort else ""
+    weight = f" {release.weight:.0%}" if release.weight is not None else ""
+    return f"{champion}, {release.mode}{weight}{cohort} {challenger}{', paused' if release.paused else ''}"
 
 
-def who() -> str:
-    """Whose name a record bears: MLOPS_BY, or the user's; a container's user may have none."""
+def author() -> str:
+    """MLOPS_BY, or the user's name; a container's user may have none."""
     try:
         return os.environ.get("MLOPS_BY") or getpass.getuser()
     except (KeyError, OSError):
@@ -87,48 +83,21 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def journal(store: Store, model: str) -> Journal:
-    return Journal(store, f"models/{model}/releases")
-
-
-def parse(epoch: int, raw: bytes) -> Release:
+def parse(revision: int, raw: bytes) -> Release:
     try:
         release = Release.model_validate_json(raw)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise Refused("record", f"release {epoch}", ".".join(map(str, fault["loc"])), fault["msg"]) from None
-    if release.epoch != epoch:
-        raise Refused("record", f"release {epoch}", release.epoch, "is the epoch inside, the name says another")
+        problem = explain(error)[0][:300]
+        raise VerificationError("record", f"release {revision}", "unreadable", problem) from None
+    if release.revision != revision:
+        raise VerificationError(
+            "record", f"release {revision}", release.revision, "is another revision than its key says"
+        )
     return release
 
 
-def read(store: Store, model: str) -> list[Release]:
-    """The valid records, oldest first; an unreadable one counts as never written."""
-    log = []
-    for epoch, raw in journal(store, model).read():
-        try:
-            log.append(parse(epoch, raw))
-        except Refused:
-            continue
-    return log
-
-
-class Follower:
-    """The valid records, oldest first; asked again, it reads what is new: a record never changes."""
-
-    def __init__(self, store: Store, model: str):
-        self._journal, self._log, self._epoch = journal(store, model), list[Release](), 0
-
-    def read(self) -> list[Release]:
-        while (raw := self._journal.get(self._epoch + 1)) is not None:
-            self._epoch += 1
-            with suppress(Refused):
-                self._log.append(parse(self._epoch, raw))
-        return self._log
-
-
 def serving(log: Iterable[Release], at: datetime) -> Release | None:
-    """The record in force at `at`: the newest one written and active by then. Every part asks this function."""
+    """The release in force at `at`: the newest one written and active by then. Every part calls this function."""
     current = None
     for release in log:
         if release.at <= at and (release.activate_at is None or release.activate_at <= at):
@@ -136,19 +105,35 @@ def serving(log: Iterable[Release], at: datetime) -> Release | None:
     return current
 
 
-def append(store: Store, model: str, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
-    """Write the next epoch (compare-and-set by put-if-absent). `after`: raises Overtaken if that epoch is no more the last;
-    `more`: other fields of the record."""
-    fields: dict[str, Any] = {
-        "at": now(),
-        "by": who(),
-        "why": why,
-        "mode": mode,
-        "champion": champion,
-        "nonce": secrets.token_hex(8),
-    } | more
+class ReleaseLog:
+    """The releases of one model, oldest first. A record never changes, so each read fetches only what is new; an
+    unreadable record counts as never written."""
 
-    def record(epoch: int) -> Release:
-        return Release(epoch=epoch, **fields)
+    def __init__(self, store: Store, model: str):
+        self.log = AppendLog(store, f"models/{model}/releases")
+        self._releases: list[Release] = []
+        self._revision, self._lock = 0, threading.Lock()
 
-    return record(journal(store, model).append(lambda epoch: record(epoch).model_dump_json(exclude_defaults=True).encode(), after))
+    def read(self) -> list[Release]:
+        with self._lock:
+            for revision, raw in self.log.tail(self._revision):
+                self._revision = revision
+                with suppress(VerificationError):
+                    self._releases.append(parse(revision, raw))
+            return list(self._releases)
+
+    def current(self) -> Release | None:
+        return serving(self.read(), now())
+
+    def append(self, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
+        """Write the next revision (compare-and-set by put-if-absent). `after`: raises ConflictError unless that revision
+        is still the last; `more`: other fields of the record."""
+        common: dict[str, Any] = {"at": now(), "by": author(), "why": why, "mode": mode, "champion": champion}
+        fields = common | {"nonce": secrets.token_hex(8)} | more
+
+        def record(revision: int) -> Release:
+            return Release(revision=revision, **fields)
+
+        return record(
+            self.log.append(lambda revision: record(revision).model_dump_json(exclude_defaults=True).encode(), after)
+        )

@@ -1,4 +1,4 @@
-"""Where each replica of the service stands: one object a replica, written by itself and overwritten."""
+"""The state of each replica of the service: one object a replica, overwritten by itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 
-from mlops.store import Store
+from mlops.registered_model import RegisteredModel
 
 _STALE_SECONDS = 30.0  # it writes at least every ten
 _GONE_SECONDS = 3600.0
 
 
 class Replica(msgspec.Struct):
-    """`at` in Unix seconds; `serving` is an epoch, `loaded` are the digests that it could answer with at once."""
+    """`at` in Unix seconds; `serving` is a revision, `loaded` are the digests that it can answer with at once."""
 
     name: str
     at: float
@@ -24,25 +24,26 @@ class Replica(msgspec.Struct):
     loaded: list[str]
 
 
-def tell(store: Store, model: str, name: str, **state: Any) -> None:
-    store.put(f"replicas/{model}/{name}.json", msgspec.json.encode(Replica(name=name, at=time.time(), **state)))
+def report(model: RegisteredModel, name: str, **state: Any) -> None:
+    content = msgspec.json.encode(Replica(name=name, at=time.time(), **state))
+    model.store.put(f"replicas/{model.name}/{name}.json", content)
 
 
-def alive(store: Store, model: str) -> list[Replica]:
-    """The ready ones that were heard of lately."""
-    return [each for each in _read(store, model).values() if each.ready and abs(time.time() - each.at) < _STALE_SECONDS]
+def alive(model: RegisteredModel) -> list[Replica]:
+    """The ready ones that reported lately."""
+    return [each for each in _read(model).values() if each.ready and abs(time.time() - each.at) < _STALE_SECONDS]
 
 
-def forget(store: Store, model: str) -> None:
-    """Those that have long been gone: pods come and go under ever new names."""
-    for key, replica in _read(store, model).items():
+def remove_gone(model: RegisteredModel) -> None:
+    """Pods come and go under ever new names."""
+    for key, replica in _read(model).items():
         if time.time() - replica.at > _GONE_SECONDS:
-            store.delete(key)
+            model.store.delete(key)
 
 
-def _read(store: Store, model: str) -> dict[str, Replica]:
+def _read(model: RegisteredModel) -> dict[str, Replica]:
     found = {}
-    for key in store.keys(f"replicas/{model}"):
+    for key in model.store.keys(f"replicas/{model.name}"):
         with suppress(msgspec.DecodeError):
-            found[key] = msgspec.json.decode(store.get(key) or b"", type=Replica)
+            found[key] = msgspec.json.decode(model.store.get(key) or b"", type=Replica)
     return found

@@ -27,7 +27,7 @@ def _type(feature: Feature, levels: Sequence[str]) -> Any:
 
 
 class RowSchema:
-    """A contract compiled: what a request may hold, and its rows as the graph's inputs.
+    """A contract compiled: the type of a request, and its rows as the graph's inputs.
 
     The API, batch scoring and training all turn rows into arrays here, so that they cannot differ.
     """
@@ -36,16 +36,28 @@ class RowSchema:
         self.contract = contract
         self.names = [*contract.numbers, *contract.categories]
         fields: list[Any] = [
-            (name, _type(contract.features[name], levels.get(name, ())), *([None] if contract.features[name].missing else []))
+            (
+                name,
+                _type(contract.features[name], levels.get(name, ())),
+                *([None] if contract.features[name].missing else []),
+            )
             for name in self.names
         ]
         event = contract.time.column if contract.time else ""
         fields += [(name, (datetime if name == event else str | int | float) | None, None) for name in contract.context]
         self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
-        self._numbers, self._missing = len(contract.numbers), any(contract.features[name].missing for name in contract.categories)
+        self._numbers, self._missing = (
+            len(contract.numbers),
+            any(contract.features[name].missing for name in contract.categories),
+        )
         rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]
-        key = Annotated[str, msgspec.Meta(max_length=200, description="keeps a caller with one model, where the contract names no entity")]
-        self.Request = msgspec.defstruct("PredictRequest", [("rows", rows), ("key", key | None, None)], forbid_unknown_fields=True)
+        key = Annotated[
+            str,
+            msgspec.Meta(max_length=200, description="keeps a caller with one model if the contract names no entity"),
+        ]
+        self.Request = msgspec.defstruct(
+            "PredictRequest", [("rows", rows), ("key", key | None, None)], forbid_unknown_fields=True
+        )
         self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.Request)
 
     def row(self, values: Mapping[str, Any]) -> Any:
@@ -54,7 +66,7 @@ class RowSchema:
 
     def arrays(self, rows: Iterable[Any]) -> dict[str, np.ndarray]:
         """The graph's inputs: `numbers` (rows, numbers) in float32, missing ones NaN; `categories` (rows, categories)
-        as strings, missing ones ""; in the contract's order. One that the contract has none of is left out."""
+        as strings, missing ones ""; in the contract's order. An input without columns is left out."""
         first, last = self._numbers, len(self.names)
         values = [msgspec.structs.astuple(row) for row in rows]
         feed: dict[str, np.ndarray] = {}

@@ -8,9 +8,9 @@ from pathlib import Path
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
-from mlops.errors import Fault, Refused
+from mlops.errors import UserError, VerificationError
 
-# Short on purpose: a poll that hangs is worse than one that fails and comes again.
+# Short: a poll that hangs is worse than one that fails and is repeated.
 _CLIENT = {"timeout": timedelta(seconds=5), "connect_timeout": timedelta(seconds=2)}
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=8)}
 
@@ -27,25 +27,27 @@ class Store:
             options = _CLIENT | {"allow_http": endpoint.startswith("http://")}
             self._store = S3Store(bucket, prefix=prefix or None, client_options=options, retry_config=_RETRY, **config)
         elif "://" in url and not url.startswith("file://"):
-            raise Fault("bucket", url, "write a folder, file://… or s3://BUCKET[/PREFIX]")
+            raise UserError("bucket", url, "write a folder, file://… or s3://BUCKET[/PREFIX]")
         else:
             self._store = LocalStore(Path(url.removeprefix("file://")).absolute(), mkdir=True)
 
     def get(self, key: str, limit: int | None = None) -> bytes | None:
-        """None if it is absent; Refused, before its bytes are read, if there are more than `limit`."""
+        """None if it is absent. Raises VerificationError, before its bytes are read, if there are more than `limit`."""
         try:
             found = self._store.get(key)
         except (FileNotFoundError, NotADirectoryError):
             return None
         if limit is not None and found.meta["size"] > limit:
-            raise Refused("size", key.rsplit("/", 1)[-1], found.meta["size"], f"bytes are too many: {limit} are allowed")
+            raise VerificationError(
+                "size", key.rsplit("/", 1)[-1], found.meta["size"], f"bytes: at most {limit} are allowed"
+            )
         return bytes(found.bytes())
 
     def put(self, key: str, data: bytes | Path) -> None:
         self._store.put(key, data)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        """Write `key` if it is absent: the compare-and-set everything else stands on. False if it exists."""
+        """Write `key` if it is absent: the compare-and-set that everything else relies on. False if it exists."""
         try:
             self._store.put(key, data, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
@@ -53,10 +55,10 @@ class Store:
         return True
 
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
-        """Keys below the folder `prefix`, sorted; those beyond `after` alone, without listing what lies before it."""
+        """Keys below the folder `prefix`, sorted; with `after` only those beyond it, without listing the others."""
         return sorted(item["path"] for batch in self._store.list(prefix or None, offset=after) for item in batch)
 
     def delete(self, key: str) -> None:
-        """Nothing happens if it is absent."""
+        """Does nothing if it is absent."""
         with suppress(FileNotFoundError):
             self._store.delete(key)

@@ -1,4 +1,4 @@
-"""MLflow over its REST API: the little that needs no client library."""
+"""MLflow over its REST API, for what does not need its client library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from mlops.errors import Fault
+from mlops.errors import UserError
 
 _API = "/api/2.0/mlflow"
 
@@ -27,15 +27,18 @@ class Tracking:
         self._url, self._http = url, httpx.Client(base_url=url, auth=login if login[0] else None, timeout=10)
 
     def mirror(self, model: str, champion: str, challenger: str | None) -> list[str]:
-        """Set both aliases on the versions of these digests. Without a trial both name the champion: to take one away needs
-        rights that nobody has here. Returns what had to be changed."""
+        """Set both aliases on the versions of these digests; returns the changes. Without a challenger both name the
+        champion: deleting an alias needs rights that no user here has."""
         registered = self._ask("GET", "/registered-models/get", name=model)
         if registered is None:
             return []
         current = {a["alias"]: a["version"] for a in registered["registered_model"].get("aliases", [])}
         found = self._ask("GET", "/model-versions/search", filter=f"name = '{model}'", max_results=10_000) or {}
         versions = {
-            tag["value"]: v["version"] for v in found.get("model_versions", []) for tag in v.get("tags", []) if tag["key"] == "digest"
+            tag["value"]: v["version"]
+            for v in found.get("model_versions", [])
+            for tag in v.get("tags", [])
+            if tag["key"] == "digest"
         }
         changed = []
         for alias, digest in (("champion", champion), ("challenger", challenger or champion)):
@@ -46,11 +49,11 @@ class Tracking:
         return changed
 
     def _ask(self, method: str, path: str, **values: Any) -> dict[str, Any] | None:
-        """None where there is no such thing."""
+        """None if it does not exist."""
         url = f"{_API}{path}"
         answer = self._http.get(url, params=values) if method == "GET" else self._http.request(method, url, json=values)
         if answer.status_code == 404:
             return None
         if answer.status_code != 200:
-            raise Fault("tracking", self._url, f"{path} answered {answer.status_code}: {answer.text[:200]}")
+            raise UserError("tracking", self._url, f"{path} answered {answer.status_code}: {answer.text[:200]}")
         return answer.json()

@@ -8,17 +8,20 @@ from typing import Any, get_args
 import msgspec
 import polars as pl
 
-from mlops import records
+from mlops import log_schema
 from mlops.store import Store
 
-Kind = type[records.Scored] | type[records.Outcome]
-KINDS: dict[str, Kind] = {"predictions": records.Scored, "outcomes": records.Outcome}
+Kind = type[log_schema.PredictionRecord] | type[log_schema.OutcomeRecord]
+KINDS: dict[str, Kind] = {"predictions": log_schema.PredictionRecord, "outcomes": log_schema.OutcomeRecord}
 _TYPES = {str: pl.String, float: pl.Float64, int: pl.Int64}
 
 
 def _columns(kind: Kind) -> dict[str, Any]:
-    """A record's fields, less the features: one type each, whatever the values happen to be."""
-    types = {each.name: next(iter(set(get_args(each.type)) - {type(None)}), each.type) for each in msgspec.structs.fields(kind)}
+    """A record's fields except the features, with one type each, whatever the values are."""
+    types = {
+        each.name: next(iter(set(get_args(each.type)) - {type(None)}), each.type)
+        for each in msgspec.structs.fields(kind)
+    }
     return {name: _TYPES[each] for name, each in types.items() if name != "features"}
 
 
@@ -26,15 +29,15 @@ COLUMNS = {kind: _columns(kind) for kind in KINDS.values()}
 
 
 def decoded(content: bytes, kind: Kind) -> list[Any]:
-    """The records of a segment. Raises msgspec.DecodeError at one that is whole, but not of ours."""
+    """The records of a segment. Raises msgspec.DecodeError at a foreign one."""
     decode = msgspec.json.Decoder(kind).decode
-    return [decode(raw) for raw in records.lines(content)]
+    return [decode(raw) for raw in log_schema.lines(content)]
 
 
 def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame | None:
-    """These columns of one file; `feature.NAME` is null where a file has none. None: the file is gone.
+    """These columns of one file; `feature.NAME` is null if the file lacks it. None: the file is gone.
 
-    Raises msgspec.DecodeError or polars' exceptions where it is not what it should be.
+    Raises msgspec.DecodeError or polars' exceptions if it is damaged.
     """
     content = store.get(key)
     if content is None:
@@ -44,7 +47,9 @@ def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataF
         return pl.DataFrame({name: [_value(row, name) for row in rows] for name in schema}, schema=schema)
     there = pl.read_parquet_schema(BytesIO(content))
     found = pl.read_parquet(BytesIO(content), columns=[name for name in schema if name in there])
-    found = found.with_columns(pl.lit(None).alias(name) for name in schema if name.startswith("feature.") and name not in there)
+    found = found.with_columns(
+        pl.lit(None).alias(name) for name in schema if name.startswith("feature.") and name not in there
+    )
     return found.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
 
 

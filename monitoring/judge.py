@@ -1,154 +1,132 @@
-"""Champion against challenger: abort, forward, or not enough data; never forward on what is missing or broken.
+"""Champion against challenger: abort, advance, or inconclusive; missing or broken data never advances a rollout.
 
-Faults and slowness are judged row by row, the shape of the scores at once and only where it is grossly wrong, the loss
-on outcomes by days, since the rows of one day share their weather, prices or campaigns. Every bound holds under any number of
-looks; what may abort shares out its chance of a false alarm.
+Faults and slowness are judged row by row, the shape of the scores at once and only for gross faults, the loss on outcomes
+by days, since the rows of one day share their weather, prices or campaigns. Every bound is valid under any number of
+looks; the checks that may abort share the chance of a false alarm.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime, time, timedelta
-from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
-from mlops import trials
+from mlops import rollout
 from mlops.contract import Contract
 from mlops.releases import Release
-from monitoring.evidence import Seen
+from mlops.verdict import Check, Outcome, Verdict, check
 from monitoring.sequential import log_e_rate, log_e_split, mean_sequence
+from monitoring.sums import Sums
 
-Decision = Literal["abort", "forward", "wait"]
 _ALPHA = 0.05  # of a promotion
 _ALPHA_FAULTS, _ALPHA_LOSS, _ALPHA_SLICES, _ALPHA_SPLIT = 0.01, 0.02, 0.01, 0.001
-_SHAPE_ROWS, _SHAPE_Z, _DESIGN_EFFECT = 200, 4.0, 10.0  # rows that share a moment say less than so many
+_SHAPE_ROWS, _SHAPE_Z = 200, 4.0
+_DESIGN_EFFECT = 10.0  # of rows that are correlated
 _LATELY_DAYS = 2
-_MIN_KNOWN = 0.5  # of a day's rows: a day whose outcomes are missing is none
-_MIN_DAY = 0.2  # of the usual rows: a day that has hardly begun is not the latest
+_MIN_KNOWN = 0.5  # of a day's rows: a day without outcomes does not count
+_MIN_DAY = 0.2  # of the usual rows: a day that has just begun is not the latest
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """`estimate` with `low` and `high` against `bound`; `n` rows or days."""
-
-    name: str
-    verdict: Decision
-    n: int
-    estimate: float | None
-    low: float | None
-    high: float | None
-    bound: float
-    why: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    decision: Decision
-    reasons: list[str]
-    criteria: list[Criterion]
-    rows: int  # that both scored
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def judge(contract: Contract, release: Release, seen: Seen) -> Verdict:
-    """`contract` is the champion's; `release` the record that serves."""
-    rules = contract.judge
-    here = seen.epochs.filter(pl.col("epoch") == release.epoch)
-    lately = here.filter(pl.col("day") >= pl.col("day").max() - timedelta(days=_LATELY_DAYS - 1))  # what was good before hides nothing
-    criteria: list[Criterion] = []
-    for rows, when, tests in ((seen.epochs, "since the start", 4), (lately, "lately", 4 * max(seen.days.height, 1))):
-        criteria += [*_rates(contract, rows, when, tests), *_shape(contract, rows, when)]
-    loss = _loss(contract, release, seen)
-    criteria += [loss, *_slices(contract, seen)]
-    if (split := _split(release, seen)) is not None:
-        criteria.append(split)
-    total = int(seen.epochs["n"].sum())
-    if harm := [criterion.why for criterion in criteria if criterion.verdict == "abort"]:
-        return Verdict("abort", harm, criteria, total)
+def judge(contract: Contract, release: Release, sums: Sums) -> Verdict:
+    """`contract` is the champion's; `release` the record in force."""
+    rules, here = contract.judge, sums.revisions.filter(pl.col("revision") == release.revision)
+    # A good past must not hide a recent fault.
+    lately = here.filter(pl.col("day") >= pl.col("day").max() - timedelta(days=_LATELY_DAYS - 1))
+    checks: list[Check] = []
+    for rows, when, tests in (
+        (sums.revisions, "since the start", 4),
+        (lately, "lately", 4 * max(sums.days.height, 1)),
+    ):
+        checks += [*_rates(contract, rows, when, tests), *_shape(contract, rows, when)]
+    loss, split = _loss(contract, release, sums), _split(release, sums)
+    checks += [loss, *_slices(contract, sums), *([split] if split else [])]
+    rows_scored = int(sums.revisions["n"].sum())
+    if harm := [each.why for each in checks if each.failed]:
+        return Verdict("abort", harm, checks, [], rows_scored)
     missing = []
-    if seen.unreadable:
-        missing.append(f"{seen.unreadable} files of the log cannot be read")
+    if sums.unreadable:
+        missing.append(f"{sums.unreadable} files of the log cannot be read")
     scored = int(here["n"].sum())
     if scored < rules.min_rows:
         missing.append(f"{scored} of {rules.min_rows} rows scored by both at this weight")
-    if not all(math.isfinite(value) for value in _moments(seen.epochs).values()):
-        missing.append("the log holds scores that are no numbers")
-    if (trials.following(release, rules) or 1.0) >= rules.outcomes_from and loss.verdict != "forward":
+    if not all(math.isfinite(value) for value in _moments(sums.revisions).values()):
+        missing.append("the log has scores that are not finite")
+    if (rollout.next_weight(release, rules) or 1.0) >= rules.outcomes_from and loss.outcome != "pass":
         missing.append(loss.why)
-    if split and split.verdict != "forward":
+    if split and split.outcome != "pass":
         missing.append(split.why)
-    return Verdict("wait" if missing else "forward", missing or [f"nothing speaks against it; {loss.why}"], criteria, total)
+    reasons = missing or [f"no evidence of harm; {loss.why}"]
+    return Verdict("inconclusive" if missing else "advance", reasons, checks, [], rows_scored)
 
 
-def _rates(contract: Contract, epochs: pl.DataFrame, when: str, tests: int) -> Iterator[Criterion]:
-    """`tests`: among how many the chance of a false alarm is shared out; each day that is the latest begins one."""
+def _rates(contract: Contract, revisions: pl.DataFrame, when: str, tests: int) -> Iterator[Check]:
+    """`tests` share the chance of a false alarm; each day that is the latest begins one."""
     rules = contract.judge
-    faults, slow = (
+    for name, among, bound, word in (
         ("faults", "attempts", rules.max_fault_rate, "failed"),
         ("slow", "timed", rules.max_slow_rate, "took longer than the budget"),
-    )
-    for name, among, bound, word in (faults, slow):
-        events, attempts = int(epochs[name].sum()), int(epochs[among].sum())
+    ):
+        events, attempts = int(revisions[name].sum()), int(revisions[among].sum())
         harm = log_e_rate(events, attempts, bound) >= math.log(tests / _ALPHA_FAULTS)
         low, high = _interval(events, attempts)
         why = f"{events} of {attempts} requests {word} {when}, against {bound:.2%}"
-        yield Criterion(f"{name} {when}", "abort" if harm else "forward", attempts, events / max(attempts, 1), low, high, bound, why)
+        yield check(f"{name} {when}", not harm, events / max(attempts, 1), bound, why, n=attempts, low=low, high=high)
 
 
-def _interval(events: int, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson's, for people: the decision is the e-process's."""
-    if trials == 0:
+def _interval(events: int, attempts: int) -> tuple[float, float]:
+    """Clopper and Pearson's, for display: the e-process decides."""
+    if attempts == 0:
         return 0.0, 1.0
-    low, high = stats.beta.ppf(0.025, events, trials - events + 1), stats.beta.ppf(0.975, events + 1, trials - events)
+    low = stats.beta.ppf(0.025, events, attempts - events + 1)
+    high = stats.beta.ppf(0.975, events + 1, attempts - events)
     return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
 
 
-def _moments(epochs: pl.DataFrame) -> dict[str, float]:
-    return {name: float(epochs[name].sum()) for name in ("n", "x", "y", "xx", "yy", "xy")}
+def _moments(revisions: pl.DataFrame) -> dict[str, float]:
+    return {name: float(revisions[name].sum()) for name in ("n", "x", "y", "xx", "yy", "xy")}
 
 
-def _shape(contract: Contract, epochs: pl.DataFrame, when: str) -> Iterator[Criterion]:
-    """Gross faults of the scores, within so few rows that no outcome is needed: constant, inverted, shifted."""
-    rules, sums = contract.judge, _moments(epochs)
-    n = sums["n"]
+def _shape(contract: Contract, revisions: pl.DataFrame, when: str) -> Iterator[Check]:
+    """Gross faults of the scores, visible in so few rows that no outcome is needed: constant, inverted, shifted."""
+    rules, moments = contract.judge, _moments(revisions)
+    n = moments["n"]
     if n < _SHAPE_ROWS:
         return
-    mean_x, mean_y = sums["x"] / n, sums["y"] / n
-    # Within days: that a whole day is scored higher or lower is no matter of shape.
-    by_day = epochs.filter(pl.col("n") > 0)
-    within = {a + b: float((by_day[a + b] - by_day[a] * by_day[b] / by_day["n"]).sum()) / n for a, b in ("xx", "yy", "xy")}
+    # Within days: a whole day that is scored higher or lower is not a matter of shape.
+    by_day = revisions.filter(pl.col("n") > 0)
+    within = {
+        a + b: float((by_day[a + b] - by_day[a] * by_day[b] / by_day["n"]).sum()) / n for a, b in ("xx", "yy", "xy")
+    }
     var_x, var_y = max(within["xx"], 0.0), max(within["yy"], 0.0)
-    effective = n / _DESIGN_EFFECT
+    effective, varies = n / _DESIGN_EFFECT, var_x > 1e-9
     spread = math.sqrt(var_y / var_x) if var_x > 0 else 1.0
     widest = spread * math.exp(_SHAPE_Z / math.sqrt(2 * effective))
-    constant = var_x > 1e-9 and widest < rules.min_spread
     why = f"its scores vary {spread:.2f} times as much as the champion's {when}, against {rules.min_spread:g}"
-    yield Criterion(f"spread {when}", "abort" if constant else "forward", int(n), spread, None, widest, rules.min_spread, why)
-    if var_x > 1e-9 and var_y > 1e-9:
+    constant = varies and widest < rules.min_spread
+    yield check(f"spread {when}", not constant, spread, rules.min_spread, why, n=int(n), high=widest)
+    if varies and var_y > 1e-9:
         correlation = within["xy"] / math.sqrt(var_x * var_y)
-        z, half = math.atanh(max(-0.999999, min(0.999999, correlation))), _SHAPE_Z / math.sqrt(max(effective - 3, 1))
-        low, high = math.tanh(z - half), math.tanh(z + half)
-        why = f"its scores correlate {correlation:.2f} with the champion's {when}, against {rules.min_correlation:g}"
-        harm = high < rules.min_correlation
-        yield Criterion(f"correlation {when}", "abort" if harm else "forward", int(n), correlation, low, high, rules.min_correlation, why)
-    unit = 1.0 if contract.task == "binary" else math.sqrt(var_x) or 1.0
-    shift = (mean_y - mean_x) / unit
-    half = _SHAPE_Z * math.sqrt((var_x + var_y) / effective) / unit
-    harm = abs(shift) - half > rules.max_shift
-    why = f"its mean score lies {shift:+.2f} {'logits' if contract.task == 'binary' else 'standard deviations'} off {when}, against {rules.max_shift:g}"
-    yield Criterion(f"shift {when}", "abort" if harm else "forward", int(n), shift, shift - half, shift + half, rules.max_shift, why)
+        z = math.atanh(max(-0.999999, min(0.999999, correlation)))
+        half = _SHAPE_Z / math.sqrt(max(effective - 3, 1))
+        low, high, bound = math.tanh(z - half), math.tanh(z + half), rules.min_correlation
+        why = f"its scores correlate {correlation:.2f} with the champion's {when}, against {bound:g}"
+        yield check(f"correlation {when}", high >= bound, correlation, bound, why, n=int(n), low=low, high=high)
+    binary = contract.task == "binary"
+    unit = 1.0 if binary else math.sqrt(var_x) or 1.0
+    shift, half = (moments["y"] - moments["x"]) / n / unit, _SHAPE_Z * math.sqrt((var_x + var_y) / effective) / unit
+    bound, units = rules.max_shift, "logits" if binary else "standard deviations"
+    why = f"its mean score differs by {shift:+.2f} {units} {when}, against {bound:g}"
+    low, high = shift - half, shift + half
+    yield check(f"shift {when}", abs(shift) - half <= bound, shift, bound, why, n=int(n), low=low, high=high)
 
 
 def mature(contract: Contract, days: pl.DataFrame) -> pl.DataFrame:
-    """The days that count: over for long enough, and their outcomes there. Time is the log's own, so that a replay of a
+    """The days that count: over for long enough, with enough outcomes. The clock is the log's own, so that a replay of a
     month in an hour is judged as the month was."""
     if days.height == 0:
         return days
@@ -157,58 +135,59 @@ def mature(contract: Contract, days: pl.DataFrame) -> pl.DataFrame:
     zone = ZoneInfo(contract.time.zone if contract.time else "UTC")
     ends = [datetime.combine(day + timedelta(days=1), time(), zone).timestamp() for day in days["day"]]
     over = pl.Series(ends) + 3600 * contract.judge.maturity_hours <= latest
-    return days.filter(over & (pl.max_horizontal("n", pl.col("n0") + pl.col("n1")) >= _MIN_KNOWN * pl.col("rows")))
+    known = pl.max_horizontal("n", pl.col("n0") + pl.col("n1"))
+    return days.filter(over & (known >= _MIN_KNOWN * pl.col("rows")))
 
 
 def differences(days: pl.DataFrame) -> np.ndarray:
-    """The challenger's loss less the champion's by day, shape (days,): of rows that both scored; of the two arms' rows on
-    days on which these are fewer."""
+    """The challenger's loss less the champion's by day, shape (days,): of rows that both scored, or of the two arms' rows
+    on days with fewer of the former."""
     paired = (pl.col("n") > 0) & (2 * pl.col("n") >= pl.col("n0") + pl.col("n1"))
     apart = pl.col("l1") / pl.col("n1") - pl.col("l0") / pl.col("n0")
-    found = days.select(pl.when(paired).then(pl.col("d") / pl.col("n")).otherwise(apart)).to_series().to_numpy()
-    return found[np.isfinite(found)]
+    by_day = days.select(pl.when(paired).then(pl.col("d") / pl.col("n")).otherwise(apart)).to_series().to_numpy()
+    return by_day[np.isfinite(by_day)]
 
 
-def _loss(contract: Contract, release: Release, seen: Seen) -> Criterion:
+def _loss(contract: Contract, release: Release, sums: Sums) -> Check:
     """A canary must be shown to be no worse than the margin, an A/B challenger to be better."""
-    by_day = differences(mature(contract, seen.days))
-    mean, low, high = mean_sequence(by_day, _ALPHA)
-    harm = mean_sequence(by_day, _ALPHA_LOSS)[1] > 0
+    by_day = differences(mature(contract, sums.days))
+    n, (mean, low, high) = len(by_day), mean_sequence(by_day, _ALPHA)
     bound = 0.0 if release.mode == "ab" else contract.gate.margin
-    if len(by_day) < contract.judge.min_days:
-        why = f"outcomes of {len(by_day)} days, {contract.judge.min_days} are needed"
-        return Criterion("loss", "wait", len(by_day), _finite(mean), None, None, bound, why)
-    why = f"the loss changes by {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {len(by_day)} days, against {bound:g}"
-    decision: Decision = "abort" if harm else "forward" if high < bound else "wait"
-    return Criterion("loss", decision, len(by_day), mean, low, high, bound, why)
+    if n < contract.judge.min_days:
+        why = f"outcomes of {n} days, {contract.judge.min_days} are needed"
+        return Check("loss", "inconclusive", mean if math.isfinite(mean) else None, bound, why, n)
+    why = f"the loss changes by {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {n} days, against {bound:g}"
+    harm = mean_sequence(by_day, _ALPHA_LOSS)[1] > 0
+    outcome: Outcome = "fail" if harm else "pass" if high < bound else "inconclusive"
+    return Check("loss", outcome, mean, bound, why, n, low, high)
 
 
-def _slices(contract: Contract, seen: Seen) -> Iterator[Criterion]:
-    """Slices with enough rows and days: harm beyond their margin, the chance of a false alarm shared out among them."""
-    days = set(mature(contract, seen.days)["day"])
+def _slices(contract: Contract, sums: Sums) -> Iterator[Check]:
+    """Slices with enough rows and days: harm beyond their margin; they share the chance of a false alarm."""
+    days, gate = set(mature(contract, sums.days)["day"]), contract.gate
     found = []
-    for (name, level), part in seen.slices.filter(pl.col("n") > 0).group_by("slice", "level", maintain_order=True):
+    for (name, level), part in sums.slices.filter(pl.col("n") > 0).group_by("slice", "level", maintain_order=True):
         part = part.filter(pl.col("day").is_in(days))
-        if part["n"].sum() >= contract.gate.min_slice_rows and part.height >= contract.gate.min_slice_days:
+        if part["n"].sum() >= gate.min_slice_rows and part.height >= gate.min_slice_days:
             found.append((f"{name}={level}", part.select(pl.col("d") / pl.col("n")).to_series().to_numpy()))
     for name, by_day in found:
         mean, low, high = mean_sequence(by_day, _ALPHA_SLICES / len(found))
-        bound = contract.gate.slice_margin
-        why = f"where {name} the loss changes by {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {len(by_day)} days, against {bound:g}"
-        yield Criterion(name, "abort" if low > bound else "forward", len(by_day), mean, low, high, bound, why)
+        bound, n = gate.slice_margin, len(by_day)
+        why = f"for {name} the loss changes by {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {n} days, against {bound:g}"
+        yield check(name, low <= bound, mean, bound, why, n=n, low=low, high=high)
 
 
-def _split(release: Release, seen: Seen) -> Criterion | None:
-    """Did the arms get the entities that they were to get? If not, something that we do not see decides who is counted."""
-    if release.mode == "shadow" or release.segment or not release.weight or release.weight >= 1:
+def _split(release: Release, sums: Sums) -> Check | None:
+    """Sample ratio mismatch: if the arms did not get their shares of the entities, something unseen decides who is
+    counted."""
+    if release.mode == "shadow" or release.cohort or not release.weight or release.weight >= 1:
         return None
-    counts = {int(arm): int(number) for epoch, arm, number in seen.entities.iter_rows() if epoch == release.epoch}
-    exposed, total = counts.get(1, 0), sum(counts.values())
-    off = log_e_split([total - exposed, exposed], [1 - release.weight, release.weight]) >= math.log(1 / _ALPHA_SPLIT)
+    counts = {int(arm): int(n) for revision, arm, n in sums.entities.iter_rows() if revision == release.revision}
+    exposed, total, weight = counts.get(1, 0), sum(counts.values()), release.weight
+    off = log_e_split([total - exposed, exposed], [1 - weight, weight]) >= math.log(1 / _ALPHA_SPLIT)
     low, high = _interval(exposed, total)
-    why = f"{exposed} of {total} entities had the challenger, at a weight of {release.weight:g}{': they were not split so' if off else ''}"
-    return Criterion("split", "wait" if off else "forward", total, exposed / max(total, 1), low, high, release.weight, why)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    why = (
+        f"{exposed} of {total} entities had the challenger, at a weight of {weight:g}{': sample ratio mismatch' * off}"
+    )
+    outcome: Outcome = "inconclusive" if off else "pass"
+    return Check("split", outcome, exposed / max(total, 1), weight, why, total, low, high)

@@ -1,4 +1,4 @@
-"""Inference that stays valid however often one looks: e-processes and confidence sequences.
+"""Inference that is valid under any number of looks: e-processes and confidence sequences.
 
 An e-process is on average at most 1 while its hypothesis holds, at every look, so it reaches 1/alpha with a chance of at
 most alpha (Ville's inequality). A confidence sequence is such an interval for every look at once.
@@ -15,20 +15,22 @@ from scipy import special, stats
 _TUNED_DAYS = 14  # where the confidence sequence is narrowest
 
 
-def log_e_rate(events: int, trials: int, bound: float) -> float:
-    """Logarithm of the e-value against "the rate is at most `bound`" after `events` in `trials`.
+def log_e_rate(events: int, attempts: int, bound: float) -> float:
+    """Logarithm of the e-value against "the rate is at most `bound`" after `events` in `attempts`.
 
     Likelihood ratio to the bound, mixed over the rates above it by a Beta distribution with a mean of ten times the bound
     (Howard, Ramdas, McAuliffe, Sekhon 2021, one-sided beta-binomial mixture). For an exceedance of a threshold this is
     the test of a quantile (Howard, Ramdas 2022).
     """
-    if trials == 0:
+    if attempts == 0:
         return 0.0
     a = 0.5
     b = a * max(1 / (10 * bound) - 1, 1.0)
     prior = special.betaln(a, b) + _log(special.betaincc(a, b, bound))
-    posterior = special.betaln(a + events, b + trials - events) + _log(special.betaincc(a + events, b + trials - events, bound))
-    return float(posterior - prior - events * math.log(bound) - (trials - events) * math.log1p(-bound))
+    posterior = special.betaln(a + events, b + attempts - events) + _log(
+        special.betaincc(a + events, b + attempts - events, bound)
+    )
+    return float(posterior - prior - events * math.log(bound) - (attempts - events) * math.log1p(-bound))
 
 
 def _log(value: float) -> float:

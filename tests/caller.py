@@ -29,12 +29,12 @@ class Answer(NamedTuple):
     sent: float
     at: float
     status: int
-    epoch: int
+    revision: int
     model: str
 
 
 class _Body(msgspec.Struct):
-    epoch: int = 0
+    revision: int = 0
     model: str = ""
 
 
@@ -44,9 +44,13 @@ _body = msgspec.json.Decoder(_Body).decode
 class Caller:
     """Calls while its block runs: at a constant rate, however long the answers take, or as fast as they come."""
 
-    def __init__(self, service: Any, bodies: Sequence[dict[str, Any]], per_second: float | None = None, connections: int = 16):
+    def __init__(
+        self, service: Any, bodies: Sequence[dict[str, Any]], per_second: float | None = None, connections: int = 16
+    ):
         head = f"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nauthorization: Bearer {service.key}\r\n"
-        requests = [f"{head}content-length: {len(body)}\r\n\r\n{body}" for body in map(json.dumps, bodies)]  # plain ASCII
+        requests = [
+            f"{head}content-length: {len(body)}\r\n\r\n{body}" for body in map(json.dumps, bodies)
+        ]  # plain ASCII
         self._told = {"port": service.port, "requests": requests, "per_second": per_second, "connections": connections}
         self.answers: list[Answer] = []
 
@@ -54,7 +58,9 @@ class Caller:
         command = [sys.executable, "-m", "tests.caller"]
         self._out = tempfile.NamedTemporaryFile()
         told = json.dumps(self._told | {"out": self._out.name})
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(told.encode() + b"\n")
@@ -131,14 +137,15 @@ class _Connection(asyncio.Protocol):
             self._answered(0, _Body())
 
     def _answered(self, status: int, said: _Body) -> None:
-        self._calls.answers.append(Answer(self.sent, time.time(), status, said.epoch, said.model))
+        self._calls.answers.append(Answer(self.sent, time.time(), status, said.revision, said.model))
         self.sent = 0.0
 
 
 async def _call(told: dict[str, Any]) -> list[Answer]:
     loop, calls = asyncio.get_running_loop(), _Calls(told["requests"], told["per_second"])
     connections = [
-        (await loop.create_connection(lambda: _Connection(calls), "127.0.0.1", told["port"]))[1] for _ in range(told["connections"])
+        (await loop.create_connection(lambda: _Connection(calls), "127.0.0.1", told["port"]))[1]
+        for _ in range(told["connections"])
     ]
     print(flush=True)
     ended = loop.run_in_executor(None, sys.stdin.read)

@@ -42,9 +42,13 @@ def s3_endpoint() -> Iterator[str]:
     # One request at a time: moto's put-if-absent looks first and writes then, where S3's is one step.
     serve = f"run_simple('127.0.0.1', {port}, DomainDispatcherApplication(create_backend_app), threaded=False)"
     imports = "from moto.server import DomainDispatcherApplication, create_backend_app; from werkzeug.serving import run_simple"
-    server = subprocess.Popen([sys.executable, "-c", f"{imports}; {serve}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"{imports}; {serve}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+    )
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -97,7 +101,12 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _start(folder: Path) -> str:
     url = f"http://127.0.0.1:{(port := free_port(5100))}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     with (folder / "mlflow.log").open("w") as log:
         told = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as the platform runs it
         server = subprocess.Popen(command, env=told, stdout=log, stderr=log, start_new_session=True)

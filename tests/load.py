@@ -23,14 +23,16 @@ class Answer:
     at: float
     status: int
     row: dict[str, Any]
-    epoch: int = 0
+    revision: int = 0
     model: str = ""
     prediction: dict[str, Any] = field(default_factory=dict)  # id, prediction, score
 
 
 def numbered(number: int) -> dict[str, Any]:
     """The row of one request; no two are alike."""
-    return synthetic.request(size=number % 9_973 / 1000, customer=f"c{number}", color=["red", "green", "new"][number % 3])
+    return synthetic.request(
+        size=number % 9_973 / 1000, customer=f"c{number}", color=["red", "green", "new"][number % 3]
+    )
 
 
 class Load:
@@ -47,7 +49,9 @@ class Load:
         self.answers: list[Answer] = []
         self._service, self._every, self._count, self._row = service, threads / per_second, count, row
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(position, threads), daemon=True) for position in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(position, threads), daemon=True) for position in range(threads)
+        ]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -73,7 +77,9 @@ class Load:
     def _run(self, thread: int, step: int) -> None:
         number, due = thread, time.monotonic()
         with httpx.Client(base_url=self._service.url, headers=self._service.http.headers, timeout=10) as http:
-            while (self._count is None or number < self._count) and not self._stop.wait(max(0.0, due - time.monotonic())):
+            while (self._count is None or number < self._count) and not self._stop.wait(
+                max(0.0, due - time.monotonic())
+            ):
                 self.answers.append(self._ask(http, thread, self._row(number)))
                 number, due = number + step, max(due + self._every, time.monotonic() - self._every)
 
@@ -87,4 +93,4 @@ class Load:
         if answer.status_code != 200:
             return Answer(thread, sent, at, answer.status_code, row)
         body = answer.json()
-        return Answer(thread, sent, at, 200, row, body["epoch"], body["model"], body["predictions"][0])
+        return Answer(thread, sent, at, 200, row, body["revision"], body["model_version"], body["predictions"][0])

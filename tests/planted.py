@@ -120,7 +120,12 @@ def _no_number(scores: str) -> list[Any]:
 
 
 def _constant(scores: str) -> list[Any]:
-    return [*_p(scores), _node("Mul", ["p", "zero"], "nothing"), _node("Add", ["nothing", "half"], "worse"), *_out("worse")]
+    return [
+        *_p(scores),
+        _node("Mul", ["p", "zero"], "nothing"),
+        _node("Add", ["nothing", "half"], "worse"),
+        *_out("worse"),
+    ]
 
 
 def _inverted(scores: str) -> list[Any]:
@@ -128,18 +133,36 @@ def _inverted(scores: str) -> list[Any]:
 
 
 def _shifted(scores: str) -> list[Any]:
-    return [*_p(scores), *_logit(), _node("Add", ["logit", "up"], "higher"), _node("Sigmoid", ["higher"], "worse"), *_out("worse")]
+    return [
+        *_p(scores),
+        *_logit(),
+        _node("Add", ["logit", "up"], "higher"),
+        _node("Sigmoid", ["higher"], "worse"),
+        *_out("worse"),
+    ]
 
 
 def _on_one_slice(scores: str) -> list[Any]:
-    found = _node("LabelEncoder", ["color"], "grey", domain="ai.onnx.ml", keys_strings=["grey"], values_floats=[1.0], default_float=0.0)
+    found = _node(
+        "LabelEncoder",
+        ["color"],
+        "grey",
+        domain="ai.onnx.ml",
+        keys_strings=["grey"],
+        values_floats=[1.0],
+        default_float=0.0,
+    )
     turned = [_node("Cast", ["grey"], "is_grey", to=TensorProto.BOOL), _node("Sub", ["one", "p"], "turned")]
     return [*_p(scores), found, *turned, _node("Where", ["is_grey", "turned", "p"], "worse"), *_out("worse")]
 
 
 def _degrading(scores: str) -> list[Any]:
     """The warmer it gets, the further off."""
-    drift = [_node("Sub", ["heat", "warm"], "above"), _node("Relu", ["above"], "over"), _node("Mul", ["over", "steep"], "by")]
+    drift = [
+        _node("Sub", ["heat", "warm"], "above"),
+        _node("Relu", ["above"], "over"),
+        _node("Mul", ["over", "steep"], "by"),
+    ]
     known = [_node("IsNaN", ["by"], "unknown"), _node("Where", ["unknown", "zero", "by"], "shift")]
     return [
         *_p(scores),

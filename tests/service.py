@@ -68,8 +68,8 @@ class Service:
                 total += float(value)
         return total
 
-    def serves(self, epoch: int, timeout: float = 20) -> None:
-        self.until(lambda: self.metric("mlops_release_epoch", state="serving") == epoch, timeout)
+    def serves(self, revision: int, timeout: float = 20) -> None:
+        self.until(lambda: self.metric("mlops_release_revision", state="serving") == revision, timeout)
 
     def until(self, condition: Callable[[], bool], timeout: float = 20) -> None:
         deadline = time.monotonic() + timeout

@@ -11,13 +11,13 @@ import polars as pl
 import yaml
 
 from mlops import bundle as bundles
+from mlops.attestations import attest
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
-from mlops.statements import state
-from training import data, estimator, evaluate, package
+from training import data, estimator, evaluation, package
+from training.definition import ModelDefinition, load_definition
 from training.export import export
-from training.recipe import Recipe, recipe
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 MODEL = "synthetic"
@@ -57,7 +57,9 @@ def frame(days: int = 100, rows_a_day: int = 60, seed: int = 0) -> pl.DataFrame:
     member = random.random(n) < 0.5
     shock = random.normal(scale=0.3, size=days)[day]
     signal = 1.2 * size + 0.4 * heat + 0.8 * np.abs(heat) + 0.7 * (color == "red") - 0.5 * member * size + shock - 1.1
-    at = [START + timedelta(days=int(d), minutes=int(m)) for d, m in zip(day, random.integers(120, 1400, n), strict=True)]
+    at = [
+        START + timedelta(days=int(d), minutes=int(m)) for d, m in zip(day, random.integers(120, 1400, n), strict=True)
+    ]
     return pl.DataFrame({
         "at": at,
         "heat_at": [moment - timedelta(hours=2) for moment in at],
@@ -75,10 +77,12 @@ def frame(days: int = 100, rows_a_day: int = 60, seed: int = 0) -> pl.DataFrame:
     })  # fmt: skip
 
 
-def write_model(models: Path, rows: pl.DataFrame, contract: dict[str, Any] | None = None, features: str = "") -> Recipe:
+def write_model(
+    models: Path, rows: pl.DataFrame, contract: dict[str, Any] | None = None, features: str = ""
+) -> ModelDefinition:
     """A model's folder below `models`, as a fork has it."""
     contract = contract or contract_yaml()
-    folder = models / contract["model"]
+    folder = models / contract["model_version"]
     folder.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(folder / "rows.parquet")
     (folder / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
@@ -87,30 +91,39 @@ def write_model(models: Path, rows: pl.DataFrame, contract: dict[str, Any] | Non
     )
     if features:
         (folder / "features.py").write_text(features)
-    return recipe(contract["model"], folder)
+    return load_definition(contract["model_version"], folder)
 
 
-def build(contract: Contract | None = None, rows: pl.DataFrame | None = None, seed: int = 0, **parameters: Any) -> Bundle:
+def build(
+    contract: Contract | None = None, rows: pl.DataFrame | None = None, seed: int = 0, **parameters: Any
+) -> Bundle:
     """A real bundle in about a second, without a server: what `train` makes, less the gate."""
     contract = contract or Contract.model_validate(contract_yaml())
     rows = data.canonical(frame() if rows is None else rows)
-    train, holdout = data.cut(rows, contract, contract.windows.train), data.cut(rows, contract, contract.windows.holdout)
+    train, holdout = (
+        data.cut(rows, contract, contract.windows.train),
+        data.cut(rows, contract, contract.windows.holdout),
+    )
     from training.features import preprocess
 
-    pipeline = estimator.fit(estimator.build(contract, {"max_iter": 20, **parameters}, seed, preprocess), train.frame, contract)
+    pipeline = estimator.fit(
+        estimator.build(contract, {"max_iter": 20, **parameters}, seed, preprocess), train.frame, contract
+    )
     origin = package.provenance(contract, data.fingerprint(rows), train, holdout, seed, parameters)
-    metrics = evaluate.summary(contract, holdout.frame[contract.target].to_numpy(), estimator.score(pipeline, holdout.frame, contract))
+    metrics = evaluation.summary(
+        contract, holdout.frame[contract.target].to_numpy(), estimator.score(pipeline, holdout.frame, contract)
+    )
     scores = estimator.score(pipeline, train.frame, contract)
     return package.bundle(contract, pipeline, export(pipeline, contract), train.frame, scores, origin, metrics)
 
 
 def publish(environment: Environment, bundle: Bundle, verdict: str = "passed") -> str:
-    """Write and sign a bundle as a training does; returns the digest. `door.release` takes it from there."""
+    """Write and sign a bundle as a training does; returns the digest. `promotion.release` takes it from there."""
     model = bundle.contract.model
-    digest = bundles.write(environment.store, model, bundle)
-    state(environment.store, environment.keys, "built", model, digest)
+    digest = bundles.write(environment.model(model), bundle)
+    attest(environment.model(model), "built", digest)
     reasons = [] if verdict == "passed" else ["loss: planted"]
-    state(environment.store, environment.keys, "gate", model, digest, verdict=verdict, details={"reasons": reasons})
+    attest(environment.model(model), "gate", digest, verdict=verdict, details={"reasons": reasons})
     return digest
 
 

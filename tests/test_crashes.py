@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mlops import releases
+from mlops.attestations import require_gate
 from mlops.bundle import Bundle
-from mlops.errors import Refused
-from mlops.statements import require_gate
+from mlops.errors import VerificationError
 from tests import synthetic
 from tests.proofs import batch, crashes
 
@@ -21,9 +21,11 @@ def test_a_training_killed_while_it_signs_leaves_nothing_to_release_and_the_next
         at.crash("/gate-", "train")  # the verdict is its last word; MLflow has a version by then
         (digest,) = {key.split("/")[3] for key in store.keys(f"models/{synthetic.MODEL}/bundles")}
         assert not crashes.unsound(at)
-        with pytest.raises(Refused, match="has no signed 'built' and gate statement"):
+        with pytest.raises(VerificationError, match="has no signed 'built' and gate attestation"):
             require_gate(store, keyring, synthetic.MODEL, digest)
-        assert any("RUNNING" in fault for fault in crashes.unregistered(at, digest)), "the killed runs say so until then"
+        assert any("RUNNING" in fault for fault in crashes.unregistered(at, digest)), (
+            "the killed runs say so until then"
+        )
         assert at.run("train")["digest"] == digest
         assert not crashes.unsound(at) + crashes.unregistered(at, digest)
         assert require_gate(store, keyring, synthetic.MODEL, digest).verdict == "passed"
@@ -38,18 +40,20 @@ def published(tmp_path: Path, first_bundle: Bundle) -> tuple[crashes.Place, str]
 def test_a_release_killed_around_its_record_is_there_or_is_not(published: tuple[crashes.Place, str]) -> None:
     at, digest = published
 
-    def epochs() -> list[int]:
-        return [release.epoch for release in releases.read(at.environment.store, synthetic.MODEL)]
+    def revisions() -> list[int]:
+        return [release.revision for release in releases.read(at.environment.store, synthetic.MODEL)]
 
     # Two changes, the approval and the record, each with a step before it and one after.
     at.crash(3, "release", digest)
-    assert (epochs(), crashes.unsound(at)) == ([], [])
+    assert (revisions(), crashes.unsound(at)) == ([], [])
     at.crash(2, "release", digest)  # the approval is there: the record is the only change
-    assert (epochs(), crashes.unsound(at)) == ([1], [])
-    assert at.run("release", digest)["epoch"] == 2
+    assert (revisions(), crashes.unsound(at)) == ([1], [])
+    assert at.run("release", digest)["revision"] == 2
 
 
-def test_a_scoring_killed_between_the_files_of_a_part_goes_on(published: tuple[crashes.Place, str], tmp_path: Path) -> None:
+def test_a_scoring_killed_between_the_files_of_a_part_goes_on(
+    published: tuple[crashes.Place, str], tmp_path: Path
+) -> None:
     at, digest = published
     at.run("release", digest)
     source = batch.write(45_000, tmp_path / "rows.parquet")

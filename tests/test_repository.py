@@ -17,7 +17,9 @@ from mlops.environment import ROOT
 PARTS = ("app", "training", "monitoring")
 TRACKED = [
     ROOT / line
-    for line in subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    for line in subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 ]
 FILES = [path for path in TRACKED if path.is_file()]
 README = (ROOT / "README.md").read_text()
@@ -47,7 +49,9 @@ def test_the_readme_is_short_and_its_targets_exist() -> None:
     assert {verb for verbs in re.findall(r"`make ([a-z ]+)`", README) for verb in verbs.split()} <= targets
 
 
-@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", "SECURITY.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_and_folders_of_a_document_exist(document: str) -> None:
     path = ROOT / document
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
@@ -59,7 +63,9 @@ def test_uv_may_lie_in_a_folder_with_a_space(tmp_path: Path) -> None:
     uv.parent.mkdir()
     uv.touch(0o755)
     path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["make", "-n", "install"], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "install"], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -74,7 +80,9 @@ def test_the_tests_of_ci_are_those_of_the_readme() -> None:
 def test_a_workflow_is_pinned_limited_and_asks_for_little(workflow: Path) -> None:
     text, parsed = workflow.read_text(), yaml.safe_load(workflow.read_text())
     assert parsed["permissions"] == {}
-    assert [use for use in re.findall(r"uses: (\S+)", text) if not re.fullmatch(r"(\./.*|[\w./-]+@[0-9a-f]{40})", use)] == []
+    assert [
+        use for use in re.findall(r"uses: (\S+)", text) if not re.fullmatch(r"(\./.*|[\w./-]+@[0-9a-f]{40})", use)
+    ] == []
     for name, job in parsed["jobs"].items():
         assert job.get("timeout-minutes", 999) <= 90, name
         assert "permissions" in job, name
@@ -99,7 +107,11 @@ def test_locks_agree_on_versions() -> None:
 
 
 def test_the_example_is_named_in_its_two_folders_alone() -> None:
-    code = [p for p in FILES if p.suffix in (".py", ".yaml", ".yml", ".html") and "models/flights" not in str(p) and p != Path(__file__)]
+    code = [
+        p
+        for p in FILES
+        if p.suffix in (".py", ".yaml", ".yml", ".html") and "models/flights" not in str(p) and p != Path(__file__)
+    ]
     assert [str(p) for p in code if re.search(r"\bflights\b|nycflights", p.read_text())] == []
 
 

@@ -1,8 +1,9 @@
-"""The rows of a training: put in order, fingerprinted, validated, cut into windows."""
+"""The rows of a training: loaded, validated, put in order, fingerprinted, cut into windows."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -10,13 +11,28 @@ import numpy as np
 import polars as pl
 
 from mlops.contract import Contract, Window
-from mlops.errors import Fault
+from mlops.environment import Environment
+from mlops.errors import UserError
+from training.definition import ModelDefinition
+from training.source import read_snapshot
+from training.validation import validate
 
-_HASH_BLOCKS = 50  # stand in for days where there is no time
+_HASH_BLOCKS = 50  # stand in for days if there is no time
+
+
+def prepare(environment: Environment, definition: ModelDefinition) -> pl.DataFrame:
+    """The valid rows of `load()` (or of the snapshot, with MLOPS_DATA=snapshot), in canonical order."""
+    contract = definition.contract
+    if os.environ.get("MLOPS_DATA", "load") == "load":
+        rows = definition.load()
+    else:
+        rows = read_snapshot(environment.store, contract.model)
+    require_columns(rows, contract)
+    return canonical(validate(rows, contract, environment.home / "reports" / contract.model / "quarantine.csv"))
 
 
 def canonical(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same rows, however they came, in one order; columns by name."""
+    """The same rows in one order, whatever theirs was; columns by name."""
     frame = frame.select(sorted(frame.columns))
     return frame.sort(frame.columns, nulls_last=True)
 
@@ -31,14 +47,17 @@ def require_columns(frame: pl.DataFrame, contract: Contract) -> None:
     wanted = [*contract.features, contract.target, *contract.entity, *sorted(times)]
     wanted += [contract.time.column] if contract.time else []
     if missing := [name for name in wanted if name not in frame.columns]:
-        raise Fault("data.py", missing[0], f"the contract names it, but load() returns only {', '.join(sorted(frame.columns))}")
-    if contract.task == "binary" and not set(frame[contract.target].drop_nulls().cast(pl.Float64).unique().to_list()) <= {0.0, 1.0}:
-        shown = frame[contract.target].drop_nulls().unique().sort().head(4).to_list()
-        raise Fault("target", contract.target, f"holds {shown}; a binary target is 0 or 1 (false or true)")
+        raise UserError(
+            "data.py", missing[0], f"is in the contract, but load() returns only {', '.join(sorted(frame.columns))}"
+        )
+    values = frame[contract.target].drop_nulls().unique().sort()
+    if contract.task == "binary" and not set(values.cast(pl.Float64).to_list()) <= {0.0, 1.0}:
+        hint = f"has the values {values.head(4).to_list()}; a binary target is 0 or 1 (false or true)"
+        raise UserError("target", contract.target, hint)
 
 
 def days(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
-    """The day of each row in the contract's zone, as days since 1970; hash blocks where there is no time."""
+    """The day of each row in the contract's zone, as days since 1970; hash blocks if there is no time."""
     if contract.time is None:
         return (_hashes(frame, contract) * _HASH_BLOCKS * 1000).astype(np.int64) % _HASH_BLOCKS
     return _dates(frame, contract).cast(pl.Int32).to_numpy()
@@ -50,23 +69,25 @@ def _dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
     if column.dtype == pl.Date:
         return column
     if not isinstance(column.dtype, pl.Datetime):
-        raise Fault("time.column", contract.time.column, f"is {column.dtype} in the data; load() must return dates or datetimes")
+        raise UserError(
+            "time.column", contract.time.column, f"is {column.dtype} in the data; load() must return dates or datetimes"
+        )
     zoned = column.dt.replace_time_zone("UTC") if column.dtype.time_zone is None else column
     return zoned.dt.convert_time_zone(contract.time.zone).dt.date()
 
 
 def _hashes(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
-    """A fraction in [0, 1) for each row from its own content, so that a row stays on its side of a split."""
+    """A fraction in [0, 1) for each row, from its content: a row stays on its side of a split."""
     columns = sorted([*contract.features, contract.target])
     rows = frame.select(pl.col(columns).cast(pl.String)).iter_rows()
-    # Not Polars' own hash: it may change with the version, and rows would change sides.
+    # Not Polars' own hash, which may change with its version.
     digests = b"".join(hashlib.blake2b(repr(row).encode(), digest_size=8).digest() for row in rows)
     return np.frombuffer(digests, dtype=">u8") / 2.0**64
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The rows of a window, and the window with fractions made days where there is a time."""
+    """The rows of a window, and the window: its fractions became days if there is a time."""
 
     frame: pl.DataFrame
     window: Window
@@ -75,7 +96,7 @@ class Cut:
 def cut(frame: pl.DataFrame, contract: Contract, window: Window) -> Cut:
     if contract.time is None:
         if isinstance(window.start, date):
-            raise Fault("window", str(window), "dates need a 'time' in the contract; use fractions")
+            raise UserError("window", str(window), "dates need a 'time' in the contract; use fractions")
         part = _hashes(frame, contract)
         rows = frame.filter(pl.Series((part >= window.start) & (part < window.end)))
     else:
@@ -86,12 +107,32 @@ def cut(frame: pl.DataFrame, contract: Contract, window: Window) -> Cut:
             assert isinstance(last, date)
             assert not isinstance(window.end, date)
             span = (last - first).days + 1
-            window = Window(start=first + timedelta(int(span * window.start)), end=first + timedelta(int(span * window.end)))
+            window = Window(
+                start=first + timedelta(int(span * window.start)), end=first + timedelta(int(span * window.end))
+            )
         rows = frame.filter((dates >= window.start) & (dates < window.end))
     if rows.height == 0:
-        raise Fault("window", str(window), "holds no rows")
+        raise UserError("window", str(window), "contains no rows")
     return Cut(rows, window)
 
 
 def overlap(a: Window, b: Window) -> bool:
     return a.start < b.end and b.start < a.end  # ty: ignore[unsupported-operator]
+
+
+@dataclass(frozen=True)
+class Split:
+    train: Cut
+    holdout: Cut
+    fingerprint: str
+
+
+def split(rows: pl.DataFrame, contract: Contract, train: Window | None = None, holdout: Window | None = None) -> Split:
+    """The contract's windows, unless others are given. Raises UserError if they overlap or are empty."""
+    first, second = (
+        cut(rows, contract, train or contract.windows.train),
+        cut(rows, contract, holdout or contract.windows.holdout),
+    )
+    if overlap(first.window, second.window):
+        raise UserError("holdout", str(second.window), f"overlaps the training window {first.window}")
+    return Split(first, second, fingerprint(pl.concat([first.frame, second.frame])))

@@ -11,16 +11,22 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from mlops.contract import Contract
-from mlops.errors import Fault
+from mlops.errors import UserError
 from training import features
 
-DEFAULTS = {"learning_rate": 0.1, "max_iter": 100, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}
+DEFAULTS = {
+    "learning_rate": 0.1,
+    "max_iter": 100,
+    "max_leaf_nodes": 31,
+    "min_samples_leaf": 20,
+    "l2_regularization": 0.0,
+}
 
 
 def build(contract: Contract, parameters: dict[str, Any], seed: int, preprocess: Callable[[Contract], Any]) -> Pipeline:
     """An unfitted pipeline. `parameters`: `estimator` (boosting, the default, or linear) and those of boosting.
 
-    No early stopping: it holds out a random part, so that the model would depend on more than data and parameters.
+    No early stopping: it holds out random rows, so the model would depend on more than data and parameters.
     """
     parameters = dict(parameters)
     kind: Literal["boosting", "linear"] = parameters.pop("estimator", "boosting")
@@ -28,9 +34,9 @@ def build(contract: Contract, parameters: dict[str, Any], seed: int, preprocess:
         model = LogisticRegression(max_iter=500) if contract.task == "binary" else Ridge()
         return Pipeline([("features", features.preprocess_linear(contract)), ("model", model)])
     if kind != "boosting":
-        raise Fault("parameters.estimator", kind, "use boosting or linear")
+        raise UserError("parameters.estimator", kind, "use boosting or linear")
     if unknown := set(parameters) - set(DEFAULTS):
-        raise Fault("parameters", sorted(unknown)[0], f"is not one of {', '.join(DEFAULTS)}")
+        raise UserError("parameters", sorted(unknown)[0], f"is not one of {', '.join(DEFAULTS)}")
     # categorical_features=None: with its own encoding of categories it exports a different model.
     options = DEFAULTS | parameters | {"early_stopping": False, "random_state": seed, "categorical_features": None}
     if contract.task == "binary":
@@ -44,16 +50,17 @@ def baseline(contract: Contract) -> Pipeline:
     return build(contract, {"estimator": "linear"}, 0, features.preprocess)
 
 
-@threadpool_limits.wrap(limits=1)  # sums of floats depend on how many threads add: one, for the same model everywhere
+@threadpool_limits.wrap(limits=1)  # sums of floats depend on the number of threads: one, for the same model everywhere
 def fit(pipeline: Pipeline, frame: pl.DataFrame, contract: Contract) -> Pipeline:
     if empty := [name for name in contract.features if frame[name].null_count() == frame.height]:
-        raise Fault(
-            "features", empty[0], "has no value in any row of the training part; take it out of the contract, or take a longer window"
-        )
+        hint = "has no value in any row of the training window; remove it from the contract, or use a longer window"
+        raise UserError("features", empty[0], hint)
     rows, y = features.inputs(frame, contract), frame[contract.target].to_numpy()
     pipeline.fit(rows, y)
     if isinstance(model := pipeline.steps[-1][1], Ridge):
-        model.intercept_ += np.median(y - pipeline.predict(rows))  # the loss is the absolute error, so its constant is the median
+        model.intercept_ += np.median(
+            y - pipeline.predict(rows)
+        )  # the loss is the absolute error: its constant is the median
     return pipeline
 
 

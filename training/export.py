@@ -9,7 +9,7 @@ from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.pipeline import Pipeline
 
 from mlops.contract import Contract
-from mlops.errors import Fault
+from mlops.errors import UserError
 
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 
@@ -26,13 +26,14 @@ def export(pipeline: Pipeline, contract: Contract) -> bytes:
         graph = to_onnx(pipeline, initial_types=cast(Any, types), options=options, target_opset=_OPSET)
     except Exception as error:
         step = type(pipeline.steps[-1][1]).__name__
-        raise Fault("features.py", step, f"cannot be exported to ONNX: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            "features.py", step, f"cannot be exported to ONNX: {str(error).splitlines()[0][:200]}"
+        ) from None
     return _packed(graph, contract).SerializeToString()
 
 
 def _packed(graph: Any, contract: Contract) -> Any:
-    """Two inputs, `numbers` and `categories`, split into the columns inside: feeding one tensor a column costs more
-    than the model does."""
+    """Two inputs, `numbers` and `categories`, split into columns inside: one tensor a column costs more than the model."""
     kinds = {"numbers": TensorProto.FLOAT, "categories": TensorProto.STRING}
     inside, nodes = graph.graph, list(graph.graph.node)
     del inside.node[:], inside.input[:]

@@ -1,4 +1,4 @@
-"""From request columns to what an estimator takes: all of it becomes part of the exported graph."""
+"""From request columns to the estimator's inputs: all of it becomes part of the exported graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from mlops.contract import Contract
 def preprocess(contract: Contract) -> ColumnTransformer:
     """For trees: numbers as they are, categories by number; -1 for one that training did not see."""
     ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
-    return ColumnTransformer([("numbers", "passthrough", contract.numbers), ("categories", ordinal, contract.categories)])
+    return ColumnTransformer(
+        [("numbers", "passthrough", contract.numbers), ("categories", ordinal, contract.categories)]
+    )
 
 
 def preprocess_linear(contract: Contract) -> ColumnTransformer:
@@ -28,7 +30,9 @@ def preprocess_linear(contract: Contract) -> ColumnTransformer:
 def inputs(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     """The request columns alone, as the graph gets them: float32 with NaN, strings with ""."""
     return frame.select(
-        pl.col(name).cast(pl.String).fill_null("") if feature.type == "category" else pl.col(name).cast(pl.Float32).fill_null(np.nan)
+        pl.col(name).cast(pl.String).fill_null("")
+        if feature.type == "category"
+        else pl.col(name).cast(pl.Float32).fill_null(np.nan)
         for name, feature in contract.features.items()
     )
 

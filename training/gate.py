@@ -1,36 +1,32 @@
-"""The gate: may this model replace the one that serves? Every check has a value, a bound and a reason.
+"""The gate: may this model replace the one that serves? Every check has an estimate, a bound and a reason.
 
-The unit of evidence is the day, since rows of one day share their weather, prices or campaigns: every interval
-is a bootstrap over days. Loss must be shown not to be worse (non-inferiority); slices, calibration and fairness refuse
-on evidence of harm beyond their margin.
+The unit of evidence is the day, since rows of one day share their weather, prices or campaigns: every interval is a
+bootstrap over days. Loss must be shown not to be worse (non-inferiority); slices, calibration and fairness refuse on
+evidence of harm beyond their margin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import polars as pl
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from mlops.contract import Contract
-from training import evaluate
+from mlops.errors import UserError
+from mlops.model import Model
+from mlops.verdict import Check, Verdict, check
+from training import data, evaluation, features
+from training.package import Candidate
 
+ACCEPTABLE = ("too_good", "leakage")
 _RESAMPLES = 2000
 _ALPHA = 0.05
 _BLOCK_DAYS = 7
 _ROUNDING = 1e-6  # two scorings of one model differ by as much
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    passed: bool
-    value: float | str
-    bound: str
-    why: str
-    accepted: str = ""  # a person's reason to let it pass
 
 
 @dataclass(frozen=True)
@@ -45,33 +41,39 @@ class Evidence:
     groups: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    checks: list[Check]
-    untestable: list[str] = field(default_factory=list)
+def evidence(contract: Contract, rows: pl.DataFrame, candidate: Candidate, champion: Model | None) -> Evidence:
+    """`rows`: the held-out ones."""
+    grouped = {*contract.slices, *(name for name, feature in contract.features.items() if feature.protected)}
+    scores = champion.score_arrays(features.arrays(rows, champion.contract)).astype(float) if champion else None
+    return Evidence(
+        y=rows[contract.target].to_numpy(),
+        day=data.days(rows, contract),
+        score=candidate.scores,
+        baseline=candidate.baseline,
+        champion=scores,
+        groups={name: rows[name].cast(pl.String).fill_null("missing").to_numpy().astype(str) for name in grouped},
+    )
 
-    @property
-    def passed(self) -> bool:
-        return all(check.passed or check.accepted for check in self.checks)
 
-    @property
-    def reasons(self) -> list[str]:
-        return [f"{check.name}: {check.why}" for check in self.checks if not check.passed and not check.accepted]
+def require_acceptable(accept: dict[str, str]) -> None:
+    if foreign := set(accept) - set(ACCEPTABLE):
+        raise UserError("accept", sorted(foreign)[0], f"only {' and '.join(ACCEPTABLE)} can be accepted by hand")
 
 
-def judge(contract: Contract, evidence: Evidence, facts: list[Check]) -> Verdict:
-    """`facts`: checks established before (leakage, golden rows, parity, size, latency)."""
-    checks = [*facts, *_sanity(evidence)]
-    if not np.isfinite(evidence.score).all():
-        return Verdict(checks)  # nothing else can be measured
-    weights = _Resampling(evidence.day)
-    checks += _floors(contract, evidence, weights)
-    if evidence.champion is None:
-        return Verdict(checks)
-    slices, untestable = _slices(contract, evidence)
-    checks += [_enough_days(contract, evidence), *_against_champion(contract, evidence, weights), *slices]
-    checks += [_calibration(contract, evidence, weights), *_fairness(contract, evidence, weights)]
-    return Verdict(checks, untestable)
+def decide(contract: Contract, evidence: Evidence, facts: list[Check], accept: dict[str, str]) -> Verdict:
+    """`facts`: checks made before (leakage, golden rows, parity, size, latency); `accept`: failed checks to ignore, with
+    the reason."""
+    checks, untestable = [*facts, *_sanity(evidence)], []
+    if np.isfinite(evidence.score).all():  # otherwise nothing else can be measured
+        weights = _Resampling(evidence.day)
+        checks += _floors(contract, evidence, weights)
+        if evidence.champion is not None:
+            slices, untestable = _slices(contract, evidence)
+            checks += [_enough_days(contract, evidence), *_against_champion(contract, evidence, weights), *slices]
+            checks += [_calibration(contract, evidence, weights), *_fairness(contract, evidence, weights)]
+    checks = [replace(c, accepted=accept.get(c.name, "")) if c.outcome == "fail" else c for c in checks]
+    reasons = [f"{c.name}: {c.why}" for c in checks if c.failed]
+    return Verdict("refused" if reasons else "passed", reasons, checks, untestable)
 
 
 class _Resampling:
@@ -93,70 +95,79 @@ class _Resampling:
         return float(lower), point, float(upper)
 
 
+def _interval(name: str, passed: bool, bounds: tuple[float, float, float], bound: str, why: str) -> Check:
+    """`why` is followed by the figures."""
+    low, point, high = bounds
+    return check(name, passed, point, bound, f"{why} {point:+.4f} [{low:+.4f}, {high:+.4f}]", low=low, high=high)
+
+
 def _sanity(evidence: Evidence) -> list[Check]:
-    finite = bool(np.isfinite(evidence.score).all())
+    finite = float(np.isfinite(evidence.score).mean())
     _, counts = np.unique(np.round(evidence.score, 6), return_counts=True)
     common = float(counts.max() / len(evidence.score))
     return [
-        Check("sanity:finite", finite, float(np.isfinite(evidence.score).mean()), "= 1", "scores that are no numbers"),
-        Check("sanity:constant", common <= 0.5, common, "≤ 0.5", f"{common:.0%} of the rows get the very same score"),
+        check("sanity:finite", finite == 1, finite, "= 1", "some scores are not finite"),
+        check("sanity:constant", common <= 0.5, common, "≤ 0.5", f"{common:.0%} of the rows get the very same score"),
     ]
 
 
 def _floors(contract: Contract, evidence: Evidence, weights: _Resampling) -> list[Check]:
     gate, y = contract.gate, evidence.y
-    mean = float(evaluate.loss(contract, y, evidence.score, evaluate.scale(contract, y)).mean())
-    gain = evaluate.constant_loss(contract, y) - mean
-    lower, point, upper = _loss_difference(contract, evidence, evidence.baseline, weights)
-    shown = f"{point:+.4f} [{lower:+.4f}, {upper:+.4f}]"
-    error, chance = evaluate.calibration_error(contract, y, evidence.score)
+    mean = float(evaluation.loss(contract, y, evidence.score, evaluation.scale(contract, y)).mean())
+    gain = evaluation.constant_loss(contract, y) - mean
+    bounds = _loss_difference(contract, evidence, evidence.baseline, weights)
+    error, chance = evaluation.calibration_error(contract, y, evidence.score)
+    better = "if the linear baseline stays better, ship it (estimator: linear in parameters.yaml): loss difference"
+    why = f"calibration error {error:.3f}, of which {chance:.3f} may be chance"
     checks = [
-        Check("floor:gain", gain >= gate.min_gain, gain, f"≥ {gate.min_gain}", f"gains only {gain:.4f} over the best constant answer"),
-        Check(
-            "floor:baseline", point <= _ROUNDING, shown, "point ≤ 0",
-            f"loss {mean:.4f}, against the linear baseline {shown}; if that stays better, ship it: estimator: linear in parameters.yaml",
-        ),
-        Check(
-            "floor:calibration", error - chance <= gate.max_calibration_error, error, f"≤ {gate.max_calibration_error} + {chance:.3f} by chance",
-            f"calibration error {error:.3f}, of which {chance:.3f} may be chance",
-        ),
+        check("floor:gain", gain >= gate.min_gain, gain, f"≥ {gate.min_gain}",
+              f"gains only {gain:.4f} over the best constant answer"),
+        _interval("floor:baseline", bounds[1] <= _ROUNDING, bounds, "point ≤ 0", better),
+        check("floor:calibration", error - chance <= gate.max_calibration_error, error,
+              f"≤ {gate.max_calibration_error} + {chance:.3f} by chance", why),
     ]  # fmt: skip
     if contract.task == "binary" and 0 < y.mean() < 1:
         auc = float(roc_auc_score(y > 0.5, evidence.score))
-        checks.append(Check("floor:auc", auc >= gate.min_auc, auc, f"≥ {gate.min_auc}", f"AUC {auc:.3f}"))
+        checks.append(check("floor:auc", auc >= gate.min_auc, auc, f"≥ {gate.min_auc}", f"AUC {auc:.3f}"))
     return checks
 
 
 def _enough_days(contract: Contract, evidence: Evidence) -> Check:
-    days = np.unique(evidence.day)
+    days, weeks = np.unique(evidence.day), contract.gate.min_days // _BLOCK_DAYS
     blocks = len(np.unique((days - days[0]) // _BLOCK_DAYS)) if contract.time else len(days)
-    enough = len(days) >= contract.gate.min_days and blocks >= contract.gate.min_days // _BLOCK_DAYS
     if contract.time is None:
-        bound, what = f"≥ {contract.gate.min_days} groups of rows", f"{len(days)} held-out groups of rows"
+        bound, found = f"≥ {contract.gate.min_days} groups of rows", f"{len(days)} held-out groups of rows"
     else:
-        bound = f"≥ {contract.gate.min_days} days in ≥ {contract.gate.min_days // _BLOCK_DAYS} weeks"
-        what = f"{len(days)} held-out days in {blocks} weeks"
-    return Check("holdout", enough, len(days), bound, f"{what} decide nothing; take a longer --holdout")
+        bound = f"≥ {contract.gate.min_days} days in ≥ {weeks} weeks"
+        found = f"{len(days)} held-out days in {blocks} weeks"
+    enough = len(days) >= contract.gate.min_days and blocks >= weeks
+    return check("holdout", enough, len(days), bound, f"{found} are too few to decide; use a longer --holdout")
 
 
 def _against_champion(contract: Contract, evidence: Evidence, weights: _Resampling) -> list[Check]:
     gate = contract.gate
     assert evidence.champion is not None
-    lower, point, upper = _loss_difference(contract, evidence, evidence.champion, weights)
-    shown = f"{point:+.4f} [{lower:+.4f}, {upper:+.4f}]"
+    bounds = _loss_difference(contract, evidence, evidence.champion, weights)
+    _, point, upper = bounds
+    hint = f"a gain of {-point:.3f} over the champion is too good to be true; look for a leak, then --accept too_good"
     return [
-        Check("loss", upper < gate.margin and point <= gate.point_margin, shown, f"upper bound < {gate.margin}, point ≤ {gate.point_margin}", f"not shown to be as good as the champion: loss difference {shown}"),
-        Check("too_good", -point <= gate.too_good, -point, f"≤ {gate.too_good}", f"a gain of {-point:.3f} over the champion is too good to be true; look for a leak, then --accept too_good"),
+        _interval("loss", upper < gate.margin and point <= gate.point_margin, bounds,
+                  f"upper bound < {gate.margin}, point ≤ {gate.point_margin}",
+                  "not shown to be as good as the champion: loss difference"),
+        check("too_good", -point <= gate.too_good, -point, f"≤ {gate.too_good}", hint),
     ]  # fmt: skip
 
 
 def _differences(contract: Contract, evidence: Evidence, other: np.ndarray) -> np.ndarray:
     """By how much the model's loss exceeds that of another's scores, per row."""
-    unit = evaluate.scale(contract, evidence.y)
-    return evaluate.loss(contract, evidence.y, evidence.score, unit) - evaluate.loss(contract, evidence.y, other, unit)
+    unit = evaluation.scale(contract, evidence.y)
+    mine, theirs = (evaluation.loss(contract, evidence.y, score, unit) for score in (evidence.score, other))
+    return mine - theirs
 
 
-def _loss_difference(contract: Contract, evidence: Evidence, other: np.ndarray, weights: _Resampling) -> tuple[float, float, float]:
+def _loss_difference(
+    contract: Contract, evidence: Evidence, other: np.ndarray, weights: _Resampling
+) -> tuple[float, float, float]:
     difference = _differences(contract, evidence, other)
     rows, sums = weights.sums(np.ones(len(difference))), weights.sums(difference)
     return weights.bounds(lambda w: (w @ sums) / (w @ rows))
@@ -165,7 +176,7 @@ def _loss_difference(contract: Contract, evidence: Evidence, other: np.ndarray, 
 def _slices(contract: Contract, evidence: Evidence) -> tuple[list[Check], list[str]]:
     """One check a slice with enough rows and days: t over day sums, Holm over slices."""
     assert evidence.champion is not None
-    difference = _differences(contract, evidence, evidence.champion)
+    gate, difference = contract.gate, _differences(contract, evidence, evidence.champion)
     found, untestable = [], []
     for column in contract.slices:
         for value in np.unique(evidence.groups[column]):
@@ -173,19 +184,21 @@ def _slices(contract: Contract, evidence: Evidence) -> tuple[list[Check], list[s
             _, day = np.unique(evidence.day[inside], return_inverse=True)
             rows = np.bincount(day).astype(float)
             name = f"slice:{column}={value}"
-            if inside.sum() < contract.gate.min_slice_rows or len(rows) < contract.gate.min_slice_days:
+            if inside.sum() < gate.min_slice_rows or len(rows) < gate.min_slice_days:
                 untestable.append(name)
                 continue
             mean = float(difference[inside].mean())
             residual = np.bincount(day, difference[inside] - mean)
             error = np.sqrt((residual**2).sum() * len(rows) / (len(rows) - 1)) / rows.sum()
-            t = (mean - contract.gate.slice_margin) / max(error, 1e-12)
-            found.append((float(stats.t.sf(t, len(rows) - 1)), name, mean))
-    checks, still = [], True
-    for position, (p, name, mean) in enumerate(sorted(found)):
-        still = still and p < _ALPHA / (len(found) - position)  # Holm: stop refusing at the first that is not significant
-        bound = f"≤ {contract.gate.slice_margin}"
-        checks.append(Check(name, not still, mean, bound, f"loss rises by {mean:.3f} on this slice (p = {p:.1e})"))
+            t = (mean - gate.slice_margin) / max(error, 1e-12)
+            found.append((float(stats.t.sf(t, len(rows) - 1)), name, mean, len(rows)))
+    checks, rejecting = [], True
+    for position, (p, name, mean, days) in enumerate(sorted(found)):
+        rejecting = rejecting and p < _ALPHA / (
+            len(found) - position
+        )  # Holm: stop at the first that is not significant
+        why = f"loss rises by {mean:.3f} on this slice (p = {p:.1e})"
+        checks.append(check(name, not rejecting, mean, f"≤ {gate.slice_margin}", why, n=days))
     return checks, untestable
 
 
@@ -194,29 +207,29 @@ def _calibration(contract: Contract, evidence: Evidence, weights: _Resampling) -
     rows = weights.sums(np.ones(len(evidence.y)))
 
     def error(score: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        bins, gap = evaluate.calibration_bins(score), evaluate.calibration_gap(contract, evidence.y, score)
-        gaps = np.stack([weights.sums((bins == b) * gap) for b in range(evaluate.CALIBRATION_BINS)], 1)
+        bins, gap = evaluation.calibration_bins(score), evaluation.calibration_gap(contract, evidence.y, score)
+        gaps = np.stack([weights.sums((bins == b) * gap) for b in range(evaluation.CALIBRATION_BINS)], 1)
         return lambda w: np.abs(w @ gaps).sum(1) / (w @ rows)
 
     new, old = error(evidence.score), error(evidence.champion)
-    lower, point, upper = weights.bounds(lambda w: new(w) - old(w))
-    margin = contract.gate.calibration_margin
-    shown = f"{point:+.4f} [{lower:+.4f}, {upper:+.4f}]"
-    return Check("calibration", lower <= margin, shown, f"lower bound ≤ {margin}", f"calibration error rises by {shown}")
+    bounds, margin = weights.bounds(lambda w: new(w) - old(w)), contract.gate.calibration_margin
+    why = "calibration error rises by"
+    return _interval("calibration", bounds[0] <= margin, bounds, f"lower bound ≤ {margin}", why)
 
 
 def _fairness(contract: Contract, evidence: Evidence, weights: _Resampling) -> list[Check]:
     """Between groups of a protected column: the gap of calibration, and (binary) of the true-positive rate."""
     assert evidence.champion is not None
     y, margin, checks = evidence.y, contract.gate.fairness_margin, []
+    measures = {"calibration": (lambda score: evaluation.calibration_gap(contract, y, score), np.ones(len(y)))}
+    if contract.task == "binary":
+        measures["true-positive rate"] = (lambda score: (score >= contract.threshold) * y, y)
     for column in [name for name, feature in contract.features.items() if feature.protected]:
         values, counts = np.unique(evidence.groups[column], return_counts=True)
-        groups = [evidence.groups[column] == v for v, n in zip(values, counts, strict=True) if n >= contract.gate.min_slice_rows]
+        enough = counts >= contract.gate.min_slice_rows
+        groups = [evidence.groups[column] == value for value in values[enough]]
         if len(groups) < 2:
             continue
-        measures = {"calibration": (lambda s: evaluate.calibration_gap(contract, y, s), np.ones(len(y)))}
-        if contract.task == "binary":
-            measures["true-positive rate"] = (lambda s: (s >= contract.threshold) * y, y)
         for measure, (value, base) in measures.items():
 
             def gap(score: np.ndarray, value=value, base=base, groups=groups) -> Callable[[np.ndarray], np.ndarray]:
@@ -225,8 +238,8 @@ def _fairness(contract: Contract, evidence: Evidence, weights: _Resampling) -> l
                 return lambda w: np.ptp((w @ tops) / np.maximum(w @ rows, 1e-9), axis=1)
 
             new, old = gap(evidence.score), gap(evidence.champion)
-            lower, point, upper = weights.bounds(lambda w, new=new, old=old: new(w) - old(w))
-            shown = f"{point:+.3f} [{lower:+.3f}, {upper:+.3f}]"
-            why = f"the gap in {measure} between groups grows by {shown}"
-            checks.append(Check(f"fairness:{column}:{measure}", lower <= margin, shown, f"lower bound ≤ {margin}", why))
+            bounds = weights.bounds(lambda w, new=new, old=old: new(w) - old(w))
+            why = f"the gap in {measure} between groups grows by"
+            name = f"fairness:{column}:{measure}"
+            checks.append(_interval(name, bounds[0] <= margin, bounds, f"lower bound ≤ {margin}", why))
     return checks

@@ -1,4 +1,4 @@
-"""The contract's golden rows: facts that no average shows, such as a column that took another's place."""
+"""The contract's golden rows: facts that no average shows, such as two columns that were swapped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import polars as pl
 
 from mlops.contract import Contract, Golden
-from training.gate import Check
+from mlops.verdict import Check, check
 
 
-def check_golden(contract: Contract, frame: pl.DataFrame, score: Callable[[list[dict[str, Any]]], list[float]]) -> list[Check]:
+def check_golden(
+    contract: Contract, frame: pl.DataFrame, score: Callable[[list[dict[str, Any]]], list[float]]
+) -> list[Check]:
     """`frame`: all rows that training may see; `score`: request rows to scores."""
     return [_data(golden, frame) if golden.where else _model(golden, score) for golden in contract.golden]
 
@@ -21,16 +23,18 @@ def _data(golden: Golden, frame: pl.DataFrame) -> Check:
     name, found = f"golden:{golden.about}", frame
     for column, value in (golden.where or {}).items():
         if column not in frame.columns:
-            return Check(name, False, column, "a column", f"'where' names {column!r}, which load() does not return")
+            return check(name, False, column, "a column", f"'where' names {column!r}, which load() does not return")
         found = found.filter(pl.col(column).cast(pl.String) == pl.lit(value).cast(pl.String))
     if found.height == 0:
-        return Check(name, False, "no row", "≥ 1 row", f"load() returns no row with {golden.where}; it must keep the golden ones")
+        return check(
+            name, False, "no row", "≥ 1 row", f"load() returns no row with {golden.where}; it must keep the golden rows"
+        )
     for column, want in (golden.expect or {}).items():
         got = found[column][0] if column in found.columns else None
         number = isinstance(want, (int, float)) and isinstance(got, (int, float))
         if not (math.isclose(got, want, rel_tol=1e-6) if number else str(got) == str(want)):
-            return Check(name, False, str(got), f"= {want}", f"{column} is {got!r}, it must be {want!r}")
-    return Check(name, True, "as expected", "as expected", "")
+            return check(name, False, str(got), f"= {want}", f"{column} is {got!r}, it must be {want!r}")
+    return check(name, True, "as expected", "as expected", "")
 
 
 def _model(golden: Golden, score: Callable[[list[dict[str, Any]]], list[float]]) -> Check:
@@ -38,4 +42,4 @@ def _model(golden: Golden, score: Callable[[list[dict[str, Any]]], list[float]])
     before, after = score([row, row | (golden.change or {})])
     moved = after - before if golden.score == "higher" else before - after
     why = f"the score goes from {before:.3f} to {after:.3f}; it must be {golden.score} by {golden.by}"
-    return Check(f"golden:{golden.about}", moved >= golden.by, moved, f"≥ {golden.by}", why)
+    return check(f"golden:{golden.about}", moved >= golden.by, moved, f"≥ {golden.by}", why)

@@ -5,6 +5,20 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from mlops.contract import Contract
+from mlops.verdict import Check, check
+
+
+def checks(contract: Contract, frame: pl.DataFrame) -> list[Check]:
+    """`frame`: the training rows."""
+    late, bound = known_too_late(frame, contract), contract.gate.max_single_feature_auc
+    alone = single_feature_auc(frame, contract)
+    strong = "; ".join(f"{name} alone has AUC {auc:.2f}" for name, auc in alone.items() if auc > bound)
+    hint = "is it known at prediction time? If it is: --accept leakage, or gate.max_single_feature_auc"
+    why = "; ".join(f"{name} became known after the prediction in {rows} rows" for name, rows in late.items())
+    return [
+        check("known_at", not late, ", ".join(late) or "none", "no column", why),
+        check("leakage", not strong, max(alone.values(), default=0.5), f"≤ {bound}", f"{strong}: {hint}"),
+    ]
 
 
 def known_too_late(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,27 +15,65 @@ from sklearn.pipeline import Pipeline
 from mlops.bundle import Bundle, canonical
 from mlops.contract import Contract
 from mlops.environment import ROOT
-from training import profile
-from training.data import Cut
+from mlops.errors import VerificationError
+from mlops.model import Model
+from mlops.report import render
+from mlops.sandbox import TOLERANCE, run_in_sandbox
+from mlops.verdict import Check, check
+from training import estimator, evaluation, features, profile
+from training.data import Split
+from training.definition import ModelDefinition
+from training.export import export, parity
 
 _LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "numpy", "polars")
+_CARD = Path(__file__).parent / "templates" / "card.md.j2"
 
 
-def lock_sha256() -> str:
-    """What was installed, by the requirements file that says so."""
+@dataclass(frozen=True)
+class Candidate:
+    """A packaged model with its scores of the held-out rows; each array has shape (rows,)."""
+
+    bundle: Bundle
+    model: Model
+    scores: np.ndarray  # of the exported graph
+    original: np.ndarray  # of the fitted pipeline
+    baseline: np.ndarray  # of a linear model
+    metrics: dict[str, float]
+
+    @property
+    def digest(self) -> str:
+        return self.model.digest
+
+    def score_rows(self, rows: Sequence[dict[str, Any]]) -> list[float]:
+        """`rows`: as a request has them."""
+        return self.model.score([self.model.schema.row(row) for row in rows])
+
+
+def build(definition: ModelDefinition, split: Split, origin: dict[str, Any]) -> Candidate:
+    """Fit, export and package."""
+    contract, train, holdout = definition.contract, split.train.frame, split.holdout.frame
+    pipeline = estimator.fit(definition.pipeline(contract, definition.parameters, origin["seed"]), train, contract)
+    linear = estimator.fit(estimator.baseline(contract), train, contract)
+    original = estimator.score(pipeline, holdout, contract)
+    metrics = evaluation.summary(contract, holdout[contract.target].to_numpy(), original)
+    scores = estimator.score(pipeline, train, contract)
+    built = bundle(contract, pipeline, export(pipeline, contract), train, scores, origin, metrics)
+    model = Model(built, built.digest)
+    exported = model.score_arrays(features.arrays(holdout, contract)).astype(float)
+    return Candidate(built, model, exported, original, estimator.score(linear, holdout, contract), metrics)
+
+
+def provenance(contract: Contract, split: Split, seed: int, parameters: dict[str, Any]) -> dict[str, Any]:
+    """All that determines the bundle, and nothing about the moment of the training."""
     lock = ROOT / "requirements" / "training.txt"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "none"
-
-
-def provenance(contract: Contract, fingerprint: str, train: Cut, holdout: Cut, seed: int, parameters: dict[str, Any]) -> dict[str, Any]:
-    """All that determines the bundle, and nothing of the moment it was made."""
+    rows = {"train_rows": split.train.frame.height, "holdout_rows": split.holdout.frame.height}
     return {
         "model": contract.model,
-        "data": {"fingerprint": fingerprint, "train_rows": train.frame.height, "holdout_rows": holdout.frame.height},
-        "windows": {"train": str(train.window), "holdout": str(holdout.window)},
+        "data": {"fingerprint": split.fingerprint, **rows},
+        "windows": {"train": str(split.train.window), "holdout": str(split.holdout.window)},
         "seed": seed,
         "parameters": parameters,
-        "lock": lock_sha256(),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "none",
         "architecture": platform.machine(),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "libraries": {name: version(name) for name in _LIBRARIES},
@@ -40,48 +81,43 @@ def provenance(contract: Contract, fingerprint: str, train: Cut, holdout: Cut, s
 
 
 def bundle(
-    contract: Contract,
-    pipeline: Pipeline,
-    graph: bytes,
-    train: pl.DataFrame,
-    scores: np.ndarray,
-    origin: dict[str, Any],
-    metrics: dict[str, float],
-) -> Bundle:
+    contract: Contract, pipeline: Pipeline, graph: bytes, train: pl.DataFrame, scores: np.ndarray,
+    origin: dict[str, Any], metrics: dict[str, float],
+) -> Bundle:  # fmt: skip
+    kind = type(pipeline.steps[-1][1]).__name__
+    card = render(_CARD, contract=contract, estimator=kind, origin=origin, metrics=metrics)
     return Bundle({
         "model.onnx": graph,
         "contract.json": contract.json_bytes(),
         "profile.json": canonical(profile.profile(contract, train, scores)),
         "golden.json": canonical(profile.golden(contract, train, scores)),
-        "card.md": card(contract, pipeline, origin, metrics).encode(),
+        "card.md": card.encode(),
         "provenance.json": canonical(origin),
     })  # fmt: skip
 
 
-def card(contract: Contract, pipeline: Pipeline, origin: dict[str, Any], metrics: dict[str, float]) -> str:
-    rows = "\n".join(
-        f"| {name} | {f.type} | {f.known_at} | {list(f.range) if f.range else ''} | {'yes' if f.missing else 'no'} | {f.drift}{', protected' if f.protected else ''} |"
-        for name, f in contract.features.items()
-    )
-    measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in metrics.items())
-    windows = origin["windows"]
-    return f"""# Model card: {contract.model}
+def unmeasured(contract: Contract, pipeline: Pipeline, graph: bytes, rows: pl.DataFrame) -> Bundle:
+    """A bundle to try an export with; it is never written."""
+    nothing = {"windows": {"train": "", "holdout": ""}, "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""}}
+    return bundle(contract, pipeline, graph, rows, estimator.score(pipeline, rows, contract), nothing | {"seed": 0}, {})
 
-{contract.question or f"Predicts {contract.target}."}
 
-Task: {contract.task}, target `{contract.target}`. Estimator: {type(pipeline.steps[-1][1]).__name__},
-trained on {windows["train"]} ({origin["data"]["train_rows"]} rows), measured on {windows["holdout"]} ({origin["data"]["holdout_rows"]} rows).
-Data fingerprint `{origin["data"]["fingerprint"]}`, seed {origin["seed"]}.
-
-## Held-out metrics
-| metric | value |
-|---|---|
-{measured}
-
-## Request
-| column | type | known at | range | may be missing | drift |
-|---|---|---|---|---|---|
-{rows}
-
-Not for rows outside these ranges, nor for decisions that the question above does not name.
-"""
+def checks(candidate: Candidate) -> list[Check]:
+    """Facts about the artifact: parity, that it loads in the sandbox, size, latency."""
+    limits = candidate.model.contract.gate
+    difference = parity(candidate.scores, candidate.original)
+    size = len(candidate.bundle.files["model.onnx"]) / 2**20
+    latency, problem = None, None
+    try:
+        latency = run_in_sandbox(candidate.bundle, candidate.digest)
+    except VerificationError as error:
+        problem = error
+    slow = problem is not None and problem.reason == "latency"
+    why = str(problem or "")
+    return [
+        check("parity", difference <= TOLERANCE, difference, f"≤ {TOLERANCE}",
+              f"exported and original scores differ by {difference:.2g}"),
+        check("loads", slow or not problem, why or "yes", "as the app loads it", why),
+        check("size", size <= limits.max_size_mb, size, f"≤ {limits.max_size_mb} MB", f"{size:.0f} MB"),
+        check("latency", not slow, latency, f"≤ {limits.max_latency_ms} ms a row", why),
+    ]  # fmt: skip

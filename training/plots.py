@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,31 +14,33 @@ from matplotlib.axes import Axes
 from sklearn import metrics
 
 from mlops.contract import Contract
-from training import evaluate
+from training import evaluation
 
 
-def plots(contract: Contract, y: np.ndarray, score: np.ndarray, importance: dict[str, float], folder: Path) -> list[Path]:
-    """One PNG a view of the held-out rows."""
+def draw(
+    contract: Contract, y: np.ndarray, score: np.ndarray, importance: dict[str, float], folder: Path
+) -> list[Path]:
+    """One PNG for each view of the held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    views = {
+    views: dict[str, Callable[[Axes], Any]] = {
         "permutation_importance": lambda ax: _importance(ax, importance),
         "score_distribution": lambda ax: _scores(ax, contract, y, score),
+        "calibration": lambda ax: _calibration(ax, contract, y, score),
     }
-    views["calibration"] = lambda ax: _calibration(ax, contract, y, score)
     if contract.task == "binary" and 0 < y.mean() < 1:
+        actual, predicted, chance = y > 0.5, score >= contract.threshold, {"plot_chance_level": True}
+        matrix, precision = metrics.ConfusionMatrixDisplay, metrics.PrecisionRecallDisplay
         views |= {
-            "confusion_matrix": lambda ax: metrics.ConfusionMatrixDisplay.from_predictions(
-                y > 0.5, score >= contract.threshold, ax=ax, colorbar=False
-            ),
-            "roc": lambda ax: metrics.RocCurveDisplay.from_predictions(y > 0.5, score, ax=ax, plot_chance_level=True),
-            "precision_recall": lambda ax: metrics.PrecisionRecallDisplay.from_predictions(y > 0.5, score, ax=ax, plot_chance_level=True),
+            "confusion_matrix": lambda ax: matrix.from_predictions(actual, predicted, ax=ax, colorbar=False),
+            "roc": lambda ax: metrics.RocCurveDisplay.from_predictions(actual, score, ax=ax, **chance),
+            "precision_recall": lambda ax: precision.from_predictions(actual, score, ax=ax, **chance),
         }
     else:
         views["predicted_against_actual"] = lambda ax: _against(ax, y, score)
     written = []
-    for name, draw in views.items():
+    for name, view in views.items():
         figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
-        draw(ax)
+        view(ax)
         ax.set_title(name.replace("_", " "))
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=90)
@@ -61,7 +65,7 @@ def _scores(ax: Axes, contract: Contract, y: np.ndarray, score: np.ndarray) -> N
 
 
 def _calibration(ax: Axes, contract: Contract, y: np.ndarray, score: np.ndarray) -> None:
-    bins = evaluate.calibration_bins(score)
+    bins = evaluation.calibration_bins(score)
     what, middle = ("mean", np.mean) if contract.task == "binary" else ("median", np.median)
     middles = [[middle(values[bins == b]) for b in np.unique(bins)] for values in (score, y)]
     ax.axline((middles[0][0],) * 2, slope=1, color="grey", linestyle=":")

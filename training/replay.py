@@ -12,49 +12,49 @@ import polars as pl
 from mlops.client import Client
 from mlops.contract import Contract, Window
 from mlops.environment import Environment
-from mlops.errors import Fault
+from mlops.errors import UserError
 from training import data
-from training.recipe import Recipe
-from training.validation import validate
+from training.definition import ModelDefinition
 
 _REQUEST_ROWS = 1000
 
 
-def replay(
-    environment: Environment, recipe: Recipe, window: Window, speed: float, limit: int | None, every: float, say: Callable[[str], None]
-) -> dict[str, Any]:
+def replay_window(
+    environment: Environment, definition: ModelDefinition, window: Window, speed: float, limit: int | None,
+    every: float, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     """Send the window's rows as requests at their moment of prediction, and each outcome when it became known.
 
-    Rows of one moment share a request, up to a thousand of them; those of `every` seconds of data do, if it is given. `speed`:
-    seconds of data in one second; 0: one after the other.
+    Rows of one moment share a request, up to a thousand of them; with `every`, those of so many seconds of data.
+    `speed`: seconds of data in one second; 0: one request after the other.
     """
-    contract = recipe.contract
-    frame = validate(recipe.load(), contract, environment.home / "reports" / contract.model / "quarantine.csv")
-    frame = data.cut(data.canonical(frame), contract, window).frame
+    contract = definition.contract
+    frame = data.cut(data.prepare(environment, definition), contract, window).frame
     if contract.time:
         frame = frame.sort(contract.time.column, maintain_order=True)
     if limit and frame.height > limit:
         frame = frame[np.linspace(0, frame.height - 1, limit).astype(int)]
-    rows = request_rows(frame, contract)
-    labels = frame[contract.target].cast(pl.Float64).to_list()
+    rows, labels = request_rows(frame, contract), frame[contract.target].cast(pl.Float64).to_list()
     client, ids = Client(environment), [""] * len(rows)
-    found: dict[str, Any] = {"requests": 0, "failed": 0, "outcomes": 0, "error": "", "models": {}}
-    events = sorted((moment - moment % every if every else moment, kind, position) for moment, kind, position in _events(frame, contract))
-    started, first = time.monotonic(), events[0][0]
-    for moment, kind, members in _together(events):
+    found: dict[str, Any] = {"requests": 0, "failed": 0, "outcomes": 0, "error": "", "model_versions": {}}
+    events = _events(frame, contract)
+    rounded = sorted((at - at % every if every else at, kind, position) for at, kind, position in events)
+    started, first = time.monotonic(), rounded[0][0]
+    for at, kind, members in _together(rounded):
         if speed > 0:
-            time.sleep(max(0.0, (moment - first) / speed - (time.monotonic() - started)))
+            time.sleep(max(0.0, (at - first) / speed - (time.monotonic() - started)))
         try:
             if kind == 0:
                 found["requests"] += 1
                 answer = client.predict([rows[position] for position in members])
-                found["models"][answer["model"]] = found["models"].get(answer["model"], 0) + len(members)
+                version = answer["model_version"]
+                found["model_versions"][version] = found["model_versions"].get(version, 0) + len(members)
                 for position, prediction in zip(members, answer["predictions"], strict=True):
                     ids[position] = prediction["id"]
-            elif known := [{"id": ids[p], "value": labels[p]} for p in members if ids[p]]:
+            elif known := [{"id": ids[position], "value": labels[position]} for position in members if ids[position]]:
                 client.outcomes(known)
                 found["outcomes"] += len(known)
-        except (Fault, httpx.HTTPError) as error:
+        except (UserError, httpx.HTTPError) as error:
             found["failed"] += 1
             found["error"] = found["error"] or str(error)
         say(f"replay: {found['requests']} requests, {found['outcomes']} outcomes")
@@ -76,7 +76,7 @@ def _events(frame: pl.DataFrame, contract: Contract) -> Iterator[tuple[float, in
 
 
 def _together(events: list[tuple[float, int, int]]) -> Iterator[tuple[float, int, list[int]]]:
-    """Events of one moment and kind, as many as a request takes."""
+    """Events of one moment and kind, as many as fit into a request."""
     for (moment, kind), group in groupby(events, key=lambda event: event[:2]):
         while members := [position for _, _, position in islice(group, _REQUEST_ROWS)]:
             yield moment, kind, members
@@ -87,7 +87,7 @@ def _seconds(column: pl.Series) -> np.ndarray:
 
 
 def request_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    """Rows as a caller sends them: moments as ISO 8601, missing values left out."""
+    """Rows as a caller sends them: times in ISO 8601, missing values left out."""
     columns = [*contract.features, *(name for name in contract.context if name in frame.columns)]
     moments = [
         pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S" + ("%:z" if dtype.time_zone else ""))

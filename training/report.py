@@ -1,45 +1,46 @@
 from __future__ import annotations
 
-import base64
 import json
-from dataclasses import asdict
+import shutil
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from mlops.model import Model
+from mlops.report import image, render
+from mlops.verdict import Verdict
+from training import evaluation, plots
+from training.data import Split
+from training.package import Candidate
 
-from training.gate import Verdict
-
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=select_autoescape(),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-)
+_TEMPLATE = Path(__file__).parent / "templates" / "gate.html"
 
 
-def image(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def render(template: str, **values: Any) -> str:
-    """A page that needs nothing beside itself."""
-    return _templates.get_template(template).render(**values)
-
-
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "verdict": "passed" if verdict.passed else "refused",
-        "reasons": verdict.reasons,
-        "checks": [asdict(check) for check in verdict.checks],
-        "untestable": verdict.untestable,
+def write(
+    folder: Path, candidate: Candidate, split: Split, verdict: Verdict, champion: Model | None, commit: str
+) -> None:
+    """report.json, report.html, plots and the bundle of one training."""
+    contract, rows = candidate.model.contract, split.holdout.frame
+    importance = evaluation.permutation_importance(contract, candidate.model, rows)
+    drawn = plots.draw(contract, rows[contract.target].to_numpy(), candidate.scores, importance, folder / "plots")
+    facts = {
+        "digest": candidate.digest,
+        "champion": champion.digest if champion else "none",
+        "train": str(split.train.window),
+        "holdout": str(split.holdout.window),
+        "fingerprint": split.fingerprint,
+        "commit": commit,
     }
+    content = {"title": f"{contract.model}: {split.train.window}", "facts": facts, "metrics": candidate.metrics}
+    (folder / "report.json").write_text(json.dumps(content | verdict.as_dict(), indent=1, default=str))
+    images = {path.stem.replace("_", " "): image(path) for path in drawn}
+    (folder / "report.html").write_text(render(_TEMPLATE, verdict=verdict, images=images, **content))
+    (folder / "bundle").mkdir()
+    candidate.bundle.unpack(folder / "bundle")
+    (folder / "bundle" / "manifest.json").write_bytes(candidate.bundle.manifest)
 
 
-def write(folder: Path, title: str, verdict: Verdict, facts: dict[str, Any], metrics: dict[str, float], plots: list[Path]) -> None:
-    """report.json and report.html of one training."""
-    found = verdict_json(verdict)
-    (folder / "report.json").write_text(json.dumps({"title": title, **facts, **found, "metrics": metrics}, indent=1, default=str))
-    images = {path.stem.replace("_", " "): image(path) for path in plots}
-    page = render("gate.html", title=title, report=found, facts=facts, metrics=metrics, images=images)
-    (folder / "report.html").write_text(page)
+def keep(folder: Path, reports: Path, digest: str) -> Path:
+    """Copy the report to where it stays; returns the page."""
+    reports.mkdir(parents=True, exist_ok=True)
+    for suffix in ("json", "html"):
+        shutil.copyfile(folder / f"report.{suffix}", page := reports / f"{digest[:12]}.{suffix}")
+    return page

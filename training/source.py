@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops.errors import Fault
+from mlops.errors import UserError
 from mlops.store import Store
 
 
@@ -27,17 +27,19 @@ def read(uri: str, query: str | None = None) -> pl.DataFrame:
             with engine.connect() as connection:
                 return pl.read_database(query, connection, infer_schema_length=None)
         except SQLAlchemyError as error:
-            raise Fault("data", uri, f"the query failed: {str(error).splitlines()[0]}") from None
+            raise UserError("data", uri, f"the query failed: {str(error).splitlines()[0]}") from None
     if "://" not in resolved and not Path(resolved).is_file():
-        raise Fault("data", uri, "no such file")
+        raise UserError("data", uri, "no such file")
     try:
         if resolved.endswith((".parquet", ".pq")):
             return pl.read_parquet(resolved)
         if resolved.endswith((".csv", ".csv.gz")):
-            return pl.read_csv(resolved, infer_schema_length=None, null_values=["", "NA", "NaN", "null"], try_parse_dates=True)
+            return pl.read_csv(
+                resolved, infer_schema_length=None, null_values=["", "NA", "NaN", "null"], try_parse_dates=True
+            )
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise Fault("data", uri, f"cannot be read: {str(error).splitlines()[0]}") from None
-    raise Fault("data", uri, "is neither .csv nor .parquet; for a database give a query as well")
+        raise UserError("data", uri, f"cannot be read: {str(error).splitlines()[0]}") from None
+    raise UserError("data", uri, "is neither .csv nor .parquet; for a database give a query as well")
 
 
 def to_parquet(frame: pl.DataFrame) -> bytes:
@@ -51,7 +53,7 @@ def put_snapshot(store: Store, model: str, content: bytes) -> str:
     try:
         pl.read_parquet_schema(BytesIO(content))
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise Fault("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
+        raise UserError("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
     store.put(key := _snapshot(model), content)
     return key
 
@@ -59,7 +61,9 @@ def put_snapshot(store: Store, model: str, content: bytes) -> str:
 def read_snapshot(store: Store, model: str) -> pl.DataFrame:
     content = store.get(_snapshot(model))
     if content is None:
-        raise Fault("snapshot", _snapshot(model), "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
+        raise UserError(
+            "snapshot", _snapshot(model), "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot"
+        )
     return pl.read_parquet(BytesIO(content))
 
 
@@ -70,5 +74,7 @@ def _snapshot(model: str) -> str:
 def _secret(match: re.Match[str]) -> str:
     name = match.group(1)
     if name not in os.environ:
-        raise Fault("data", f"${{{name}}}", f"set {name} in the environment (a secret, not a file in the repository)")
+        raise UserError(
+            "data", f"${{{name}}}", f"set {name} in the environment (a secret, not a file in the repository)"
+        )
     return os.environ[name]

@@ -7,7 +7,7 @@ import polars as pl
 from pandera.errors import SchemaErrors
 
 from mlops.contract import Contract
-from mlops.errors import Fault
+from mlops.errors import UserError
 
 
 def schema(contract: Contract) -> pa.DataFrameSchema:
@@ -20,7 +20,7 @@ def schema(contract: Contract) -> pa.DataFrameSchema:
 
 
 def typed(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Columns cast as the contract has them; what cannot be a number becomes missing, and so is refused or allowed."""
+    """Columns cast to the contract's types; what is not a number becomes missing, which the contract allows or refuses."""
     casts = []
     for name, feature in contract.features.items():
         kind = {"number": pl.Float64, "boolean": pl.Boolean, "category": pl.String}[feature.type]
@@ -58,9 +58,7 @@ def validate(frame: pl.DataFrame, contract: Contract, quarantine: Path) -> pl.Da
     refused.write_csv(quarantine)
     if refused.height > contract.quarantine_limit * frame.height:
         first = refused[reasons][0]
-        raise Fault(
-            "quarantine_limit",
-            contract.quarantine_limit,
-            f"{refused.height} of {frame.height} rows do not meet the contract (the first: {first}); see {quarantine}, mend load() or the contract",
-        )
+        found = f"{refused.height} of {frame.height} rows violate the contract (the first: {first})"
+        hint = f"{found}; see {quarantine}, then fix load() or the contract"
+        raise UserError("quarantine_limit", contract.quarantine_limit, hint)
     return frame.join(bad, on=row, how="anti").drop(row)

@@ -9,16 +9,16 @@ import httpx
 
 from mlops.client import Client
 from mlops.environment import Environment
-from mlops.errors import Fault
+from mlops.errors import UserError
+from mlops.log_schema import id_time
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One request: when it ended (Unix seconds), and which model answered, or what went wrong."""
+    """One request: when the service answered it (Unix seconds), and the model version, or the error."""
 
     at: float
-    model: str = ""
-    epoch: int = 0
+    model_version: str = ""
     error: str = ""
 
 
@@ -47,8 +47,9 @@ class Traffic:
             due = max(due, time.monotonic() - 1) + 1 / self.per_second
             try:
                 answer = client.predict([self.rows[sent % len(self.rows)]])
-                self.answers.append(Answer(time.time(), answer["model"], answer["epoch"]))
-            except (Fault, httpx.HTTPError) as error:
+                at = id_time(answer["predictions"][0]["id"]) or time.time()
+                self.answers.append(Answer(at, answer["model_version"]))
+            except (UserError, httpx.HTTPError) as error:
                 self.answers.append(Answer(time.time(), error=str(error)))
             sent += 1
 
@@ -56,11 +57,11 @@ class Traffic:
     def failed(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.error]
 
-    def wait_for(self, model: str, seconds: float) -> float:
-        """Until `model` answers; returns how long that took."""
+    def wait_for(self, version: str, seconds: float) -> float:
+        """Until this model version answers; returns how long that took."""
         started, seen = time.monotonic(), len(self.answers)
         while time.monotonic() - started < seconds:
-            if any(answer.model == model for answer in self.answers[seen:]):
+            if any(answer.model_version == version for answer in self.answers[seen:]):
                 return time.monotonic() - started
             time.sleep(0.02)
-        raise Fault("release", model[:12], f"does not answer after {seconds:g} s")
+        raise UserError("release", version[:12], f"does not answer after {seconds:g} s")

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pulumi
-import pulumi_kubernetes as k8s
 
-from infra.workload import OPTIONAL, container, metadata, pod, probe, role, selector, service, service_account
+from infra.ports import PORTS
+from infra.workload import Workload, container, port, probe
 
-PORT = 8080
 _WATCHED = {
     "": ["pods", "persistentvolumeclaims"],
     "apps": ["deployments", "statefulsets"],
@@ -17,37 +13,26 @@ _WATCHED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class KubeStateMetricsArgs:
-    namespace: pulumi.Input[str]
-    image: str
+class KubeStateMetrics(Workload):
+    """Kubernetes' own state of this namespace, and of no other."""
 
-
-class KubeStateMetrics(pulumi.ComponentResource):
-    """What Kubernetes knows of this namespace, and no other."""
-
-    def __init__(self, name: str, args: KubeStateMetricsArgs, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("mlops:platform:KubeStateMetrics", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        service_account(name, args.namespace, child)
-        rules: Any = [{"api_groups": [group], "resources": kinds, "verbs": ["list", "watch"]} for group, kinds in _WATCHED.items()]
-        role(name, args.namespace, rules, child)
-        self.service = service(name, args.namespace, {"http": PORT}, child, headless=True)
+    def create(self) -> None:
+        number = PORTS["kube-state-metrics"]
         watched = ",".join(kind for kinds in _WATCHED.values() for kind in kinds)
+        self.service_account()
+        self.role(
+            [{"api_groups": [group], "resources": k, "verbs": ["list", "watch"]} for group, k in _WATCHED.items()]
+        )
+        self.service("http", headless=True)
+        namespaces = pulumi.Output.concat("--namespaces=", self.platform.namespace)
         exporter = container(
             "exporter",
-            args.image,
+            self.settings.images.third_party("kube_state_metrics"),
             cpu="20m",
             memory="256Mi",
-            args=[pulumi.Output.concat("--namespaces=", args.namespace), f"--resources={watched}", f"--port={PORT}"],
-            ports=[{"name": "http", "container_port": PORT}],
-            readiness_probe=probe("/metrics", PORT, period_seconds=10),
-            liveness_probe=probe("/livez", PORT, period_seconds=30, failure_threshold=4),
+            args=[namespaces, f"--resources={watched}", f"--port={number}"],
+            ports=[port("http", number)],
+            readiness_probe=probe("/metrics", number, 10),
+            liveness_probe=probe("/livez", number, 30, 4),
         )
-        self.deployment = k8s.apps.v1.Deployment(
-            name,
-            metadata=metadata(name, args.namespace, annotations=OPTIONAL),
-            spec={"replicas": 1, "selector": selector(name), "template": pod(name, [exporter], automount_service_account_token=True)},
-            opts=child,
-        )
-        self.register_outputs({})
+        self.deployment(self.pod(exporter, automount_service_account_token=True))

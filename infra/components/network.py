@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.workload import NAME, metadata
+from infra.ports import PORTS
+from infra.settings import Settings
+from infra.workload import NAME, Component
 
 ANYWHERE, API = "anywhere", "the Kubernetes API"
 DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
-_OUTSIDE = {"ip_block": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}  # but not the credentials of the node
+_API_PORTS = (443, 6443)  # of the Service, and of the server behind it
+_OUTSIDE = {"ip_block": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}  # but not the node's credentials
 
 
 @dataclass(frozen=True)
@@ -23,49 +27,96 @@ class Flow:
     port: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkArgs:
-    namespace: pulumi.Input[str]
-    flows: list[Flow]
+class Network(Component):
+    """Only these connections, and DNS, are allowed."""
+
+    def create(self) -> None:
+        everyone = {"pod_selector": {}, "policy_types": ["Ingress", "Egress"], "egress": [{"ports": DNS}]}
+        self._policy("default-deny", everyone)
+        allowed = flows(self.settings)
+        ends = {end for flow in allowed for end in (flow.source, flow.target)}
+        for workload in sorted(end for end in ends if end not in (ANYWHERE, API) and "/" not in end):
+            ingress = [{"from": _peers(f.source), "ports": _ports(f)} for f in allowed if f.target == workload]
+            egress = [{"to": _peers(f.target), "ports": _ports(f)} for f in allowed if f.source == workload]
+            spec = {"pod_selector": {"match_labels": {NAME: workload}}, "policy_types": ["Ingress", "Egress"]}
+            self._policy(
+                workload, spec | ({"ingress": ingress} if ingress else {}) | ({"egress": egress} if egress else {})
+            )
+
+    def _policy(self, name: str, spec: Any) -> None:
+        metadata = self.metadata(name)
+        metadata["labels"][NAME] = name
+        k8s.networking.v1.NetworkPolicy(name, metadata=metadata, spec=spec, opts=self.child)
 
 
-class Network(pulumi.ComponentResource):
-    """Nobody talks to anybody but by these flows (and to DNS)."""
+def flows(settings: Settings) -> list[Flow]:
+    """The whole matrix, as docs/cluster.md shows it."""
+    bundled = {
+        kind: getattr(settings, kind).kind == "bundled" for kind in ("bucket", "database", "tracking", "monitoring")
+    }
+    outside = {
+        "bucket": settings.bucket.endpoint or "https://aws",
+        "database": f"tcp://database:{settings.database.port}",
+        "tracking": settings.tracking.url,
+    }
+    users = {
+        "bucket": ["serving", "training", "controller", "tracking", "setup-bucket"],
+        "database": ["tracking", "controller", "setup-database"],
+        "tracking": ["training", "controller"],
+    }
+    found = [Flow(ANYWHERE, "proxy", PORTS["proxy"]), Flow("proxy", "serving", PORTS["serving"])]
+    found += [Flow("controller", "proxy", PORTS["proxy"]), *_to_api("setup-keys")]
+    for target, sources in users.items():
+        end, port = (target, PORTS[target]) if bundled[target] else (ANYWHERE, _port_of(outside[target]))
+        found += [Flow(source, end, port) for source in sources]
+    for address in filter(None, settings.training.egress.split(",")):
+        cidr, _, port = address.rpartition(":")
+        found.append(Flow("training", cidr, int(port)))
+    scraped = {"serving": PORTS["serving"], "proxy": PORTS["proxy-metrics"], "controller": PORTS["controller"]}
+    if settings.monitoring.kind == "operator":
+        found += [Flow(f"namespace/{settings.monitoring.namespace}", *target) for target in scraped.items()]
+    return found + (_monitoring(settings, scraped) if bundled["monitoring"] else [])
 
-    def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("mlops:platform:Network", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        everyone: Any = {"pod_selector": {}, "policy_types": ["Ingress", "Egress"], "egress": [{"ports": DNS}]}
-        _policy("default-deny", args.namespace, everyone, child)
-        ends = {end for flow in args.flows for end in (flow.source, flow.target)}
-        for workload in sorted(end for end in ends if _is_workload(end)):
-            spec: Any = {
-                "pod_selector": {"match_labels": {NAME: workload}},
-                "policy_types": ["Ingress", "Egress"],
-                "ingress": [{"from": _peers(f.source), "ports": [_port(f)]} for f in args.flows if f.target == workload],
-                "egress": [{"to": _peers(f.target), "ports": [_port(f)]} for f in args.flows if f.source == workload],
-            }
-            _policy(workload, args.namespace, {key: value for key, value in spec.items() if value}, child)
-        self.register_outputs({})
+
+def _monitoring(settings: Settings, scraped: dict[str, int]) -> list[Flow]:
+    scraped = scraped | {"alertmanager": PORTS["alertmanager"]}
+    found = [Flow("prometheus", *target) for target in scraped.items()]
+    if settings.kube_state_metrics.enabled:
+        found.append(Flow("prometheus", "kube-state-metrics", PORTS["kube-state-metrics"]))
+        found += _to_api("kube-state-metrics")
+    found += [Flow("alertmanager", ANYWHERE, port) for port in _receiver_ports(settings)]
+    if settings.grafana.enabled:
+        found.append(Flow("grafana", "prometheus", PORTS["prometheus"]))
+    if settings.serving.scale_on == "keda":
+        found.append(Flow("namespace/keda", "prometheus", PORTS["prometheus"]))
+    return found
 
 
-def _policy(name: str, namespace: pulumi.Input[str], spec: Any, child: pulumi.ResourceOptions) -> None:
-    k8s.networking.v1.NetworkPolicy(name, metadata=metadata(name, namespace), spec=spec, opts=child)
+def _to_api(workload: str) -> list[Flow]:
+    return [Flow(workload, API, port) for port in _API_PORTS]
 
 
-def _is_workload(end: str) -> bool:
-    return end not in (ANYWHERE, API) and "/" not in end
+def _port_of(address: str) -> int:
+    url = urlsplit(address)
+    return url.port or (80 if url.scheme == "http" else 443)
+
+
+def _receiver_ports(settings: Settings) -> Iterable[int]:
+    """Where alerts are sent."""
+    alerts = settings.alerts
+    ports = {_port_of(url) for url in (alerts.webhook, alerts.heartbeat) if url}
+    ports |= {int(alerts.smtp_host.rpartition(":")[2])} if alerts.smtp_host else set()
+    return sorted(ports | ({443} if alerts.slack_channel else set()))
 
 
 def _peers(end: str) -> list[Any]:
     if end in (ANYWHERE, API):
         return [_OUTSIDE]
     if end.startswith("namespace/"):
-        return [{"namespace_selector": {"match_labels": {"kubernetes.io/metadata.name": end.removeprefix("namespace/")}}}]
-    if "/" in end:
-        return [{"ip_block": {"cidr": end}}]
-    return [{"pod_selector": {"match_labels": {NAME: end}}}]
+        labels = {"kubernetes.io/metadata.name": end.removeprefix("namespace/")}
+        return [{"namespace_selector": {"match_labels": labels}}]
+    return [{"ip_block": {"cidr": end}} if "/" in end else {"pod_selector": {"match_labels": {NAME: end}}}]
 
 
-def _port(flow: Flow) -> Any:
-    return {"port": flow.port, "protocol": "TCP"}
+def _ports(flow: Flow) -> list[Any]:
+    return [{"port": flow.port, "protocol": "TCP"}]

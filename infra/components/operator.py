@@ -1,50 +1,36 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
 from infra.components.grafana import dashboards
 from infra.components.prometheus import rules
-from infra.workload import NAME, hashed, labels, metadata
+from infra.workload import NAME, Component
 
-_API = "monitoring.coreos.com/v1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorObjectsArgs:
-    """`scraped`: Service → name of its port; `labels`: by which the operator's Prometheus selects."""
-
-    namespace: pulumi.Input[str]
-    scraped: dict[str, str]
-    labels: dict[str, str]
-    dashboards: bool
+_SCRAPED = {"serving": "http", "proxy": "metrics", "controller": "metrics"}  # Service → name of its port
 
 
-class OperatorObjects(pulumi.ComponentResource):
-    """For a Prometheus Operator that is there: what to scrape, the rules, and dashboards for Grafana's sidecar."""
+class OperatorObjects(Component):
+    """For an existing Prometheus Operator: what to scrape, the rules, and dashboards for Grafana's sidecar."""
 
-    def __init__(self, name: str, args: OperatorObjectsArgs, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("mlops:platform:OperatorObjects", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-
-        def custom(kind: str, full: str, spec: Any) -> None:
-            meta: Any = {"name": full, "namespace": args.namespace, "labels": labels(full) | args.labels}
-            k8s.apiextensions.CustomResource(f"{kind}-{full}", api_version=_API, kind=kind, metadata=meta, spec=spec, opts=child)
-
-        for service, port in args.scraped.items():
+    def create(self) -> None:
+        for service, port in _SCRAPED.items():
             endpoint = {"port": port, "interval": "15s"}
             # The name of the workload is the name of the job, as in the bundled Prometheus.
-            custom("ServiceMonitor", service, {"jobLabel": NAME, "selector": {"matchLabels": {NAME: service}}, "endpoints": [endpoint]})
+            spec = {"jobLabel": NAME, "selector": {"matchLabels": {NAME: service}}, "endpoints": [endpoint]}
+            self._custom("ServiceMonitor", service, spec)
         for file, text in rules().items():
-            if file == "platform.yaml":
-                continue  # an operator's Prometheus has rules of its own for what it sees of the whole cluster
-            custom("PrometheusRule", file.removesuffix(".yaml"), yaml.safe_load(text))
-        for file, text in dashboards().items() if args.dashboards else ():
-            full = hashed(f"dashboard-{file.removesuffix('.json')}", text)
-            meta = metadata(full, args.namespace) | {"labels": labels(full, grafana_dashboard="1")}
-            k8s.core.v1.ConfigMap(full, metadata=meta, data={file: text}, immutable=True, opts=child)
-        self.register_outputs({})
+            if file != "platform.yaml":  # an operator's Prometheus has its own rules for the whole cluster
+                self._custom("PrometheusRule", file.removesuffix(".yaml"), yaml.safe_load(text))
+        for file, text in dashboards().items() if self.settings.grafana.enabled else ():
+            self.config_map(f"dashboard-{file.removesuffix('.json')}", {file: text}, grafana_dashboard="1")
+
+    def _custom(self, kind: str, name: str, spec: Any) -> None:
+        metadata = self.metadata(name)
+        metadata["labels"] |= {NAME: name, **self.settings.monitoring.selected}
+        version = "monitoring.coreos.com/v1"
+        k8s.apiextensions.CustomResource(
+            f"{kind}-{name}", api_version=version, kind=kind, metadata=metadata, spec=spec, opts=self.child
+        )

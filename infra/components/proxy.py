@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.components.serving import PORT as SERVING_PORT
-from infra.workload import NAME, config_map, container, files, metadata, pod, probe, scratch, selector, service, service_account, spread
+from infra.ports import PORTS
+from infra.workload import Workload, container, port, probe
 
-PORT = 8080
-METRICS_PORT = 8405
 _SLOTS = 20  # pods of the app that it can know at a time
 
-# A pod that dies takes no request with it: what it had not answered is asked of another one. A prediction changes
-# nothing, so asking twice is safe. An answer of 503 is the app's "not me": no model yet, or overloaded. A request is
-# passed on once its body is here (16 KiB of it): of what went out in parts HAProxy keeps no copy to ask again with.
+# A pod that dies loses no request: what it had not answered is sent to another one. A prediction changes nothing, so
+# repeating it is safe. A response of 503 means "not me": no model yet, or overloaded. A request is passed on once its body
+# is here (16 KiB of it): HAProxy keeps no copy of one that was passed on in parts.
 _CONFIG = """\
 global
   maxconn 4096
@@ -59,7 +55,7 @@ backend serving
   server-template pod {slots} {service}:{serving_port}
 
 backend outcomes
-  # What an outcome says is written once it was taken: asked again only where no pod was reached.
+  # An outcome is written once it was accepted: repeated only if no pod was reached.
   retry-on conn-failure
   option httpchk GET /readyz
   http-check expect status 200
@@ -73,77 +69,46 @@ frontend metrics
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProxyArgs:
-    """`service`: the headless Service whose pods answer, by its whole name."""
+class Proxy(Workload):
+    """Two HAProxy pods: the only way to the app."""
 
-    namespace: pulumi.Input[str]
-    image: str
-    service: str
-    node_port: int
-    ingress_class: str
-    ingress_host: str
-    ingress_tls_secret: str
+    in_request_path = True
 
-
-class Proxy(pulumi.ComponentResource):
-    """Two HAProxy pods: the one way to the app."""
-
-    def __init__(self, name: str, args: ProxyArgs, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("mlops:platform:Proxy", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        service_account(name, args.namespace, child)
-        self.service = service(name, args.namespace, {"http": PORT}, child, node_port=args.node_port)
-        service(f"{name}-metrics", args.namespace, {"metrics": METRICS_PORT}, child, headless=True, of=name)
-        text = _CONFIG.format(port=PORT, metrics_port=METRICS_PORT, slots=_SLOTS, service=args.service, serving_port=SERVING_PORT)
-        config = config_map(name, args.namespace, {"haproxy.cfg": text}, child)
+    def create(self) -> None:
+        number, metrics = PORTS["proxy"], PORTS["proxy-metrics"]
+        service = f"serving.{self.settings.namespace}.svc.{self.settings.cluster.domain}"
+        ports = {"port": number, "metrics_port": metrics, "serving_port": PORTS["serving"]}
+        config = _CONFIG.format(slots=_SLOTS, service=service, **ports)
+        self.service_account()
+        self.service("http", node_port=self.settings.serving.node_port)
+        self.service("metrics", "proxy-metrics", headless=True)
+        self.volume("config", self.config_map(self.name, {"haproxy.cfg": config}))
+        self.volume("scratch")
         haproxy = container(
             "haproxy",
-            args.image,
+            self.settings.images.third_party("haproxy"),
             cpu="50m",
             memory="256Mi",
             command=["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
-            ports=[{"name": "http", "container_port": PORT}, {"name": "metrics", "container_port": METRICS_PORT}],
-            mounts={"/etc/haproxy": "config", "/tmp": "scratch"},  # noqa: S108
-            readiness_probe=probe("/healthz", METRICS_PORT, period_seconds=2),
-            liveness_probe=probe("/healthz", METRICS_PORT, period_seconds=10, failure_threshold=6),
-            # New connections go elsewhere first; SIGUSR1 then lets those that are open end by themselves.
+            ports=[port("http", number), port("metrics", metrics)],
+            mounts={"/etc/haproxy": "config", "/tmp": "scratch"},
+            readiness_probe=probe("/healthz", metrics, 2),
+            liveness_probe=probe("/healthz", metrics, 10, 6),
+            # New connections go elsewhere first; SIGUSR1 then lets open ones end by themselves.
             lifecycle={"pre_stop": {"exec": {"command": ["sh", "-c", "sleep 5; kill -USR1 1; sleep 5"]}}},
         )
-        template = pod(
-            name,
-            [haproxy],
-            [files("config", config), scratch()],
-            topology_spread_constraints=spread(name),
-            termination_grace_period_seconds=60,
-        )
-        self.deployment = k8s.apps.v1.Deployment(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={
-                "replicas": 2,
-                "selector": selector(name),
-                "strategy": {"type": "RollingUpdate", "rolling_update": {"max_unavailable": 0, "max_surge": 1}},
-                "template": template,
-            },
-            opts=child,
-        )
-        k8s.policy.v1.PodDisruptionBudget(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={"max_unavailable": 1, "selector": {"match_labels": {NAME: name}}},
-            opts=child,
-        )
-        if args.ingress_host:
-            k8s.networking.v1.Ingress(name, metadata=metadata(name, args.namespace), spec=_ingress(name, args), opts=child)
-        self.register_outputs({})
+        spread = {"topology_spread_constraints": self.spread(), "termination_grace_period_seconds": 60}
+        rolling = {"type": "RollingUpdate", "rolling_update": {"max_unavailable": 0, "max_surge": 1}}
+        self.deployment(self.pod(haproxy, **spread), replicas=2, strategy=rolling)
+        self.disruption_budget()
+        if self.settings.ingress.enabled:
+            self._ingress()
 
-
-def _ingress(name: str, args: ProxyArgs) -> Any:
-    backend = {"service": {"name": name, "port": {"name": "http"}}}
-    rule = {"host": args.ingress_host, "http": {"paths": [{"path": "/", "path_type": "Prefix", "backend": backend}]}}
-    return {
-        "rules": [rule],
-        **({"ingress_class_name": args.ingress_class} if args.ingress_class else {}),
-        **({"tls": [{"hosts": [args.ingress_host], "secret_name": args.ingress_tls_secret}]} if args.ingress_tls_secret else {}),
-    }
+    def _ingress(self) -> None:
+        settings = self.settings.ingress
+        backend = {"service": {"name": self.name, "port": {"name": "http"}}}
+        path = {"path": "/", "path_type": "Prefix", "backend": backend}
+        spec: Any = {"rules": [{"host": settings.host, "http": {"paths": [path]}}]}
+        spec |= {"ingress_class_name": settings.class_} if settings.class_ else {}
+        spec |= {"tls": [{"hosts": [settings.host], "secret_name": settings.tls_secret}]} if settings.tls_secret else {}
+        k8s.networking.v1.Ingress(self.name, metadata=self.metadata(), spec=spec, opts=self.child)

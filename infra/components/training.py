@@ -1,68 +1,52 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.components.controller import signing_keys
-from infra.settings import Training as TrainingSettings
-from infra.workload import container, env, job, metadata, pod, scratch, service_account
+from infra.workload import Workload, container, env, job
 
 _NEVER = "0 0 31 2 *"
 _HOURS = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingArgs:
-    """`values`: MLOPS_* settings; `variables`: environment of the identity `training` towards bucket and tracking."""
+class Training(Workload):
+    """Training on a schedule; on demand by `mlops --env … train`, which makes a Job from the same template."""
 
-    namespace: pulumi.Input[str]
-    image: str
-    pull_secret: str
-    settings: TrainingSettings
-    values: dict[str, Any]
-    variables: list[Any]
+    image_is_ours = True
 
-
-class Training(pulumi.ComponentResource):
-    """Training on a schedule; on demand by `mlops --env … train`, which makes a Job of the same template."""
-
-    def __init__(self, name: str, args: TrainingArgs, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("mlops:platform:Training", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        service_account(name, args.namespace, child)
-        settings = args.settings
-        values = args.values | {"MLOPS_DATA": settings.data, "HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}  # noqa: S108
+    def create(self) -> None:
+        settings, connections = self.settings.training, self.platform.connections
+        local = {"MLOPS_DATA": settings.data, "HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}
+        bucket, login = connections.bucket_keys(self.name), connections.tracking_login(self.name)
+        self.service_account()
+        self.volume("scratch", size="8Gi")
+        self.volume("keys", signing_keys("build"))
         train = container(
             "train",
-            args.image,
+            self.settings.images.training,
             cpu=settings.cpu,
             memory=settings.memory,
-            command=["python", "-m", "mlops.cli", "--json"],
+            command=["python", "-m", "cli", "--json"],
             args=["train"],
-            env=[*env(values), *args.variables],
+            env=[*env(connections.values | local | connections.bucket_values, bucket), *env({}, login)],
             env_from=[{"secret_ref": {"name": settings.secret}}] if settings.secret else [],
-            mounts={"/tmp": "scratch", "/keys": "keys"},  # noqa: S108
+            mounts={"/tmp": "scratch", "/keys": "keys"},
         )
-        template: Any = pod(name, [train], [scratch(size="8Gi"), signing_keys("build")], args.pull_secret)
-        # A refusal by the gate is an answer, and asking again would give the same one.
-        spec: Any = job(template, backoff=2, seconds=_HOURS * 3600)
-        spec["pod_failure_policy"] = {
-            "rules": [{"action": "FailJob", "on_exit_codes": {"container_name": "train", "operator": "In", "values": [3]}}]
-        }
-        spec["ttl_seconds_after_finished"] = 7 * 24 * 3600
-        self.cron_job = k8s.batch.v1.CronJob(
-            name,
-            metadata=metadata(name, args.namespace),
-            spec={
-                "schedule": settings.schedule or _NEVER,
-                "suspend": not settings.schedule,
-                "concurrency_policy": "Forbid",
-                "starting_deadline_seconds": 3600,
-                "job_template": {"metadata": {"labels": template["metadata"]["labels"]}, "spec": spec},
+        template = self.pod(train)
+        # A refusal by the gate is a result; repeating the training gives the same one.
+        refused = {"container_name": "train", "operator": "In", "values": [3]}
+        policy = {"rules": [{"action": "FailJob", "on_exit_codes": refused}]}
+        kept = {"pod_failure_policy": policy, "ttl_seconds_after_finished": 7 * 24 * 3600}
+        spec: Any = {
+            "schedule": settings.schedule or _NEVER,
+            "suspend": not settings.schedule,
+            "concurrency_policy": "Forbid",
+            "starting_deadline_seconds": 3600,
+            "job_template": {
+                "metadata": {"labels": template["metadata"]["labels"]},
+                "spec": job(template, backoff=2, seconds=_HOURS * 3600) | kept,
             },
-            opts=child,
-        )
-        self.register_outputs({})
+        }
+        k8s.batch.v1.CronJob(self.name, metadata=self.metadata(), spec=spec, opts=self.child)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from mlops import access, door
+from mlops import access, promotion
 from mlops.bundle import Bundle
 from tests import synthetic
 from tests.service import Service, environment
@@ -21,7 +21,7 @@ ROW = {"rows": [synthetic.request()]}
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     """With the usual poll: how soon a key counts is part of what is tested."""
     made = environment(tmp_path_factory.mktemp("auth"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL, poll_seconds=2.0) as service:
         service.serves(1)
         yield service
@@ -119,11 +119,15 @@ def test_an_expired_key_is_refused_and_one_that_expires_later_is_not(service: Se
         ("outcomes", "/model", 403),
     ],
 )
-def test_a_key_opens_what_its_scopes_say(service: Service, keys: dict[str, str], key: str, path: str, status: int) -> None:
+def test_a_key_opens_what_its_scopes_say(
+    service: Service, keys: dict[str, str], key: str, path: str, status: int
+) -> None:
     assert ask(service, f"Bearer {keys[key]}", path).status_code == status
 
 
-def test_beyond_its_limit_a_key_is_told_when_to_come_again_and_others_are_not_affected(service: Service, keys: dict[str, str]) -> None:
+def test_beyond_its_limit_a_key_is_told_when_to_come_again_and_others_are_not_affected(
+    service: Service, keys: dict[str, str]
+) -> None:
     answers = [ask(service, f"Bearer {keys['slow']}") for _ in range(3)]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
@@ -148,7 +152,12 @@ def test_a_limit_holds_over_the_arrival_of_other_keys(service: Service) -> None:
 
 
 def test_refusals_are_counted_by_their_reason(service: Service, keys: dict[str, str]) -> None:
-    reasons = {"missing": None, "unknown": "Bearer x", "expired": f"Bearer {keys['expired']}", "scope": f"Bearer {keys['outcomes']}"}
+    reasons = {
+        "missing": None,
+        "unknown": "Bearer x",
+        "expired": f"Bearer {keys['expired']}",
+        "scope": f"Bearer {keys['outcomes']}",
+    }
     for reason, authorization in reasons.items():
         before = service.metric("mlops_auth_refused_total", reason=reason)
         ask(service, authorization)

@@ -56,7 +56,9 @@ def faults(challenger: Asked, *requests: list[Any], seconds: float = 20) -> list
     return [scores.fault for scores in challenger.score(requests, seconds)]
 
 
-def test_it_scores_as_the_model_itself_does(start: Callable[..., Asked], row: Callable[..., Any], first_bundle: Bundle) -> None:
+def test_it_scores_as_the_model_itself_does(
+    start: Callable[..., Asked], row: Callable[..., Any], first_bundle: Bundle
+) -> None:
     challenger, model = start(), Model(first_bundle, "")
     [one, two] = challenger.score([[row(GOOD)], [row(GOOD), row(BAD)]], 20)
     assert (one.scores, two.scores) == (model.score([row(GOOD)]), model.score([row(GOOD), row(BAD)]))
@@ -66,7 +68,13 @@ def test_it_scores_as_the_model_itself_does(start: Callable[..., Asked], row: Ca
 
 @pytest.mark.parametrize(
     ("kind", "fault"),
-    [("raises", "error"), ("no number", "nan"), ("memory hog", "error"), ("wrong contract", "error"), ("inverted", None)],
+    [
+        ("raises", "error"),
+        ("no number", "nan"),
+        ("memory hog", "error"),
+        ("wrong contract", "error"),
+        ("inverted", None),
+    ],
 )
 def test_a_fault_is_named_and_the_next_request_is_answered(
     start: Callable[..., Asked], row: Callable[..., Any], kind: str, fault: str | None
@@ -88,7 +96,9 @@ def test_too_slow_costs_no_more_than_the_time_allowed_and_what_comes_late_confus
     assert after.scores == pytest.approx(Model(first_bundle, "").score([row(GOOD)]), abs=1e-6)
 
 
-def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
+def test_one_that_dies_is_started_again_and_until_then_the_fault_says_so(
+    start: Callable[..., Asked], row: Callable[..., Any]
+) -> None:
     challenger = start()
     challenger._process.kill()
     assert faults(challenger, [row(GOOD)]) == ["died"]
@@ -113,12 +123,16 @@ def test_while_another_has_it_a_request_does_not_wait_for_long_and_that_is_not_i
     assert together(challenger, ([row(BAD)], 10), ([row(GOOD)], 0.05)) == [None, "busy"]
 
 
-def test_only_so_many_stand_in_line_and_the_others_are_told_at_once(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
+def test_only_so_many_stand_in_line_and_the_others_are_told_at_once(
+    start: Callable[..., Asked], row: Callable[..., Any]
+) -> None:
     challenger = start()
     assert together(challenger, *[([row(GOOD)], 10.0)] * 10) == [None] * 8 + ["busy"] * 2
 
 
-def test_one_that_hangs_is_slow_for_all_who_come_and_then_started_again(start: Callable[..., Asked], row: Callable[..., Any]) -> None:
+def test_one_that_hangs_is_slow_for_all_who_come_and_then_started_again(
+    start: Callable[..., Asked], row: Callable[..., Any]
+) -> None:
     challenger = start()
     challenger._process.send_signal(signal.SIGSTOP)
     assert [faults(challenger, [row(GOOD)], seconds=0.02) for _ in range(12)] == [["slow"]] * 12

@@ -15,13 +15,19 @@ def siege(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle, second
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=lambda attack: attack.name)
-def test_it_is_refused_and_counted_while_the_last_good_model_answers_and_the_next_one_comes_through(siege: Siege, attack: Attack) -> None:
+def test_it_is_refused_and_counted_while_the_last_good_model_answers_and_the_next_one_comes_through(
+    siege: Siege, attack: Attack
+) -> None:
     siege.strike(attack)
     siege.come_through(siege.good[0])
 
 
 def test_after_a_restart_the_last_good_model_answers(siege: Siege) -> None:
-    struck = [each for each in QUICK if each.reason in ("record", "epoch", "access", "mode", "future", "statement", "manifest")]
+    struck = [
+        each
+        for each in QUICK
+        if each.reason in ("record", "revision", "access", "mode", "future", "attestation", "manifest")
+    ]
     for each in struck:
         each.strike(siege.bucket)
     siege.restart(*{each.reason for each in struck})

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlops import door
+from mlops import promotion
 from mlops.bundle import Bundle
 from tests import synthetic
 from tests.load import Load
@@ -19,14 +19,16 @@ from tests.service import Service, environment
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     made = environment(tmp_path_factory.mktemp("metrics"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         yield service
 
 
 def series(service: Service) -> set[str]:
-    return {line.rpartition(" ")[0] for line in service.http.get("/metrics").text.splitlines() if not line.startswith("#")}
+    return {
+        line.rpartition(" ")[0] for line in service.http.get("/metrics").text.splitlines() if not line.startswith("#")
+    }
 
 
 def oddly(service: Service, numbers: range) -> Counter[int]:
@@ -41,9 +43,19 @@ def oddly(service: Service, numbers: range) -> Counter[int]:
                 f"x-{number}": "1",
                 "authorization": f"Bearer {number}",
             }
-            path = ("/{0}", "/predict/{0}", "/metrics/{0}", "/predict?{0}=1", "/outcomes?x={0}", "/%{0:02x}x", "/docs/{0}/..")[number % 7]
+            path = (
+                "/{0}",
+                "/predict/{0}",
+                "/metrics/{0}",
+                "/predict?{0}=1",
+                "/outcomes?x={0}",
+                "/%{0:02x}x",
+                "/docs/{0}/..",
+            )[number % 7]
             method = methods[number // 7 % len(methods)]
-            found[http.request(method, path.format(number % 100 if "%" in path else number), headers=headers).status_code] += 1
+            found[
+                http.request(method, path.format(number % 100 if "%" in path else number), headers=headers).status_code
+            ] += 1
     return found
 
 
@@ -51,7 +63,9 @@ def test_the_number_of_series_stays_whatever_is_asked(service: Service) -> None:
     oddly(service, range(98))  # each path with each method
     before = series(service)
     with ThreadPoolExecutor(2) as pool:
-        found = sum(pool.map(lambda numbers: oddly(service, numbers), (range(98, 1_098), range(1_098, 2_098))), Counter())
+        found = sum(
+            pool.map(lambda numbers: oddly(service, numbers), (range(98, 1_098), range(1_098, 2_098))), Counter()
+        )
     assert found.total() == 2_000
     assert not any(status >= 500 for status in found)
     assert series(service) == before
@@ -62,7 +76,10 @@ def test_the_number_of_series_stays_whatever_is_asked(service: Service) -> None:
 def test_totals_are_what_the_client_counted(service: Service) -> None:
     def totals() -> Counter[str]:
         found = Counter(
-            {status: int(service.metric("http_requests_total", route="/predict", status=status)) for status in ("200", "422", "401")}
+            {
+                status: int(service.metric("http_requests_total", route="/predict", status=status))
+                for status in ("200", "422", "401")
+            }
         )
         found["all"] = int(service.metric("http_requests_total", route="/predict"))
         found["timed"] = int(service.metric("http_request_duration_seconds_count", route="/predict"))
@@ -111,7 +128,10 @@ def test_bins_count_what_was_sent(service: Service, first_bundle: Bundle) -> Non
     scores = [each["score"] for part in (sent[:150], sent[150:]) for each in service.predict(*part)["predictions"]]
     profile = first_bundle.json("profile.json")["bins"]
     expected: Counter[tuple[str, str]] = Counter()
-    for feature, values in {**{name: [row[name] for row in sent] for name in sent[0] if name in profile}, "score": scores}.items():
+    for feature, values in {
+        **{name: [row[name] for row in sent] for name in sent[0] if name in profile},
+        "score": scores,
+    }.items():
         for value in values:
             if value is None:
                 place = "missing"

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from mlops import assignment, door, records, releases, replicas, trials
+from mlops import assignment, log_schema, promotion, releases, replicas, rollout
 from mlops.bundle import Bundle
 from mlops.environment import Environment
 from mlops.releases import Release
@@ -19,24 +19,26 @@ from tests.service import Service
 @pytest.fixture
 def digests(environment: Environment, first_bundle: Bundle, second_bundle: Bundle) -> list[str]:
     found = [synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle)]
-    door.release(environment, synthetic.MODEL, found[0], "first")
+    promotion.release(environment, synthetic.MODEL, found[0], "first")
     return found
 
 
-def logged(environment: Environment) -> list[records.Scored]:
+def logged(environment: Environment) -> list[log_schema.PredictionRecord]:
     import msgspec
 
-    decode = msgspec.json.Decoder(records.Scored).decode
+    decode = msgspec.json.Decoder(log_schema.PredictionRecord).decode
     store = environment.store
-    return [decode(raw) for key in store.keys("predictions") for raw in records.lines(store.get(key) or b"")]
+    return [decode(raw) for key in store.keys("predictions") for raw in log_schema.lines(store.get(key) or b"")]
 
 
-def test_in_shadow_the_champion_answers_and_both_scores_are_logged(environment: Environment, digests: list[str]) -> None:
-    release = door.release(environment, synthetic.MODEL, digests[1], "try", mode="shadow")
+def test_in_shadow_the_champion_answers_and_both_scores_are_logged(
+    environment: Environment, digests: list[str]
+) -> None:
+    release = promotion.release(environment, synthetic.MODEL, digests[1], "try", mode="shadow")
     with Service(environment, synthetic.MODEL) as service:
-        service.serves(release.epoch)
+        service.serves(release.revision)
         answers = [service.predict(synthetic.request(size=i / 10, at="2024-03-01T12:00:00Z")) for i in range(20)]
-        assert {answer["model"] for answer in answers} == {digests[0]}
+        assert {answer["model_version"] for answer in answers} == {digests[0]}
         service.until(lambda: service.metric("mlops_challenger_rows_total", result="scored") == 20)
     rows = logged(environment)
     assert len(rows) == 20
@@ -48,32 +50,36 @@ def test_in_shadow_the_champion_answers_and_both_scores_are_logged(environment: 
         assert row.event == 1709294400.0
 
 
-def test_in_a_canary_an_entity_keeps_its_model_and_without_one_the_champion_answers(environment: Environment, digests: list[str]) -> None:
-    release = door.release(environment, synthetic.MODEL, digests[1], "try", mode="canary", weight=0.3)
+def test_in_a_canary_an_entity_keeps_its_model_and_without_one_the_champion_answers(
+    environment: Environment, digests: list[str]
+) -> None:
+    release = promotion.release(environment, synthetic.MODEL, digests[1], "try", mode="canary", weight=0.3)
     with Service(environment, synthetic.MODEL) as service:
-        service.serves(release.epoch)
-        first = {f"c{i}": service.predict(synthetic.request(customer=f"c{i}"))["model"] for i in range(200)}
-        again = {name: service.predict(synthetic.request(customer=name, size=0.1))["model"] for name in first}
+        service.serves(release.revision)
+        first = {f"c{i}": service.predict(synthetic.request(customer=f"c{i}"))["model_version"] for i in range(200)}
+        again = {name: service.predict(synthetic.request(customer=name, size=0.1))["model_version"] for name in first}
         assert first == again
         assert 35 < Counter(first.values())[digests[1]] < 85
         nobody = synthetic.request()
         del nobody["customer"]
-        assert {service.predict(nobody)["model"] for _ in range(20)} == {digests[0]}
-        wider = trials.put(environment.store, synthetic.MODEL, digests[0], digests[1], "more", mode="canary", weight=0.6)
-        assert wider.experiment == release.experiment
-        service.serves(wider.epoch)
-        after = {name: service.predict(synthetic.request(customer=name))["model"] for name in first}
+        assert {service.predict(nobody)["model_version"] for _ in range(20)} == {digests[0]}
+        wider = rollout.begin(
+            environment.store, synthetic.MODEL, digests[0], digests[1], "more", mode="canary", weight=0.6
+        )
+        assert wider.rollout == release.rollout
+        service.serves(wider.revision)
+        after = {name: service.predict(synthetic.request(customer=name))["model_version"] for name in first}
     assert {after[name] for name, model in first.items() if model == digests[1]} == {digests[1]}
     assert Counter(after.values())[digests[1]] > Counter(first.values())[digests[1]]
 
 
 def test_a_request_of_many_rows_says_which_model_answered_each(environment: Environment, digests: list[str]) -> None:
-    release = door.release(environment, synthetic.MODEL, digests[1], "try", mode="canary", weight=0.5)
+    release = promotion.release(environment, synthetic.MODEL, digests[1], "try", mode="canary", weight=0.5)
     rows = [synthetic.request(customer=f"c{i}", size=i / 50) for i in range(100)]
     with Service(environment, synthetic.MODEL) as service:
-        service.serves(release.epoch)
+        service.serves(release.revision)
         answer = service.predict(*rows)
-        models = [each.get("model", answer["model"]) for each in answer["predictions"]]
+        models = [each.get("model", answer["model_version"]) for each in answer["predictions"]]
         expected = [digests[int(assignment.gets_challenger(release, None, f"c{i}"))] for i in range(100)]
         assert models == expected
         one_by_one = [service.predict(row) for row in rows]
@@ -83,22 +89,28 @@ def test_a_request_of_many_rows_says_which_model_answered_each(environment: Envi
 
 
 def test_a_segment_gets_the_challenger_and_nobody_else(environment: Environment, digests: list[str]) -> None:
-    release = door.release(environment, synthetic.MODEL, digests[1], "north first", mode="canary", segment={"region": "north"})
+    release = promotion.release(
+        environment, synthetic.MODEL, digests[1], "north first", mode="canary", cohort={"region": "north"}
+    )
     with Service(environment, synthetic.MODEL) as service:
-        service.serves(release.epoch)
+        service.serves(release.revision)
         for region, model in (("north", digests[1]), ("south", digests[0])):
-            found = {service.predict(synthetic.request(region=region, customer=f"c{i}"))["model"] for i in range(20)}
+            found = {
+                service.predict(synthetic.request(region=region, customer=f"c{i}"))["model_version"] for i in range(20)
+            }
             assert found == {model}
 
 
-def test_blue_green_waits_for_every_replica_and_switches_at_the_instant(environment: Environment, digests: list[str]) -> None:
+def test_blue_green_waits_for_every_replica_and_switches_at_the_instant(
+    environment: Environment, digests: list[str]
+) -> None:
     with Service(environment, synthetic.MODEL, replica="a") as service:
         service.serves(1)
-        activated = door.release(environment, synthetic.MODEL, digests[1], "try", mode="blue-green")
-        assert service.predict(synthetic.request())["model"] == digests[0]
-        service.serves(activated.epoch)
+        activated = promotion.release(environment, synthetic.MODEL, digests[1], "try", mode="blue-green")
+        assert service.predict(synthetic.request())["model_version"] == digests[0]
+        service.serves(activated.revision)
         assert releases.now() >= activated.activate_at  # ty: ignore[unsupported-operator]
-        assert service.predict(synthetic.request())["model"] == digests[1]
+        assert service.predict(synthetic.request())["model_version"] == digests[1]
         [replica] = replicas.alive(environment.store, synthetic.MODEL)
         assert (replica.name, replica.loaded) == ("a", sorted(digests))
 
@@ -127,12 +139,12 @@ def test_an_entity_keeps_its_model_under_load(environment: Environment) -> None:
 def test_a_replica_that_does_not_confirm_blocks_blue_green_with_its_name(
     environment: Environment, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_CONFIRM_SECONDS", 2.0)
+    monkeypatch.setattr(rollouts, "_CONFIRM_SECONDS", 2.0)
     with Service(environment, synthetic.MODEL, replica="good") as service:
         service.serves(1)
-        replicas.tell(environment.store, synthetic.MODEL, "stuck", serving=1, ready=True, loaded=[digests[0]])
+        replicas.report(environment.store, synthetic.MODEL, "stuck", serving=1, ready=True, loaded=[digests[0]])
         with pytest.raises(Exception, match="stuck"):
-            door.release(environment, synthetic.MODEL, digests[1], "try", mode="blue-green")
+            promotion.release(environment, synthetic.MODEL, digests[1], "try", mode="blue-green")
     last = releases.read(environment.store, synthetic.MODEL)[-1]
     assert (last.mode, last.champion) == ("full", digests[0])
     assert "stuck" in last.why
@@ -141,7 +153,7 @@ def test_a_replica_that_does_not_confirm_blocks_blue_green_with_its_name(
 def test_the_split_is_even_over_entities_and_a_weight_moves_only_the_ones_it_must() -> None:
     def record(weight: float, salt: str = "s") -> Release:
         return Release(
-            epoch=1, at=releases.now(), by="me", why="", nonce="0", mode="canary", champion="a" * 64, challenger="b" * 64,
+            revision=1, at=releases.now(), by="me", why="", nonce="0", mode="canary", champion="a" * 64, challenger="b" * 64,
             weight=weight, experiment=salt,
         )  # fmt: skip
 
@@ -149,7 +161,9 @@ def test_the_split_is_even_over_entities_and_a_weight_moves_only_the_ones_it_mus
     for weight in (0.01, 0.05, 0.25, 0.5):
         share = sum(assignment.gets_challenger(record(weight), None, key) for key in keys) / len(keys)
         assert abs(share - weight) < 0.01
-    small, large = ({key for key in keys if assignment.gets_challenger(record(weight), None, key)} for weight in (0.05, 0.25))
+    small, large = (
+        {key for key in keys if assignment.gets_challenger(record(weight), None, key)} for weight in (0.05, 0.25)
+    )
     assert small < large
     other = {key for key in keys if assignment.gets_challenger(record(0.05, "t"), None, key)}
     assert len(small & other) < 0.2 * len(small)  # another experiment asks others
@@ -161,9 +175,13 @@ def test_a_replica_that_was_not_heard_of_does_not_count_and_is_forgotten_in_the_
     store, now = environment.store, time.time()
     for name, ago in (("here", 5), ("silent", 60), ("gone", 7200)):
         monkeypatch.setattr(time, "time", lambda ago=ago: now - ago)
-        replicas.tell(store, synthetic.MODEL, name, serving=1, ready=True, loaded=[])
+        replicas.report(store, synthetic.MODEL, name, serving=1, ready=True, loaded=[])
     monkeypatch.setattr(time, "time", lambda: now)
     store.put(f"replicas/{synthetic.MODEL}/garbage.json", b"garbage")
     assert [each.name for each in replicas.alive(store, synthetic.MODEL)] == ["here"]
-    replicas.forget(store, synthetic.MODEL)
-    assert sorted(key.rpartition("/")[2] for key in store.keys("replicas")) == ["garbage.json", "here.json", "silent.json"]
+    replicas.remove_gone(store, synthetic.MODEL)
+    assert sorted(key.rpartition("/")[2] for key in store.keys("replicas")) == [
+        "garbage.json",
+        "here.json",
+        "silent.json",
+    ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops import door
+from mlops import promotion
 from mlops.bundle import Bundle
 from tests import synthetic
 from tests.proofs import outage
@@ -30,7 +30,7 @@ def test_a_replica_ends_within_its_grace_while_the_bucket_hangs_and_its_rows_wai
         made = environment(tmp_path, bucket.url)
         digest = synthetic.publish(made, first_bundle)
         with Service(made, synthetic.MODEL, segment_seconds=60) as service:
-            service.serves(door.release(made, synthetic.MODEL, digest, "test").epoch)
+            service.serves(promotion.release(made, synthetic.MODEL, digest, "test").revision)
             assert outage.stops_in_time(service, bucket) < 30
             assert [path.suffix for path in service.spool.glob("*.log")] == [".log"]
             service.start()

@@ -8,10 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlops import door, records
+from mlops import log_schema, promotion
 from mlops.bundle import Bundle
-from mlops.records import Outcome
-from monitoring.joined import joined
 from tests import synthetic
 from tests.service import Service, environment
 
@@ -19,14 +17,16 @@ from tests.service import Service, environment
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     made = environment(tmp_path_factory.mktemp("outcomes"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         yield service
 
 
 def send(service: Service, *outcomes: tuple[str, float]) -> dict[str, Any]:
-    answer = service.http.post("/outcomes", json={"outcomes": [{"id": which, "value": value} for which, value in outcomes]})
+    answer = service.http.post(
+        "/outcomes", json={"outcomes": [{"id": which, "value": value} for which, value in outcomes]}
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -38,7 +38,7 @@ def predicted(service: Service) -> str:
 def made(seconds_ago: float) -> str:
     """The id that a prediction of that time has."""
     moment = int((time.time() - seconds_ago) * 1000)
-    text = f"{moment:012x}{records.new_id().replace('-', '')[12:]}"
+    text = f"{moment:012x}{log_schema.new_id().replace('-', '')[12:]}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
@@ -112,15 +112,22 @@ def test_a_wrong_outcome_is_refused_and_its_field_named(service: Service, body: 
     assert any(fault["loc"][1 : 1 + len(named)] == named for fault in answer.json()["detail"])
 
 
-@pytest.mark.parametrize("body", [b"", b"[" * 200_000, b"\xff\xfe\x00", b'{"outcomes":[{"id":"x","value":1' + b"0" * 6000 + b"}]}"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[" * 200_000, b"\xff\xfe\x00", b'{"outcomes":[{"id":"x","value":1' + b"0" * 6000 + b"}]}"]
+)
 def test_a_body_that_cannot_be_read_is_refused(service: Service, body: bytes) -> None:
-    assert service.http.post("/outcomes", content=body, headers={"content-type": "application/json"}).status_code in (400, 422)
+    assert service.http.post("/outcomes", content=body, headers={"content-type": "application/json"}).status_code in (
+        400,
+        422,
+    )
 
 
 def test_nobody_makes_the_service_read_outcomes_without_a_key_or_without_end(service: Service) -> None:
     with httpx.Client(base_url=service.url, timeout=20) as stranger:
         assert stranger.post("/outcomes", content=b"{not JSON").status_code == 401
-    huge = service.http.post("/outcomes", content=b"[" + b"1," * (10 * 2**20), headers={"content-type": "application/json"})
+    huge = service.http.post(
+        "/outcomes", content=b"[" + b"1," * (10 * 2**20), headers={"content-type": "application/json"}
+    )
     assert huge.status_code == 413
 
 
@@ -129,17 +136,17 @@ def arrives(service: Service, which: str) -> list[float]:
     import msgspec
 
     service.until(lambda: not any(service.spool.glob("*outcomes*")))
-    store, decode = service.environment.store, msgspec.json.Decoder(Outcome).decode
+    store, decode = service.environment.store, msgspec.json.Decoder(OutcomeRecord).decode
     time.sleep(0.6)  # the queue is written twice a second
     service.until(lambda: not any(service.spool.glob("*outcomes*")))
     keys = store.keys(f"outcomes/{synthetic.MODEL}")
-    found = [decode(raw) for key in keys for raw in records.lines(store.get(key) or b"")]
+    found = [decode(raw) for key in keys for raw in log_schema.lines(store.get(key) or b"")]
     return [outcome.value for outcome in sorted(found, key=lambda outcome: outcome.at) if outcome.id == which]
 
 
 def test_outcomes_survive_in_the_bucket_of_a_replica_that_was_terminated(tmp_path: Path, first_bundle: Bundle) -> None:
     home = environment(tmp_path)
-    door.release(home, synthetic.MODEL, synthetic.publish(home, first_bundle), "test")
+    promotion.release(home, synthetic.MODEL, synthetic.publish(home, first_bundle), "test")
     with Service(home, synthetic.MODEL, segment_seconds=60) as service:
         service.serves(1)
         which = predicted(service)

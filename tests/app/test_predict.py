@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlops import door
+from mlops import promotion
 from mlops.bundle import Bundle
 from mlops.environment import ROOT
 from tests import synthetic
@@ -24,14 +24,16 @@ FOREIGN = ("mlflow", "sklearn", "pandas", "polars", "pyarrow", "scipy", "trainin
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     made = environment(tmp_path_factory.mktemp("predict"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         yield service
 
 
 def post(service: Service, body: bytes, **headers: str) -> httpx.Response:
-    return service.http.post("/predict", content=body, headers={"content-type": "application/json", **headers}, timeout=60)
+    return service.http.post(
+        "/predict", content=body, headers={"content-type": "application/json", **headers}, timeout=60
+    )
 
 
 def rows(*found: dict[str, Any]) -> bytes:
@@ -111,10 +113,20 @@ def test_a_wrong_request_is_refused_and_its_part_named(service: Service, body: b
 
 
 def test_what_the_contract_allows_is_answered(service: Service) -> None:
-    allowed = [{"heat": None}, {"color": "never seen"}, {"color": ""}, {"customer": None}, {"customer": 7}, {"size": -50}, {"size": 50}]
+    allowed = [
+        {"heat": None},
+        {"color": "never seen"},
+        {"color": ""},
+        {"customer": None},
+        {"customer": 7},
+        {"size": -50},
+        {"size": 50},
+    ]
     answer = service.predict(*[synthetic.request(**change) for change in allowed])
     assert len({each["id"] for each in answer["predictions"]}) == len(allowed)
-    assert all(0 <= each["score"] <= 1 and each["prediction"] == (each["score"] >= 0.5) for each in answer["predictions"])
+    assert all(
+        0 <= each["score"] <= 1 and each["prediction"] == (each["score"] >= 0.5) for each in answer["predictions"]
+    )
     row = synthetic.request()
     del row["heat"], row["customer"]  # may be missing: the same as null
     assert service.predict(row)["predictions"][0]["score"] == answer["predictions"][0]["score"]
@@ -143,7 +155,7 @@ def test_a_body_beyond_the_limit_is_refused_while_it_arrives(service: Service, c
     answer = service.http.post("/predict", content=body)
     assert answer.status_code == 413
     assert "8388608 bytes" in answer.json()["detail"]
-    assert service.predict(synthetic.request())["epoch"] == 1
+    assert service.predict(synthetic.request())["revision"] == 1
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -153,7 +165,9 @@ def test_another_method_is_told_which_one_there_is(service: Service, method: str
 
 
 @pytest.mark.parametrize("path", ["/predict", "/healthz", "/model", "/nowhere"])
-@pytest.mark.parametrize(("sent", "echoed"), [("abc-123.X_9", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("a\tb", False)])
+@pytest.mark.parametrize(
+    ("sent", "echoed"), [("abc-123.X_9", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("a\tb", False)]
+)
 def test_the_request_id_comes_back_or_is_made(service: Service, path: str, sent: str, echoed: bool) -> None:
     method = "POST" if path == "/predict" else "GET"
     answer = service.http.request(
@@ -194,7 +208,7 @@ def test_beyond_the_requests_in_flight_the_next_is_told_to_come_again(
     tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle
 ) -> None:
     made = environment(tmp_path_factory.mktemp("overload"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL, max_in_flight=1) as service:
         service.serves(1)
         body = rows(synthetic.request())
@@ -208,19 +222,23 @@ def test_beyond_the_requests_in_flight_the_next_is_told_to_come_again(
             assert service.http.get("/healthz").status_code == 200
             slow.sendall(body[10:])
             assert slow.recv(100).startswith(b"HTTP/1.1 200")
-        assert service.predict(synthetic.request())["epoch"] == 1
+        assert service.predict(synthetic.request())["revision"] == 1
 
 
 def test_the_service_imports_nothing_that_only_training_and_monitoring_need() -> None:
     look = "import sys, app.main; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    imported = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
+    imported = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+    ).stdout
     assert "onnxruntime" in imported.split()
     assert not set(FOREIGN) & set(imported.split())
 
 
-def test_a_replica_is_ready_at_once_and_stays_small(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> None:
+def test_a_replica_is_ready_at_once_and_stays_small(
+    tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle
+) -> None:
     made = environment(tmp_path_factory.mktemp("weight"))
-    door.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         found = weight.weigh(service)
     # Of a core, because other tests run meanwhile; the proof holds the time itself to the bar.

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from mlops import door, records
+from mlops import log_schema, promotion
 from mlops.bundle import Bundle
 from mlops.environment import ROOT, Environment
 from tests import synthetic
@@ -16,14 +16,23 @@ from tests.proofs import log
 
 @pytest.fixture
 def served(environment: Environment, first_bundle: Bundle) -> Environment:
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "test")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "test")
     return environment
 
 
 def test_every_scored_row_is_in_the_log_once_with_its_values(served: Environment) -> None:
     with log.running(served) as service:
         found = log.every_row_once(service, 600, 400)
-    assert found == {"requests": 600, "failed": 0, "rows": 600, "damaged": 0, "missing": 0, "twice": 0, "wrong": 0, "foreign": 0}
+    assert found == {
+        "requests": 600,
+        "failed": 0,
+        "rows": 600,
+        "damaged": 0,
+        "missing": 0,
+        "twice": 0,
+        "wrong": 0,
+        "foreign": 0,
+    }
 
 
 def test_a_request_of_many_rows_is_logged_row_by_row(served: Environment) -> None:
@@ -32,7 +41,9 @@ def test_a_request_of_many_rows_is_logged_row_by_row(served: Environment) -> Non
         service.stop()
     rows = {row.id: row for row in log.logged(served)[0]}
     assert [rows[each["id"]].entity for each in answer["predictions"]] == [f"c{number}" for number in range(200)]
-    assert [rows[each["id"]].score for each in answer["predictions"]] == [each["score"] for each in answer["predictions"]]
+    assert [rows[each["id"]].score for each in answer["predictions"]] == [
+        each["score"] for each in answer["predictions"]
+    ]
 
 
 def test_the_log_hashes_what_the_contract_protects(served: Environment) -> None:
@@ -57,8 +68,8 @@ def test_after_kill_9_only_the_last_seconds_are_missing_and_a_successor_brings_i
 def test_a_torn_last_line_of_a_dead_process_costs_that_line_alone(served: Environment) -> None:
     spool = served.home / "spool"
     spool.mkdir()
-    whole = records.line(records.Scored(records.new_id(), 1.0, 1, "m", 0.5, 1, {"size": 1.0}))
-    key = records.segment_key("predictions", synthetic.MODEL, 1.0, 1, "dead")
+    whole = log_schema.line(log_schema.PredictionRecord(log_schema.new_id(), 1.0, 1, "m", 0.5, 1, {"size": 1.0}))
+    key = log_schema.segment_key("predictions", synthetic.MODEL, 1.0, 1, "dead")
     (spool / f"{quote(key, safe='')}.open").write_bytes(whole + whole[:-20])
     with log.running(served) as service:
         service.until(lambda: not any(spool.glob("*.log")))
@@ -68,7 +79,9 @@ def test_a_torn_last_line_of_a_dead_process_costs_that_line_alone(served: Enviro
 
 @pytest.mark.parametrize("limit", ["the cap of the spool", "the disk"])
 def test_what_does_not_fit_is_dropped_and_counted_and_no_request_notices(served: Environment, limit: str) -> None:
-    with log.running(served, **({"spool_bytes": 1} if limit == "the cap of the spool" else {"segment_seconds": 60})) as service:
+    with log.running(
+        served, **({"spool_bytes": 1} if limit == "the cap of the spool" else {"segment_seconds": 60})
+    ) as service:
         if limit == "the disk" and not log.little_files(service, 6_000):
             service.spool.chmod(0o500)  # the next best: no new segment can be made
         found = log.disk_full(service, 300, 300)
@@ -77,7 +90,13 @@ def test_what_does_not_fit_is_dropped_and_counted_and_no_request_notices(served:
 
 
 def test_two_replicas_never_share_a_spool(served: Environment) -> None:
-    told = {"env": "local", "model": synthetic.MODEL, "bucket": served.bucket, "keyring": served.keyring, "spool": served.home / "spool"}
+    told = {
+        "env": "local",
+        "model": synthetic.MODEL,
+        "bucket": served.bucket,
+        "keyring": served.keyring,
+        "spool": served.home / "spool",
+    }
     with log.running(served):
         second = subprocess.run(
             [sys.executable, "-m", "app"],

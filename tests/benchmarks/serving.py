@@ -19,7 +19,7 @@ import psutil
 import uvloop
 
 from environments.local.platform import free_port
-from mlops import door
+from mlops import promotion
 from mlops.contract import Contract
 from tests import service, synthetic
 
@@ -48,14 +48,14 @@ class Prediction(BaseModel):
 
 class Answer(BaseModel):
     model: str
-    epoch: int
+    revision: int
     predictions: list[Prediction]
 
 app = FastAPI()
 
 @app.post("/predict")
 async def predict(body: PredictRequest) -> Answer:
-    return Answer(model="0" * 64, epoch=1, predictions=[Prediction(id="0" * 36, prediction=1, score=0.5) for _ in body.rows])
+    return Answer(model="0" * 64, revision=1, predictions=[Prediction(id="0" * 36, prediction=1, score=0.5) for _ in body.rows])
 
 uvicorn.run(app, port=int(sys.argv[1]), access_log=False, log_level="warning")
 """
@@ -90,7 +90,10 @@ async def _load(port: int, request: bytes) -> float:
     """Requests a second."""
     started = time.monotonic()
     loop, until = asyncio.get_running_loop(), started + _SECONDS
-    callers = [(await loop.create_connection(lambda: _Caller(request, until), "127.0.0.1", port))[1] for _ in range(_CONNECTIONS)]
+    callers = [
+        (await loop.create_connection(lambda: _Caller(request, until), "127.0.0.1", port))[1]
+        for _ in range(_CONNECTIONS)
+    ]
     await asyncio.gather(*(caller.done for caller in callers))
     return sum(caller.answers for caller in callers) / (time.monotonic() - started)
 
@@ -130,7 +133,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         here = service.environment(Path(folder))
         with service.Service(here, synthetic.MODEL, segment_seconds=10, poll_seconds=2) as ours:
-            door.release(here, synthetic.MODEL, synthetic.publish(here, bundle), "benchmark")
+            promotion.release(here, synthetic.MODEL, synthetic.publish(here, bundle), "benchmark")
             ours.serves(1)
             assert ours.process
             program, port = Path(folder, "bare.py"), free_port(28080)

@@ -10,14 +10,18 @@ from typing import Any
 
 import yaml
 
-from mlops.cluster import Cluster
+from cli.cluster import Cluster
+from cli.images import DOCKERFILES
 from mlops.environment import MODELS
-from mlops.images import DOCKERFILES
 from tests.infra.harness import render
 
 NODE_PORT = 30080
 MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold
-CHANGES: dict[str, Any] = {"grafana.enabled": False, "kubeStateMetrics.enabled": False, "model": MODEL}  # no image of either here
+CHANGES: dict[str, Any] = {
+    "grafana.enabled": False,
+    "kubeStateMetrics.enabled": False,
+    "model": MODEL,
+}  # no image of either here
 
 
 def kubectl(*words: str, data: str | None = None, check: bool = True) -> str:
@@ -56,11 +60,13 @@ def not_ready() -> list[str]:
     for thing in get("deployments,statefulsets,jobs"):
         status, spec = thing["status"], thing["spec"]
         done = (
-            status.get("succeeded", 0) if thing["kind"] == "Job" else min(status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
+            status.get("succeeded", 0)
+            if thing["kind"] == "Job"
+            else min(status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
         )
-        whole = status.get("observedGeneration", 0) >= thing["metadata"]["generation"] and status.get("replicas", 1) == spec.get(
+        whole = status.get("observedGeneration", 0) >= thing["metadata"]["generation"] and status.get(
             "replicas", 1
-        )
+        ) == spec.get("replicas", 1)
         if done < (1 if thing["kind"] == "Job" else spec.get("replicas", 1)) or (thing["kind"] != "Job" and not whole):
             late.append(f"{thing['kind']}/{thing['metadata']['name']}")
     return late
@@ -76,7 +82,9 @@ def until(condition: Callable[[], Any], seconds: float, otherwise: Callable[[], 
 
 
 def wait_until_ready(seconds: float = 360) -> float:
-    return until(lambda: not not_ready(), seconds, lambda: f"{not_ready()}\n{mlops_namespace('get', 'pods', '-o', 'wide')}")
+    return until(
+        lambda: not not_ready(), seconds, lambda: f"{not_ready()}\n{mlops_namespace('get', 'pods', '-o', 'wide')}"
+    )
 
 
 def images_present() -> bool:

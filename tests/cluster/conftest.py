@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlops.cluster import Cluster
+from cli.cluster import Cluster
 from tests.cluster import cluster as real
 
 

@@ -14,16 +14,18 @@ import httpx
 import pytest
 import yaml
 
-from mlops.cluster import Cluster
+from cli.cluster import Cluster
 from mlops.environment import ROOT
 from tests.cluster import cluster as real
 from tests.infra.test_program import CHOICES
 
 
 def mlops(*words: str, code: int = 0, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "mlops.cli", "--env", "kind", "--json", *words]
+    command = [sys.executable, "-m", "cli", "--env", "kind", "--json", *words]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == code, f"mlops {' '.join(words)}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode == code, (
+        f"mlops {' '.join(words)}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    )
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
@@ -40,7 +42,9 @@ def dry_run() -> Iterator[str]:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_api_server_takes_every_choice_and_warns_of_nothing(choice: str, dry_run: str) -> None:
     environment, changes = CHOICES[choice]
-    objects = real.objects(changes | {"namespace": dry_run, "serving.nodePort": 0}, environment)  # its port may be taken here
+    objects = real.objects(
+        changes | {"namespace": dry_run, "serving.nodePort": 0}, environment
+    )  # its port may be taken here
     custom = ("ServiceMonitor", "PrometheusRule", "Namespace")
     text = yaml.safe_dump_all([thing for thing in objects if thing["kind"] not in custom])
     done = subprocess.run(
@@ -65,7 +69,14 @@ def test_no_identity_does_more_in_the_bucket_than_its_own(platform: Cluster) -> 
         "deploy/controller": "delete('models/x')",
         "deploy/tracking": "put('predictions/x', b'')",
     }.items():
-        env = ["env", "MLOPS_ENV=kind", "MLOPS_BUCKET=s3://mlops", "MLOPS_KEYRING=x", "MLOPS_ENDPOINT=x", "MLOPS_TRACKING=x"]
+        env = [
+            "env",
+            "MLOPS_ENV=kind",
+            "MLOPS_BUCKET=s3://mlops",
+            "MLOPS_KEYRING=x",
+            "MLOPS_ENDPOINT=x",
+            "MLOPS_TRACKING=x",
+        ]
         done = real.mlops_namespace("exec", workload, "--", *env, "python", "-c", refused.format(attempt), check=False)
         assert "denied" in done.lower() or "privileges" in done.lower(), f"{workload}: {done[-500:]}"
 
@@ -98,7 +109,9 @@ def key(platform: Cluster) -> dict[str, str]:
 
 
 def predict(platform: Cluster, row: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"http://127.0.0.1:{real.NODE_PORT}/predict", json={"rows": [row]}, headers=key(platform), timeout=10)
+    return httpx.post(
+        f"http://127.0.0.1:{real.NODE_PORT}/predict", json={"rows": [row]}, headers=key(platform), timeout=10
+    )
 
 
 def mlops_golden(platform: Cluster, digest: str) -> dict[str, Any]:
@@ -108,8 +121,8 @@ def mlops_golden(platform: Cluster, digest: str) -> dict[str, Any]:
 
 def test_a_model_trained_in_the_cluster_answers_through_the_proxy(platform: Cluster, released: dict[str, Any]) -> None:
     answer = predict(platform, released["row"]).json()
-    assert answer["model"] == released["digest"]
-    assert mlops("predict", json.dumps(released["row"]))["model"] == released["digest"]
+    assert answer["model_version"] == released["digest"]
+    assert mlops("predict", json.dumps(released["row"]))["model_version"] == released["digest"]
     assert mlops("check", released["digest"])["holds"]
 
 
@@ -133,13 +146,15 @@ def answered_by(platform: Cluster, row: dict[str, Any], digest: str, seconds: fl
         while alike < 50:
             answer = http.post("/predict", json={"rows": [row]})
             assert answer.status_code == 200, answer.text
-            alike = alike + 1 if answer.json()["model"] == digest else 0
+            alike = alike + 1 if answer.json()["model_version"] == digest else 0
             last = last if alike else time.monotonic() - started
             assert last < seconds, f"others than {digest[:12]} answer after {last:.1f} s"
     return last
 
 
-def test_blue_green_is_confirmed_by_each_pod_and_taken_back_in_seconds(platform: Cluster, released: dict[str, Any], second: str) -> None:
+def test_blue_green_is_confirmed_by_each_pod_and_taken_back_in_seconds(
+    platform: Cluster, released: dict[str, Any], second: str
+) -> None:
     activated = mlops("release", second, "--mode", "blue-green", "--why", "all at once")
     assert (activated["champion"], activated["challenger"]) == (second, released["digest"])
     answered_by(platform, released["row"], second, 30)
@@ -148,20 +163,22 @@ def test_blue_green_is_confirmed_by_each_pod_and_taken_back_in_seconds(platform:
     answered_by(platform, released["row"], released["digest"], 15 - (time.monotonic() - started))
 
 
-def test_a_canary_is_scored_by_both_and_judged_in_the_cluster(platform: Cluster, released: dict[str, Any], second: str) -> None:
+def test_a_canary_is_scored_by_both_and_judged_in_the_cluster(
+    platform: Cluster, released: dict[str, Any], second: str
+) -> None:
     mlops("release", second, "--mode", "canary", "--weight", "0.5", "--why", "try")
     held = mlops("release", "--pause", "--why", "as long as I look")
     rows = [released["row"] | context(platform, number) for number in range(40)]
     seen: set[str] = set()
 
     def both_answer() -> bool:
-        seen.update(predict(platform, row).json()["model"] for row in rows)
+        seen.update(predict(platform, row).json()["model_version"] for row in rows)
         return seen == {released["digest"], second}
 
     real.until(both_answer, 60)
-    real.until(lambda: mlops("experiment", "status")["verdict"]["rows"] > 0, 60)
-    status = mlops("experiment", "status")
-    assert status["release"]["epoch"] == held["epoch"]
+    real.until(lambda: mlops("rollout", "status")["verdict"]["rows"] > 0, 60)
+    status = mlops("rollout", "status")
+    assert status["release"]["revision"] == held["revision"]
     assert status["verdict"]["decision"] != "abort"
     assert mlops("rollback", "--why", "enough")["champion"] == released["digest"]
 

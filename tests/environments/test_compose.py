@@ -16,10 +16,10 @@ import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from mlops.bootstrap import Folder, keys
-from mlops.bootstrap import files as compose_files
+from cli.images import DOCKERFILES
+from infra.provision import Folder, keys
+from infra.provision import files as compose_files
 from mlops.environment import ROOT
-from mlops.images import DOCKERFILES
 
 FILE = ROOT / "environments" / "local" / "compose.yaml"
 COMPOSE = yaml.safe_load(FILE.read_text())
@@ -29,13 +29,17 @@ IMAGES = {
     for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()
     if key.startswith("images.")
 }
-LINES = {name: " ".join([*service.get("entrypoint", []), *service.get("command", [])]) for name, service in SERVICES.items()}
+LINES = {
+    name: " ".join([*service.get("entrypoint", []), *service.get("command", [])]) for name, service in SERVICES.items()
+}
 
 
 def test_it_is_valid_by_the_specification() -> None:
     schema = json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
     validator = validator_for(schema)(schema)
-    assert [f"{'.'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in validator.iter_errors(COMPOSE)] == []
+    assert [
+        f"{'.'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in validator.iter_errors(COMPOSE)
+    ] == []
     wrong = COMPOSE | {"services": {"x": {"image": "x", "imagee": "x"}}}
     assert not validator.is_valid(wrong)
 
@@ -71,7 +75,7 @@ def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) 
         asked = set(re.findall(r"/secrets/([\w./-]+)", json.dumps(service)))
         assert [path for path in asked if not (tmp_path / path).is_file()] == [], name
     modules = {module for line in LINES.values() for module in re.findall(r"python -m ([\w.]+)", line)}
-    assert {"app", "mlops.bootstrap", "mlops.cli", "monitoring.controller"} == modules
+    assert {"app", "infra.provision", "cli.main", "monitoring.controller"} == modules
     assert all(map(find_spec, modules))
     steps = {step for line in LINES.values() for step in re.findall(r"mlops\.bootstrap (\w+)", line)}
     assert [step for step in steps if f'step == "{step}"' not in (ROOT / "mlops" / "bootstrap.py").read_text()] == []
@@ -82,13 +86,17 @@ def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)")
 def test_prometheus_takes_what_its_service_makes_of_the_configuration(tmp_path: Path) -> None:
     script = SERVICES["prometheus"]["command"][0].replace("$$", "$")
-    (tmp_path / "etc").symlink_to(ROOT / "monitoring" / "prometheus")  # the way to the repository may have a space in it
+    (tmp_path / "etc").symlink_to(
+        ROOT / "monitoring" / "prometheus"
+    )  # the way to the repository may have a space in it
     script = script.replace("/tmp/", f"{tmp_path}/").replace("/etc/prometheus/", f"{tmp_path}/etc/")
     done = subprocess.run(["sh", "-c", script.partition("exec ")[0]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = yaml.safe_load((tmp_path / "prometheus.yaml").read_text())
     assert made["global"]["external_labels"] == {"namespace": "local"}
     assert "$NAMESPACE" not in str(made)
-    assert [f":{Path(rules).parent}:" in str(SERVICES["prometheus"]["volumes"]) for rules in made["rule_files"]] == [True]
+    assert [f":{Path(rules).parent}:" in str(SERVICES["prometheus"]["volumes"]) for rules in made["rule_files"]] == [
+        True
+    ]
     known = subprocess.run(["prometheus", "--help"], capture_output=True, text=True)
     assert [flag for flag in re.findall(r"--[a-z.-]+", script) if flag not in known.stdout + known.stderr] == []

@@ -35,7 +35,7 @@ class Run:
         told = {"MLOPS_HOME": str(home), "MLOPS_MODELS": str(models), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlops.cli", "run"], cwd=ROOT, env=os.environ | told, stdout=output, stderr=output
+                [sys.executable, "-m", "cli", "run"], cwd=ROOT, env=os.environ | told, stdout=output, stderr=output
             )
         self.seen: dict[int, psutil.Process] = {}
 
@@ -115,7 +115,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     store = Store(str(home / "bucket"))
     (released,) = releases.read(store, synthetic.MODEL)
     answer = first.curl()
-    assert (answer["model"], answer["epoch"]) == (released.champion, 1)
+    assert (answer["model_version"], answer["revision"]) == (released.champion, 1)
 
     second = Run(home, tmp_path / "models")
     assert second.process.wait(30) == 2
@@ -129,7 +129,9 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
         os.kill(before, signal.SIGKILL)
         until(lambda name=name, before=before: first.running["pids"][name] != before, first)
         assert f"{name} ended with -9, starting it again" in first.text
-        until(lambda before=before: not first.group(before), first)  # nobody holds its port; a killed process takes a moment to go
+        until(
+            lambda before=before: not first.group(before), first
+        )  # nobody holds its port; a killed process takes a moment to go
     until(lambda: answers(f"{first.running['endpoint']}/readyz"), first)
 
     children = first.processes()
@@ -140,7 +142,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     assert set(first.running["pids"].values()) <= {orphan.pid for orphan in orphans}, "nobody has told them"
     third = Run(home, tmp_path / "models").up()
     assert not [one for one in orphans if one.is_running()], "what a predecessor left behind is ended"
-    assert third.curl()["model"] == released.champion
+    assert third.curl()["model_version"] == released.champion
     assert len(releases.read(store, synthetic.MODEL)) == 1
     assert "training" not in third.text, "it goes on from the same data"
     third.processes()

@@ -149,4 +149,8 @@ def write(environment: str, folder: Path, changes: dict[str, Any] | None = None)
 
 
 if __name__ == "__main__":
-    print(yaml.safe_dump_all(render(sys.argv[1], dict(pair.split("=", 1) for pair in sys.argv[2:])).objects, sort_keys=False))
+    print(
+        yaml.safe_dump_all(
+            render(sys.argv[1], dict(pair.split("=", 1) for pair in sys.argv[2:])).objects, sort_keys=False
+        )
+    )

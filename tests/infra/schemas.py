@@ -48,4 +48,7 @@ def standalone(folder: Path) -> str:
 
 def faults(thing: dict[str, Any]) -> list[str]:
     found = _validator(thing["kind"], thing["apiVersion"]).iter_errors(thing)
-    return [f"{thing['kind']}/{thing['metadata']['name']} {'.'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in found]
+    return [
+        f"{thing['kind']}/{thing['metadata']['name']} {'.'.join(map(str, e.absolute_path))}: {e.message[:200]}"
+        for e in found
+    ]

@@ -47,21 +47,40 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(
-    not shutil.which("kubeconform"), reason="needs kubeconform: go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0"
+    not shutil.which("kubeconform"),
+    reason="needs kubeconform: go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0",
 )
 def test_kubeconform_finds_all_objects_valid_and_skips_none_that_is_not_listed(tmp_path: Path) -> None:
     where = schemas.standalone(tmp_path / "schemas")
-    for choice in ("kind", "prod", "the Prometheus Operator", "an Ingress"):  # tests/infra/test_program.py validates every one
+    for choice in (
+        "kind",
+        "prod",
+        "the Prometheus Operator",
+        "an Ingress",
+    ):  # tests/infra/test_program.py validates every one
         (folder := tmp_path / choice.replace(" ", "-")).mkdir()
         files = rendered(choice, folder)
-        done = run("kubeconform", "-strict", "-ignore-missing-schemas", "-output", "json", "-verbose", "-schema-location", where, *files)
+        done = run(
+            "kubeconform",
+            "-strict",
+            "-ignore-missing-schemas",
+            "-output",
+            "json",
+            "-verbose",
+            "-schema-location",
+            where,
+            *files,
+        )
         found: list[dict[str, Any]] = json.loads(done.stdout)["resources"]
         assert len(found) == len(files)
         assert [r for r in found if r["status"] not in ("statusValid", "statusSkipped")] == []
         assert {r["kind"] for r in found if r["status"] == "statusSkipped"} <= CUSTOM
 
 
-@pytest.mark.skipif(not shutil.which("kube-score"), reason="needs kube-score: go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0")
+@pytest.mark.skipif(
+    not shutil.which("kube-score"),
+    reason="needs kube-score: go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0",
+)
 @pytest.mark.parametrize("choice", ["kind", "prod"])
 def test_kube_score_finds_nothing_critical(choice: str, tmp_path: Path) -> None:
     ignored = [word for test in KUBE_SCORE for word in ("--ignore-test", test)]

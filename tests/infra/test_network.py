@@ -42,7 +42,9 @@ def matrix(objects: Objects) -> list[tuple[str, str, int]]:
     """What may flow, found from the policies alone: both ends must allow it."""
     pods, found = workloads(objects), []
     for (source, a), (target, b) in itertools.permutations(pods.items(), 2):
-        found += [(source, target, port) for port in allowed(objects, "egress", a, b) & allowed(objects, "ingress", b, a)]
+        found += [
+            (source, target, port) for port in allowed(objects, "egress", a, b) & allowed(objects, "ingress", b, a)
+        ]
     for name, labels in pods.items():
         found += [("anywhere", name, port) for port in allowed(objects, "ingress", labels, None)]
         found += [(name, "outside", port) for port in allowed(objects, "egress", labels, None)]
@@ -50,7 +52,11 @@ def matrix(objects: Objects) -> list[tuple[str, str, int]]:
 
 
 def test_the_documented_matrix_is_what_the_policies_allow() -> None:
-    rows = ["| from | to | port |", "|---|---|---|", *(f"| {a} | {b} | {port} |" for a, b, port in matrix(render("kind").objects))]
+    rows = [
+        "| from | to | port |",
+        "|---|---|---|",
+        *(f"| {a} | {b} | {port} |" for a, b, port in matrix(render("kind").objects)),
+    ]
     assert "\n".join(rows) in (ROOT / "docs" / "cluster.md").read_text()
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from infra.policies import violations
 from tests.infra.harness import render
+from tests.infra.policies import violations
 
 Objects = list[dict[str, Any]]
 
@@ -32,22 +32,40 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
     "runs as root": ("pods_are_restricted", lambda o: pod(o)["securityContext"].update(runAsUser=0)),
     "no seccomp profile": ("pods_are_restricted", lambda o: pod(o)["securityContext"].pop("seccompProfile")),
     "on the host's network": ("pods_are_restricted", lambda o: pod(o).update(hostNetwork=True)),
-    "a folder of the host": ("pods_are_restricted", lambda o: pod(o)["volumes"].append({"name": "x", "hostPath": {"path": "/"}})),
+    "a folder of the host": (
+        "pods_are_restricted",
+        lambda o: pod(o)["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
+    ),
     "privileged": ("pods_are_restricted", lambda o: app(o)["securityContext"].update(privileged=True)),
-    "capabilities kept": ("pods_are_restricted", lambda o: app(o)["securityContext"]["capabilities"].update(add=["NET_ADMIN"])),
+    "capabilities kept": (
+        "pods_are_restricted",
+        lambda o: app(o)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
+    ),
     "root can be written": ("pods_are_restricted", lambda o: app(o)["securityContext"].pop("readOnlyRootFilesystem")),
-    "namespace lets all pods in": ("namespaces_enforce_restricted", lambda o: thing(o, "Namespace", "mlops")["metadata"]["labels"].clear()),
+    "namespace lets all pods in": (
+        "namespaces_enforce_restricted",
+        lambda o: thing(o, "Namespace", "mlops")["metadata"]["labels"].clear(),
+    ),
     "no memory limit": ("resources_are_bounded", lambda o: app(o)["resources"]["limits"].pop("memory")),
     "a CPU limit": ("resources_are_bounded", lambda o: app(o)["resources"]["limits"].update(cpu="1")),
     "scratch without a size": ("resources_are_bounded", lambda o: pod(o)["volumes"][0]["emptyDir"].clear()),
     "no readiness": ("servers_are_probed", lambda o: app(o).pop("readinessProbe")),
-    "liveness asks for a model": ("servers_are_probed", lambda o: app(o)["livenessProbe"]["httpGet"].update(path="/readyz")),
+    "liveness asks for a model": (
+        "servers_are_probed",
+        lambda o: app(o)["livenessProbe"]["httpGet"].update(path="/readyz"),
+    ),
     "an update takes replicas away": (
         "serving_stays_up",
         lambda o: thing(o, "Deployment", "serving")["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1),
     ),
-    "replicas beside the autoscaler": ("serving_stays_up", lambda o: thing(o, "Deployment", "serving")["spec"].update(replicas=2)),
-    "one replica": ("serving_stays_up", lambda o: thing(o, "HorizontalPodAutoscaler", "serving")["spec"].update(minReplicas=1)),
+    "replicas beside the autoscaler": (
+        "serving_stays_up",
+        lambda o: thing(o, "Deployment", "serving")["spec"].update(replicas=2),
+    ),
+    "one replica": (
+        "serving_stays_up",
+        lambda o: thing(o, "HorizontalPodAutoscaler", "serving")["spec"].update(minReplicas=1),
+    ),
     "no disruption budget": ("serving_stays_up", lambda o: without(o, "PodDisruptionBudget", "proxy")),
     "not drained": ("serving_stays_up", lambda o: app(o).pop("lifecycle")),
     "killed while it drains": ("serving_stays_up", lambda o: pod(o).update(terminationGracePeriodSeconds=3)),
@@ -60,16 +78,31 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         "services_find_pods",
         lambda o: thing(o, "Service", "tracking")["spec"]["selector"].update({"app.kubernetes.io/name": "x"}),
     ),
-    "a load balancer": ("services_find_pods", lambda o: thing(o, "Service", "proxy")["spec"].update(type="LoadBalancer")),
+    "a load balancer": (
+        "services_find_pods",
+        lambda o: thing(o, "Service", "proxy")["spec"].update(type="LoadBalancer"),
+    ),
     "the newest image": ("images_are_exact", lambda o: app(o).update(image="docker.io/library/app:latest")),
     "ours by tag": ("images_are_exact", lambda o: app(o).update(image="registry.example.com/mlops-app:v1")),
     "a token for the app": ("tokens_go_to_who_asks", lambda o: pod(o).update(automountServiceAccountToken=True)),
     "another's identity": ("tokens_go_to_who_asks", lambda o: pod(o).update(serviceAccountName="tracking")),
-    "any Secret can be read": ("rights_are_small", lambda o: thing(o, "Role", "setup-keys")["rules"][1].pop("resourceNames")),
-    "a wildcard": ("rights_are_small", lambda o: thing(o, "Role", "kube-state-metrics")["rules"][0].update(verbs=["*"])),
-    "administrator": ("rights_are_small", lambda o: thing(o, "ClusterRoleBinding", "mlops")["roleRef"].update(name="cluster-admin")),
+    "any Secret can be read": (
+        "rights_are_small",
+        lambda o: thing(o, "Role", "setup-keys")["rules"][1].pop("resourceNames"),
+    ),
+    "a wildcard": (
+        "rights_are_small",
+        lambda o: thing(o, "Role", "kube-state-metrics")["rules"][0].update(verbs=["*"]),
+    ),
+    "administrator": (
+        "rights_are_small",
+        lambda o: thing(o, "ClusterRoleBinding", "mlops")["roleRef"].update(name="cluster-admin"),
+    ),
     "no default deny": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "default-deny")),
-    "egress to everybody": ("nobody_talks_unasked", lambda o: thing(o, "NetworkPolicy", "serving")["spec"]["egress"][0].pop("to")),
+    "egress to everybody": (
+        "nobody_talks_unasked",
+        lambda o: thing(o, "NetworkPolicy", "serving")["spec"]["egress"][0].pop("to"),
+    ),
     "the node's credentials": (
         "nobody_talks_unasked",
         lambda o: thing(o, "NetworkPolicy", "serving")["spec"].update(
@@ -77,17 +110,23 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         ),
     ),
     "a workload without a policy": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "tracking")),
-    "a Secret in the state": ("secrets_stay_in_the_cluster", lambda o: o.append({"kind": "Secret", "metadata": {"name": "x"}})),
-    "a password written out": ("secrets_stay_in_the_cluster", lambda o: app(o)["env"].append({"name": "DB_PASSWORD", "value": "x"})),
+    "a Secret in the state": (
+        "secrets_stay_in_the_cluster",
+        lambda o: o.append({"kind": "Secret", "metadata": {"name": "x"}}),
+    ),
+    "a password written out": (
+        "secrets_stay_in_the_cluster",
+        lambda o: app(o)["env"].append({"name": "DB_PASSWORD", "value": "x"}),
+    ),
     "a password in an address": (
         "secrets_stay_in_the_cluster",
         lambda o: app(o)["env"].append({"name": "URL", "value": "postgresql://a:b@c/d"}),
     ),
     "training may approve": (
         "secrets_stay_in_the_cluster",
-        lambda o: thing(o, "CronJob", "training")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["volumes"][-1]["projected"][
-            "sources"
-        ].append({"secret": {"name": "signing-approve"}}),
+        lambda o: thing(o, "CronJob", "training")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["volumes"][-1][
+            "projected"
+        ]["sources"].append({"secret": {"name": "signing-approve"}}),
     ),
     "a bundled database in prod": (
         "what_lasts_is_outside",

@@ -8,13 +8,18 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from infra.policies import violations
 from mlops.environment import ROOT
 from tests.infra import schemas
 from tests.infra.harness import PROJECT, UNKNOWN, Rendered, render
+from tests.infra.policies import violations
 
 _EXTERNAL_BUCKET = {"bucket.kind": "external", "bucket.endpoint": "https://s3.example.com:9000", "bucket.secret": "s3"}
-_EXTERNAL_DATABASE = {"database.kind": "external", "database.host": "db.example.com", "database.port": 6432, "database.secret": "db"}
+_EXTERNAL_DATABASE = {
+    "database.kind": "external",
+    "database.host": "db.example.com",
+    "database.port": 6432,
+    "database.secret": "db",
+}
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "kind": ("kind", {}),
     "dev": ("dev", {}),
@@ -24,11 +29,11 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "a database brought along": ("kind", _EXTERNAL_DATABASE),
     "a tracking server brought along": ("kind", {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com", "tracking.secret": "mlflow"}),
     "everything brought along": ("prod", _EXTERNAL_BUCKET | {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com"}),
-    "the Prometheus Operator": ("dev", {"monitoring.kind": "operator", "monitoring.labels": "release=prom,team=ml", "serving.metricsApi": "existing"}),
-    "no monitoring": ("dev", {"monitoring.kind": "none", "serving.scaleOn": "cpu"}),
+    "the Prometheus Operator": ("dev", {"monitoring.kind": "operator", "monitoring.labels": "release=prom,team=ml"}),
+    "no monitoring": ("dev", {"monitoring.kind": "none"}),
     "no Grafana": ("kind", {"grafana.enabled": False}),
     "a kube-state-metrics of the cluster": ("kind", {"kubeStateMetrics.enabled": False}),
-    "a namespace of a shared cluster": ("dev", {"clusterScope": False, "serving.scaleOn": "cpu"}),
+    "a namespace of a shared cluster": ("dev", {"clusterScope": False}),
     "an Ingress": ("prod", {"ingress.enabled": True, "ingress.class": "nginx", "ingress.host": "ml.example.com", "ingress.tlsSecret": "tls"}),
     "a code canary": ("kind", {"serving.canaryImage": "docker.io/library/mlops-app:next"}),
     "a mirror and a pull secret": ("prod", {"images.mirror": "mirror.example.com/hub", "images.pullSecret": "registry"}),
@@ -49,13 +54,17 @@ def _imported() -> None:
 
 @pytest.mark.parametrize("preview", [False, True], ids=["up", "preview"])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_stack_and_choice_renders_in_a_second_valid_in_place_and_within_policy(choice: str, preview: bool) -> None:
+def test_every_stack_and_choice_renders_in_a_second_valid_in_place_and_within_policy(
+    choice: str, preview: bool
+) -> None:
     environment, changes = CHOICES[choice]
     started = time.process_time()
     rendered = render(environment, changes, preview)
     assert time.process_time() - started < 1
     assert violations(rendered.objects, environment) == []
-    names = [(thing["kind"], thing["metadata"].get("namespace"), thing["metadata"]["name"]) for thing in rendered.objects]
+    names = [
+        (thing["kind"], thing["metadata"].get("namespace"), thing["metadata"]["name"]) for thing in rendered.objects
+    ]
     assert len(set(names)) == len(names) > 40
     assert UNKNOWN not in str(names)
     custom = ("ServiceMonitor", "PrometheusRule")  # an operator's, whose schemas are its own
@@ -74,7 +83,9 @@ def test_rendering_twice_and_in_another_order_gives_the_same() -> None:
 
 
 def test_a_changed_app_image_changes_serving_alone() -> None:
-    before, after = (render("kind", {"images.app": f"docker.io/library/mlops-app:{tag}"}).objects for tag in ("v1", "v2"))
+    before, after = (
+        render("kind", {"images.app": f"docker.io/library/mlops-app:{tag}"}).objects for tag in ("v1", "v2")
+    )
     changed = [(b["kind"], b["metadata"]["name"]) for b, a in zip(before, after, strict=True) if a != b]
     assert changed == [("Deployment", "serving")]
 
@@ -85,7 +96,9 @@ def test_a_changed_rule_rolls_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> 
     before = render("kind").objects
     monkeypatch.setattr(prometheus, "rules", lambda: {"x.yaml": "groups: []\n"})
     after = render("kind").objects
-    names = [{thing["metadata"]["name"] for thing in objects if thing["kind"] == "ConfigMap"} for objects in (before, after)]
+    names = [
+        {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ConfigMap"} for objects in (before, after)
+    ]
     assert len(names[0] - names[1]) == len(names[1] - names[0]) == 1
     pods = [
         yaml.safe_dump(next(o for o in objects if o["kind"] == "StatefulSet" and o["metadata"]["name"] == "prometheus"))
@@ -103,7 +116,13 @@ def faults(environment: str, changes: dict[str, Any]) -> str:
 def test_every_fault_of_the_settings_is_named_at_once() -> None:
     found = faults(
         "kind",
-        {"bucket.kind": "local", "serving.minReplicas": 0, "serving.cpu": "fast", "alerts.webhook": "ftp://x", "training.egress": "all"},
+        {
+            "bucket.kind": "local",
+            "serving.minReplicas": 0,
+            "serving.cpu": "fast",
+            "alerts.webhook": "ftp://x",
+            "training.egress": "all",
+        },
     )
     for part in (
         "bucket.kind is 'local'",

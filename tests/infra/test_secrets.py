@@ -26,7 +26,9 @@ def everything(choice: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("path", NAMED)
-@pytest.mark.parametrize("pasted", [CANARY, f"https://hooks.example.com/services/{CANARY}", f"-----BEGIN KEY-----\n{CANARY}"])
+@pytest.mark.parametrize(
+    "pasted", [CANARY, f"https://hooks.example.com/services/{CANARY}", f"-----BEGIN KEY-----\n{CANARY}"]
+)
 def test_a_secret_where_the_name_of_one_belongs_is_refused_and_not_repeated(path: str, pasted: str) -> None:
     with pytest.raises(pulumi.RunError) as error:
         render("kind", {path: pasted})
@@ -67,10 +69,14 @@ def _containers(thing: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_a_secret_address_is_read_from_a_file_where_it_is_used() -> None:
     _, objects = everything("alerts to secret addresses")
-    (config,) = (thing["data"]["alertmanager.yaml"] for thing in objects if "alertmanager.yaml" in thing.get("data", {}))
+    (config,) = (
+        thing["data"]["alertmanager.yaml"] for thing in objects if "alertmanager.yaml" in thing.get("data", {})
+    )
     assert [line.strip("- ") for line in config.splitlines() if "url" in line] == [
         "url_file: /etc/alertmanager-secrets/webhook-url",
         "url_file: /etc/alertmanager-secrets/heartbeat-url",
     ]
-    policy = next(thing for thing in objects if thing["kind"] == "NetworkPolicy" and thing["metadata"]["name"] == "alertmanager")
+    policy = next(
+        thing for thing in objects if thing["kind"] == "NetworkPolicy" and thing["metadata"]["name"] == "alertmanager"
+    )
     assert 443 in [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]]

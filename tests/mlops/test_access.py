@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mlops import access
-from mlops.errors import Fault, Refused
+from mlops.errors import UserError, VerificationError
 from mlops.store import Store
 
 
@@ -39,9 +39,9 @@ def test_no_two_keys_are_alike(store: Store) -> None:
 
 
 def test_an_unknown_key_cannot_be_revoked_nor_one_without_scope_made(store: Store) -> None:
-    with pytest.raises(Fault, match="see `mlops key list`"):
+    with pytest.raises(UserError, match="see `mlops key list`"):
         access.revoke(store, "nobody")
-    with pytest.raises(Fault, match="name at least one"):
+    with pytest.raises(UserError, match="name at least one"):
         access.new(store, "x", [], per_second=5)
 
 
@@ -53,7 +53,7 @@ def test_an_unknown_key_cannot_be_revoked_nor_one_without_scope_made(store: Stor
 def test_a_record_that_cannot_be_read_counts_as_never_written(store: Store, garbage: bytes) -> None:
     key, _ = access.new(store, "client", ["predict"], per_second=5)
     access.journal(store).append(lambda _: garbage)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(VerificationError) as refused:
         access.parse(2, garbage)
     assert refused.value.reason == "access"
     assert access.read(store) == [key]

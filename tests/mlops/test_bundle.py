@@ -7,9 +7,9 @@ import pytest
 
 from mlops import bundle as bundles
 from mlops.bundle import FILES, Bundle, canonical
-from mlops.errors import Fault, Refused
+from mlops.errors import UserError, VerificationError
 from mlops.model import Model
-from mlops.probe import probe
+from mlops.sandbox import run_in_sandbox
 from mlops.store import Store
 from tests import synthetic
 
@@ -25,14 +25,16 @@ def test_a_bundle_is_read_as_written_and_written_again_changes_nothing(store: St
     digest = bundles.write(store, MODEL, first_bundle)
     assert bundles.write(store, MODEL, first_bundle) == digest == first_bundle.digest
     assert bundles.read(store, MODEL, digest) == first_bundle
-    assert set(store.keys(bundles.folder(MODEL, digest))) == {f"{bundles.folder(MODEL, digest)}/{n}" for n in (*FILES, "manifest.json")}
+    assert set(store.keys(bundles.folder(MODEL, digest))) == {
+        f"{bundles.folder(MODEL, digest)}/{n}" for n in (*FILES, "manifest.json")
+    }
 
 
 def test_a_write_that_was_interrupted_is_completed_by_the_next(store: Store, first_bundle: Bundle) -> None:
     store.put(f"{bundles.folder(MODEL, first_bundle.digest)}/model.onnx", first_bundle.files["model.onnx"])
-    with pytest.raises(Refused, match="missing"):
+    with pytest.raises(VerificationError, match="missing"):
         bundles.read(store, MODEL, first_bundle.digest)
-    with pytest.raises(Fault, match="no bundle"):
+    with pytest.raises(UserError, match="no bundle"):
         bundles.find(store, MODEL, first_bundle.digest[:12])
     bundles.write(store, MODEL, first_bundle)
     assert bundles.find(store, MODEL, first_bundle.digest[:12]) == first_bundle.digest
@@ -40,7 +42,7 @@ def test_a_write_that_was_interrupted_is_completed_by_the_next(store: Store, fir
 
 def test_a_bundle_is_never_written_over(store: Store, first_bundle: Bundle) -> None:
     store.put(f"{bundles.folder(MODEL, first_bundle.digest)}/card.md", b"other")
-    with pytest.raises(Fault, match="exists with other bytes"):
+    with pytest.raises(UserError, match="exists with other bytes"):
         bundles.write(store, MODEL, first_bundle)
     assert store.get(f"{bundles.folder(MODEL, first_bundle.digest)}/card.md") == b"other"
 
@@ -53,25 +55,27 @@ def test_the_digest_is_of_every_byte(first_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("digest", ["", "abc", "A" * 64, "../" * 20 + "aaaa", "é" * 64])
 def test_what_is_no_digest_names_no_bundle(tmp_path: Path, digest: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(VerificationError) as refused:
         bundles.read(Store(str(tmp_path)), MODEL, digest)
     assert refused.value.reason == "digest"
 
 
-def test_a_prefix_finds_the_one_bundle_that_it_fits(tmp_path: Path, first_bundle: Bundle, second_bundle: Bundle) -> None:
+def test_a_prefix_finds_the_one_bundle_that_it_fits(
+    tmp_path: Path, first_bundle: Bundle, second_bundle: Bundle
+) -> None:
     store = Store(str(tmp_path))
     digests = {bundles.write(store, MODEL, each) for each in (first_bundle, second_bundle)}
     assert {bundles.find(store, MODEL, digest[:8]) for digest in digests} == digests
-    with pytest.raises(Fault, match="matches 2 bundles"):
+    with pytest.raises(UserError, match="matches 2 bundles"):
         bundles.find(store, MODEL, "")
-    with pytest.raises(Fault, match="matches no bundle"):
+    with pytest.raises(UserError, match="matches no bundle"):
         bundles.find(store, MODEL, "x")
 
 
 def test_another_models_bundle_is_refused(tmp_path: Path, first_bundle: Bundle) -> None:
     store = Store(str(tmp_path))
     digest = bundles.write(store, "other", first_bundle)
-    with pytest.raises(Refused, match="another model's contract"):
+    with pytest.raises(VerificationError, match="another model's contract"):
         bundles.read(store, "other", digest)
 
 
@@ -97,24 +101,26 @@ def test_a_profile_that_serving_could_not_count_by_is_refused(
     store, profile = Store(str(tmp_path)), first_bundle.json("profile.json")
     change(profile)
     digest = bundles.write(store, MODEL, Bundle(first_bundle.files | {"profile.json": canonical(profile)}))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(VerificationError) as refused:
         bundles.read(store, MODEL, digest)
     assert refused.value.reason == "profile"
 
 
 def test_the_manifest_names_each_file_with_its_size(first_bundle: Bundle) -> None:
     listed = json.loads(first_bundle.manifest)["files"]
-    assert {name: entry["bytes"] for name, entry in listed.items()} == {n: len(d) for n, d in first_bundle.files.items()}
+    assert {name: entry["bytes"] for name, entry in listed.items()} == {
+        n: len(d) for n, d in first_bundle.files.items()
+    }
 
 
 def test_a_good_model_passes_the_probe(first_bundle: Bundle) -> None:
-    probe(first_bundle, first_bundle.digest)
+    run_in_sandbox(first_bundle, first_bundle.digest)
 
 
 def test_a_model_of_another_seed_misses_the_golden_rows(first_bundle: Bundle, second_bundle: Bundle) -> None:
     swapped = Bundle(first_bundle.files | {"model.onnx": second_bundle.files["model.onnx"]})
-    with pytest.raises(Refused) as refused:
-        probe(swapped, swapped.digest)
+    with pytest.raises(VerificationError) as refused:
+        run_in_sandbox(swapped, swapped.digest)
     assert refused.value.reason == "golden"
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from mlops.contract import Contract, Window, load_contract
-from mlops.errors import Fault
+from mlops.errors import UserError
 from tests.synthetic import contract_yaml
 
 
@@ -48,7 +48,7 @@ FAULTS = {
 def test_a_fault_is_named_with_its_place(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     file = tmp_path / "contract.yaml"
     file.write_text(yaml.safe_dump(contract_yaml(**changes)))
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(UserError) as fault:
         load_contract(file)
     assert said in str(fault.value)
     assert fault.value.value == str(file)
@@ -58,7 +58,7 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "contract.yaml"
     features = _features(x={"type": "text"}, y={"type": "number", "range": [2, 1]})
     file.write_text(yaml.safe_dump(contract_yaml(task="multiclass", threshold=7, features=features, nonsense=1)))
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(UserError) as fault:
         load_contract(file)
     for place in ("task", "threshold", "features.x.type", "features.y", "nonsense"):
         assert f"\n  {place}" in str(fault.value)
@@ -68,12 +68,12 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "contract.yaml"
     file.write_text(text)
-    with pytest.raises(Fault):
+    with pytest.raises(UserError):
         load_contract(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"nowhere\.yaml.*cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml.*cannot be read"):
         load_contract(tmp_path / "nowhere.yaml")
 
 
@@ -84,12 +84,14 @@ def test_it_travels_in_the_bundle_unchanged(task: str) -> None:
 
 
 def test_in_a_bundle_it_is_json_and_nothing_more() -> None:
-    with pytest.raises(Fault, match="JSON"):
+    with pytest.raises(UserError, match="JSON"):
         load_contract(yaml.safe_dump(contract_yaml()).encode())
 
 
 def test_neither_time_nor_entity_is_needed() -> None:
-    contract = Contract.model_validate({"model": "m", "task": "binary", "target": "y", "features": {"x": {"type": "number"}}})
+    contract = Contract.model_validate(
+        {"model": "m", "task": "binary", "target": "y", "features": {"x": {"type": "number"}}}
+    )
     assert (contract.time, contract.entity) == (None, [])
 
 
@@ -104,5 +106,5 @@ def test_a_window_reads_back_as_written(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0..2024-01-01", "0.5..0.5", "-1..1", "0..2", "..", "a..b", "nan..1"])
 def test_a_window_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(Fault, match="window"):
+    with pytest.raises(UserError, match="window"):
         Window.parse(text)

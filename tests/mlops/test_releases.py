@@ -6,18 +6,27 @@ from typing import Any
 import pytest
 
 from mlops import releases
-from mlops.errors import Refused
+from mlops.errors import VerificationError
 from mlops.releases import Release
 from mlops.store import Store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
-def record(epoch: int, minutes: float, activate: float | None = None) -> Release:
+def record(revision: int, minutes: float, activate: float | None = None) -> Release:
     """At noon plus `minutes`, active from noon plus `activate`."""
     moment = NOON + timedelta(minutes=minutes)
     active = None if activate is None else NOON + timedelta(minutes=activate)
-    return Release(epoch=epoch, at=moment, by="me", why="", mode="full", champion=f"{epoch:064x}", activate_at=active, nonce="0")
+    return Release(
+        revision=revision,
+        at=moment,
+        by="me",
+        why="",
+        mode="full",
+        champion=f"{revision:064x}",
+        activate_at=active,
+        nonce="0",
+    )
 
 
 CASES: dict[str, tuple[list[Release], int | None]] = {
@@ -38,21 +47,29 @@ CASES: dict[str, tuple[list[Release], int | None]] = {
 }
 
 
-@pytest.mark.parametrize(("log", "epoch"), CASES.values(), ids=CASES)
-def test_what_serves_at_noon(log: list[Release], epoch: int | None) -> None:
+@pytest.mark.parametrize(("log", "revision"), CASES.values(), ids=CASES)
+def test_what_serves_at_noon(log: list[Release], revision: int | None) -> None:
     current = releases.serving(log, NOON)
-    assert (current.epoch if current else None) == epoch
+    assert (current.revision if current else None) == revision
 
 
 def test_of_any_moment_the_log_says_what_served() -> None:
     log = [record(1, 0), record(2, 10), record(3, 20, activate=40), record(4, 30)]
     expected = {-1: None, 0: 1, 9: 1, 10: 2, 25: 2, 30: 4, 50: 4}
     found = {minute: releases.serving(log, NOON + timedelta(minutes=minute)) for minute in expected}
-    assert {minute: release and release.epoch for minute, release in found.items()} == expected
+    assert {minute: release and release.revision for minute, release in found.items()} == expected
 
 
 def raw(**changes: Any) -> bytes:
-    good = {"epoch": 1, "at": "2024-05-01T12:00:00Z", "by": "me", "why": "", "mode": "full", "champion": "a" * 64, "nonce": "0"}
+    good = {
+        "revision": 1,
+        "at": "2024-05-01T12:00:00Z",
+        "by": "me",
+        "why": "",
+        "mode": "full",
+        "champion": "a" * 64,
+        "nonce": "0",
+    }
     return json.dumps({name: value for name, value in (good | changes).items() if value is not ...}).encode()
 
 
@@ -61,7 +78,7 @@ UNREADABLE = {
     "nothing": b"",
     "a list": b"[]",
     "nested deeply": b"[" * 100_000,
-    "another number inside": raw(epoch=2),
+    "another number inside": raw(revision=2),
     "a mode that nobody knows": raw(mode="turbo"),
     "no nonce": raw(nonce=...),
     "a field more": raw(run="x"),
@@ -71,33 +88,33 @@ UNREADABLE = {
     "no time zone of its activation": raw(activate_at="2024-05-01T12:00:00"),
     "a weight over one": raw(weight=1.5),
     "a weight that is no number": raw(weight=float("nan")),
-    "epoch 0": raw(epoch=0),
+    "revision 0": raw(revision=0),
 }
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_unreadable_record_is_refused_and_counts_as_never_written(tmp_path: Path, data: bytes) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(VerificationError) as refused:
         releases.parse(1, data)
     assert refused.value.reason == "record"
     releases.journal(store, "m").append(lambda _: data)
     assert releases.read(store, "m") == []
-    assert releases.append(store, "m", "b" * 64, "next").epoch == 2
-    assert [release.epoch for release in releases.read(store, "m")] == [2]
+    assert releases.append(store, "m", "b" * 64, "next").revision == 2
+    assert [release.revision for release in releases.read(store, "m")] == [2]
 
 
 def test_a_good_record_is_read_as_written(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     written = [releases.append(store, "m", letter * 64, f"why {letter}", by="me") for letter in "ab"]
     assert releases.read(store, "m") == written
-    assert [release.epoch for release in written] == [1, 2]
+    assert [release.revision for release in written] == [1, 2]
 
 
 def test_a_record_of_the_far_future_is_there_for_all_to_see_and_changes_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     releases.append(store, "m", "a" * 64, "now")
-    releases.journal(store, "m").append(lambda epoch: raw(epoch=epoch, at="9999-12-31T23:59:59-23:59"))
+    releases.journal(store, "m").append(lambda revision: raw(revision=revision, at="9999-12-31T23:59:59-23:59"))
     log = releases.read(store, "m")
     assert len(log) == 2
     assert releases.serving(log, releases.now()) == log[0]

@@ -4,12 +4,11 @@ import socket
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.monitoring.test_compact import logged
 
-from mlops import releases
 from mlops.environment import Environment
 from mlops.tracking import Tracking
 from monitoring.controller import Controller
-from tests.monitoring.test_compact import logged
 from tests.synthetic import MODEL, build, publish
 
 
@@ -24,14 +23,17 @@ def test_it_says_what_answers_and_what_does_not(environment: Environment) -> Non
         controller = Controller(environment, MODEL, f"127.0.0.1:{listening.getsockname()[1]}")
         controller.look()
         up = {
-            name: value(controller.metrics.registry, "mlops_dependency_up", dependency=name) for name in ("tracking", "database", "bucket")
+            name: value(controller.metrics.registry, "mlops_dependency_up", dependency=name)
+            for name in ("tracking", "database", "bucket")
         }
         assert up == {"tracking": 0, "database": 1, "bucket": 1}
     controller.look()
     assert value(controller.metrics.registry, "mlops_dependency_up", dependency="database") == 0
 
 
-def test_a_step_that_fails_is_counted_and_keeps_no_other_from_its_turn(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_is_counted_and_keeps_no_other_from_its_turn(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     controller = Controller(environment, MODEL)
     publish(environment, build())
     logged(environment.store, 2)
@@ -56,7 +58,7 @@ def test_the_newest_verdict_counts(environment: Environment) -> None:
     publish(environment, build(seed=1, max_iter=5), verdict="refused")
     controller.observe()
     assert value(controller.metrics.registry, "mlops_last_gate_passed", model=MODEL) == 0
-    releases.append(environment.store, MODEL, digest, "test")
+    environment.model(MODEL).releases.append(digest, "test")
     controller.observe()
     assert value(controller.metrics.registry, "mlops_released_timestamp_seconds", model=MODEL)
 
@@ -69,9 +71,14 @@ def test_an_alias_moved_by_hand_goes_back(tracked: Environment) -> None:
     client.create_registered_model(model)
     run = client.create_run(client.create_experiment(model))
     for digest in ("a", "b"):
-        client.create_model_version(model, f"{run.info.artifact_uri}/bundle", run.info.run_id, tags={"digest": digest * 64})
+        client.create_model_version(
+            model, f"{run.info.artifact_uri}/bundle", run.info.run_id, tags={"digest": digest * 64}
+        )
     mirror = Tracking(tracked.tracking).mirror
-    assert mirror(model, "a" * 64, "b" * 64) == ["champion: version none becomes 1", "challenger: version none becomes 2"]
+    assert mirror(model, "a" * 64, "b" * 64) == [
+        "champion: version none becomes 1",
+        "challenger: version none becomes 2",
+    ]
     client.set_registered_model_alias(model, "champion", "2")
     assert mirror(model, "a" * 64, None) == ["champion: version 2 becomes 1", "challenger: version 2 becomes 1"]
     assert mirror(model, "a" * 64, None) == []

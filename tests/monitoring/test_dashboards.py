@@ -1,4 +1,4 @@
-"""A real Prometheus with the real rules scrapes a real app and a real controller during a trial, itself, and what others of a cluster
+"""A real Prometheus with the real rules scrapes a real app and a real controller during a rollout, itself, and what others of a cluster
 say: each panel has an answer."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from prometheus_client import start_http_server
 
 from environments.local.platform import free_port
-from mlops import door, releases, trials
+from mlops import promotion, releases, rollout
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from monitoring.controller import Controller
@@ -30,7 +30,9 @@ from tests.load import Load
 from tests.monitoring.test_rules import DASHBOARDS, EXPOSITION, PROMETHEUS, panels
 from tests.service import Service, environment
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)"
+)
 
 
 PANEL = {
@@ -61,7 +63,9 @@ def others() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             more = next(passed)
-            text = re.sub(r"(?m)^(\w+_total\{.*) (\S+)$", lambda m: f"{m[1]} {float(m[2]) + more}", EXPOSITION[self.path[1:]])
+            text = re.sub(
+                r"(?m)^(\w+_total\{.*) (\S+)$", lambda m: f"{m[1]} {float(m[2]) + more}", EXPOSITION[self.path[1:]]
+            )
             self.send_response(200)
             self.send_header("content-type", "text/plain; version=0.0.4")
             self.end_headers()
@@ -100,26 +104,33 @@ def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, s
         ],
     }
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    words = [f"--config.file={tmp_path}/prometheus.yaml", f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address={address}"]
-    with (tmp_path / "prometheus.log").open("wb") as log, subprocess.Popen(["prometheus", *words], stdout=log, stderr=log) as process:
+    words = [
+        f"--config.file={tmp_path}/prometheus.yaml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address={address}",
+    ]
+    with (
+        (tmp_path / "prometheus.log").open("wb") as log,
+        subprocess.Popen(["prometheus", *words], stdout=log, stderr=log) as process,
+    ):
         yield f"http://{address}"
         process.terminate()
 
 
 @pytest.fixture
 def service(tmp_path: Path, second_bundle: Bundle) -> Iterator[Service]:
-    """After a release that nobody approved a challenger is on trial. It is held, and has all the time that a busy machine takes, so
+    """After a release that nobody approved a challenger is on rollout. It is held, and has all the time that a busy machine takes, so
     that it stays."""
     made = environment(tmp_path)
     contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": 10_000}))
     champion = synthetic.publish(made, synthetic.build(contract, seed=1))
-    door.release(made, synthetic.MODEL, champion, "test")
+    promotion.release(made, synthetic.MODEL, champion, "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         releases.append(made.store, synthetic.MODEL, "0" * 64, "refused: nobody approved it")
         service.until(lambda: service.metric("mlops_release_refused_total") > 0)
         challenger = synthetic.publish(made, second_bundle)
-        door.release(made, synthetic.MODEL, challenger, "test", mode="canary", weight=0.5, hold=True)
+        promotion.release(made, synthetic.MODEL, challenger, "test", mode="canary", weight=0.5, paused=True)
         service.serves(3)
         yield service
 
@@ -128,7 +139,9 @@ def tell_of_days(service: Service, days: int, rows: int) -> None:
     """Predictions for days that are over, and what became true of them: so much that the judge knows the loss."""
     for day in range(2, days + 2):
         at = releases.now() - timedelta(days=day)
-        asked = [synthetic.request(at=f"{at:%Y-%m-%dT12:%M:%SZ}", size=i / rows, customer=f"d{day}-{i}") for i in range(rows)]
+        asked = [
+            synthetic.request(at=f"{at:%Y-%m-%dT12:%M:%SZ}", size=i / rows, customer=f"d{day}-{i}") for i in range(rows)
+        ]
         answer = service.predict(*asked)["predictions"]
         outcomes = [{"id": each["id"], "value": day % 2} for each in answer]  # so each model has its days
         service.http.post("/outcomes", json={"outcomes": outcomes}).raise_for_status()
@@ -158,4 +171,4 @@ def test_every_panel_shows_something(service: Service, controller: tuple[Control
             time.sleep(0.5)
             missing = {query: panel for query, panel in missing.items() if not has_data(prometheus, query)}
     assert missing == {}
-    assert trials.current(service.environment.store, synthetic.MODEL).weight == 0.5
+    assert rollout.current(service.environment.store, synthetic.MODEL).weight == 0.5

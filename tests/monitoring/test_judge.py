@@ -12,15 +12,15 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from mlops import records, releases
+from mlops import log_schema, releases
 from mlops.contract import Contract
 from mlops.releases import Mode, Release
 from mlops.store import Store
-from monitoring.compact import compact
+from monitoring.compaction import compact
 from monitoring.evidence import Evidence
 from monitoring.judge import Verdict, judge
+from tests.rollout_log import Log, Rows
 from tests.synthetic import MODEL, contract_yaml
-from tests.trial_log import Log, Rows
 
 CONTRACT = Contract.model_validate(contract_yaml())
 
@@ -30,10 +30,10 @@ def store(tmp_path) -> Store:
     return Store(str(tmp_path / "bucket"))
 
 
-def record(mode: Mode = "canary", weight: float | None = 0.5, epoch: int = 1) -> Release:
+def record(mode: Mode = "canary", weight: float | None = 0.5, revision: int = 1) -> Release:
     return Release(
-        epoch=epoch, at=releases.now() - timedelta(minutes=5), by="me", why="", nonce="0", mode=mode, champion="a" * 64,
-        challenger="b" * 64, weight=None if mode == "shadow" else weight, experiment="x",
+        revision=revision, at=releases.now() - timedelta(minutes=5), by="me", why="", nonce="0", mode=mode, champion="a" * 64,
+        challenger="b" * 64, weight=None if mode == "shadow" else weight, rollout="x",
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_a_planted_fault_is_named_and_an_honest_challenger_goes_on(
     plant(rows)
     Log(store).write(release, rows)
     verdict = look(store, release)
-    assert verdict.decision == ("abort" if says else "forward"), verdict.reasons
+    assert verdict.decision == ("abort" if says else "advance"), verdict.reasons
     assert any(says in reason for reason in verdict.reasons)
 
 
@@ -112,11 +112,11 @@ def test_worse_by_its_outcomes_alone_is_taken_back(store: Store) -> None:
 @pytest.mark.parametrize(
     ("mode", "weight", "days", "decision"),
     [
-        ("shadow", None, 1, "forward"),
-        ("canary", 0.01, 1, "forward"),
-        ("canary", 0.05, 1, "wait"),
-        ("canary", 0.05, 9, "forward"),
-        ("ab", 0.5, 9, "wait"),
+        ("shadow", None, 1, "advance"),
+        ("canary", 0.01, 1, "advance"),
+        ("canary", 0.05, 1, "inconclusive"),
+        ("canary", 0.05, 9, "advance"),
+        ("ab", 0.5, 9, "inconclusive"),
     ],
 )
 def test_outcomes_are_needed_before_many_get_it_and_an_a_b_test_needs_a_gain(
@@ -127,7 +127,9 @@ def test_outcomes_are_needed_before_many_get_it_and_an_a_b_test_needs_a_gain(
     assert look(store, release).decision == decision
 
 
-@pytest.mark.parametrize("missing", ["log", "outcomes", "rows at this weight", "scores", "a file", "days that are over"])
+@pytest.mark.parametrize(
+    "missing", ["log", "outcomes", "rows at this weight", "scores", "a file", "days that are over"]
+)
 def test_what_is_missing_promotes_nobody(store: Store, missing: str) -> None:
     release, rows = record(), Rows(days=9)
     if missing == "scores":
@@ -135,13 +137,13 @@ def test_what_is_missing_promotes_nobody(store: Store, missing: str) -> None:
     if missing == "days that are over":
         rows = Rows(days=7)
     if missing != "log":
-        keys = Log(store).write(record(epoch=1), rows, outcomes=missing != "outcomes")
+        keys = Log(store).write(record(revision=1), rows, outcomes=missing != "outcomes")
     if missing == "a file":
         body = msgspec.json.encode({"not": "ours"})
         store.put(keys[0].replace(".log", "x.log"), b"%08x %s\n" % (zlib.crc32(body), body))
     if missing == "rows at this weight":
-        release = record(epoch=2)
-    assert look(store, release).decision == "wait"
+        release = record(revision=2)
+    assert look(store, release).decision == "inconclusive"
 
 
 def test_arms_that_were_not_split_by_the_weight_promote_nobody(store: Store) -> None:
@@ -149,7 +151,7 @@ def test_arms_that_were_not_split_by_the_weight_promote_nobody(store: Store) -> 
     rows.draw = rows.draw + 0.1
     Log(store).write(release, rows)
     verdict = look(store, release)
-    assert (verdict.decision, len(verdict.reasons)) == ("wait", 1)
+    assert (verdict.decision, len(verdict.reasons)) == ("inconclusive", 1)
     assert "not split so" in verdict.reasons[0]
 
 
@@ -159,16 +161,21 @@ def test_a_look_after_each_batch_sees_what_one_look_sees_at_the_end_compacted_or
         log.write(release, Rows(seed=day), first_day=day, outcomes=day != 2)
         stepwise = evidence.look(1, release.at, releases.now())
     store.put(  # late
-        records.segment_key("outcomes", MODEL, log.at.timestamp() + 3600, 0, "late"),
-        b"".join(records.line(records.Outcome(id_, 1.0, log.at.timestamp() + 3600)) for id_ in log.ids[600:900]),
+        log_schema.segment_key("outcomes", MODEL, log.at.timestamp() + 3600, 0, "late"),
+        b"".join(
+            log_schema.line(log_schema.OutcomeRecord(id_, 1.0, log.at.timestamp() + 3600)) for id_ in log.ids[600:900]
+        ),
     )
     stepwise = evidence.look(1, release.at, releases.now())
     assert stepwise.days["n"].to_list() == [300] * 5
     for kind in ("predictions", "outcomes"):
         compact(store, kind, MODEL, releases.now() + timedelta(hours=5))
     assert not [key for key in store.keys("") if key.endswith(".log")]
-    for seen in (evidence.look(1, release.at, releases.now()), Evidence(store, CONTRACT).look(1, release.at, releases.now())):
-        for name in ("epochs", "days", "slices", "entities"):
+    for seen in (
+        evidence.look(1, release.at, releases.now()),
+        Evidence(store, CONTRACT).look(1, release.at, releases.now()),
+    ):
+        for name in ("revisions", "days", "slices", "entities"):
             one, other = (getattr(each, name) for each in (stepwise, seen))
             keys = [column for column in one.columns if one[column].dtype in (pl.String, pl.Date, pl.Int64)]
             assert_frame_equal(one.sort(keys), other.select(one.columns).sort(keys), check_exact=False)
@@ -189,8 +196,8 @@ def test_a_second_look_reads_only_what_is_new(store: Store, monkeypatch: pytest.
 
 
 def test_rows_of_a_clock_that_is_ahead_and_of_other_releases_do_not_count(store: Store) -> None:
-    release = record(epoch=2)
-    Log(store).write(record(epoch=1), Rows())
+    release = record(revision=2)
+    Log(store).write(record(revision=1), Rows())
     ahead = Log(store, at=releases.now() + timedelta(minutes=30))
     ahead.write(release, Rows())
     assert judge(CONTRACT, release, Evidence(store, CONTRACT).look(2, release.at, releases.now())).rows == 0

@@ -28,11 +28,17 @@ RULES = [
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
-DASHBOARDS = {file.name: json.loads(file.read_text()) for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))}
-EXPOSITION = {file.stem: file.read_text() for file in (Path(__file__).parent / "exposition").glob("*.prom")}  # of other programs
+DASHBOARDS = {
+    file.name: json.loads(file.read_text()) for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))
+}
+EXPOSITION = {
+    file.stem: file.read_text() for file in (Path(__file__).parent / "exposition").glob("*.prom")
+}  # of other programs
 FOREIGN = re.compile(r"prometheus_\w+|up|ALERTS")
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not on the PATH (Debian: prometheus)")
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not on the PATH (Debian: prometheus)"
+)
 
 
 def promtool(*words: str | Path) -> None:
@@ -81,7 +87,11 @@ def test_the_alerts_do_as_their_tests_say(file: Path) -> None:
 
 
 def test_every_alert_has_a_test_that_it_fires_one_that_it_is_quiet_and_one_without_data() -> None:
-    tested = {test["name"] for file in (PROMETHEUS / "tests").glob("*.yaml") for test in yaml.safe_load(file.read_text())["tests"]}
+    tested = {
+        test["name"]
+        for file in (PROMETHEUS / "tests").glob("*.yaml")
+        for test in yaml.safe_load(file.read_text())["tests"]
+    }
     assert {f"{alert} {state}" for alert in ALERTS for state in ("fires", "quiet", "absent")} - tested == set()
 
 
@@ -125,7 +135,9 @@ def test_rules_and_dashboards_read_only_what_somebody_writes() -> None:
     }
     known = app_names() | controller_names() | set(RECORDED)
     known |= {name for text in EXPOSITION.values() for name in re.findall(r"^\w+", text, re.MULTILINE)}
-    unknown = {where: {name for name in names(expr) - known if not FOREIGN.fullmatch(name)} for where, expr in asked.items()}
+    unknown = {
+        where: {name for name in names(expr) - known if not FOREIGN.fullmatch(name)} for where, expr in asked.items()
+    }
     assert {where: found for where, found in unknown.items() if found} == {}
 
 

@@ -28,7 +28,9 @@ def test_no_difference_is_missed_by_the_interval_rarely_however_often_one_looks(
     missed = 0
     for _ in range(500):
         days = random.standard_t(5, 60)
-        missed += any(mean_sequence(days[:n], 0.025)[1] > 0 or mean_sequence(days[:n], 0.025)[2] < 0 for n in range(7, 61))
+        missed += any(
+            mean_sequence(days[:n], 0.025)[1] > 0 or mean_sequence(days[:n], 0.025)[2] < 0 for n in range(7, 61)
+        )
     assert missed <= 35
 
 

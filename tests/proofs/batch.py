@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from mlops import door
+from mlops import promotion
 from mlops.environment import ROOT, Environment
 from tests import synthetic
 from tests.service import Service
@@ -34,7 +34,7 @@ _SLICE = 100_000
 
 def released(folder: Path) -> Environment:
     environment = make_environment(folder)
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build()), "first")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build()), "first")
     return environment
 
 
@@ -43,7 +43,9 @@ def slices(rows: int) -> Iterator[pa.Table]:
     base = synthetic.frame(days=100, rows_a_day=_SLICE // 100, seed=9).select(REQUEST)
     random = np.random.default_rng(0)
     for start in range(0, rows, _SLICE):
-        part = base.head(min(_SLICE, rows - start)).with_columns(size=pl.Series(random.normal(size=_SLICE).round(3)[: rows - start]))
+        part = base.head(min(_SLICE, rows - start)).with_columns(
+            size=pl.Series(random.normal(size=_SLICE).round(3)[: rows - start])
+        )
         fault = pl.int_range(pl.len()) % 1500
         yield part.with_columns(
             region=pl.when(fault == 0).then(pl.lit("east")).otherwise("region"),
@@ -64,7 +66,7 @@ def write(rows: int, file: Path) -> Path:
 
 def start(environment: Environment, source: Path, folder: Path) -> subprocess.Popen[bytes]:
     """The real command, in a process of its own."""
-    command = [sys.executable, "-m", "mlops.cli", "--model", synthetic.MODEL, "--json", "score", str(source), str(folder)]
+    command = [sys.executable, "-m", "cli", "--model", synthetic.MODEL, "--json", "score", str(source), str(folder)]
     told = {"MLOPS_HOME": str(environment.home)}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -107,14 +109,26 @@ def killed(environment: Environment, source: Path, folder: Path, after: list[int
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """Every file in the folder but the job's, so that a leftover shows too."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.name != "job.json"}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.name != "job.json"
+    }
 
 
 def answers(folder: Path) -> tuple[dict[int, tuple[float, float]], dict[int, str]]:
     """row → (score, prediction) and row → reason."""
     table = pl.read_parquet(folder / "part-*.parquet")
-    scored = dict(zip(table["row"].to_list(), zip(table["score"].to_list(), table["prediction"].to_list(), strict=True), strict=True))
-    lines = [json.loads(line) for file in sorted(folder.glob("refused-*.jsonl")) for line in file.read_text().splitlines()]
+    scored = dict(
+        zip(
+            table["row"].to_list(),
+            zip(table["score"].to_list(), table["prediction"].to_list(), strict=True),
+            strict=True,
+        )
+    )
+    lines = [
+        json.loads(line) for file in sorted(folder.glob("refused-*.jsonl")) for line in file.read_text().splitlines()
+    ]
     return scored, {line["row"]: line["reason"] for line in lines}
 
 
@@ -128,7 +142,9 @@ def differences(service: Service, source: Path, folder: Path, rows: int) -> dict
     good = [position for position in range(len(raw)) if position not in refused]
     for first in range(0, len(good), 1000):
         some = good[first : first + 1000]
-        for position, answer in zip(some, service.predict(*(raw[position] for position in some))["predictions"], strict=True):
+        for position, answer in zip(
+            some, service.predict(*(raw[position] for position in some))["predictions"], strict=True
+        ):
             score, prediction = scored[position]
             found["compared"] += 1
             found["score"] = max(found["score"], abs(score - answer["score"]))
@@ -154,7 +170,8 @@ def prove(folder: Path, rows: int = 10_000_000) -> dict[str, Any]:
         api = differences(service, few[1], folder / "few", min(rows, 20_000))
     (scores, refused), (scores_csv, refused_csv) = answers(folder / "few"), answers(folder / "rows")
     peak, growth = (
-        max(values) for values in zip(*((one["peak"], one["second"] / one["first"]) for one in (whole, text, binary)), strict=True)
+        max(values)
+        for values in zip(*((one["peak"], one["second"] / one["first"]) for one in (whole, text, binary)), strict=True)
     )
     checks = {
         "memory": peak <= MAX_RSS_MB,

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from cli.cluster import Cluster
 from mlops import backup
-from mlops.cluster import Cluster
 from tests.cluster import cluster as real
 from tests.cluster.test_platform import key, mlops, mlops_golden, predict
 from tests.load import Load
@@ -37,7 +37,9 @@ class Sink:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                sink.told += [(time.monotonic(), alert["labels"]["alertname"], alert["status"]) for alert in body["alerts"]]
+                sink.told += [
+                    (time.monotonic(), alert["labels"]["alertname"], alert["status"]) for alert in body["alerts"]
+                ]
                 self.send_response(200)
                 self.end_headers()
 
@@ -146,7 +148,12 @@ def scale(caller: Any, row: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     with suppress(AssertionError):
         real.until(lambda: replicas() == 2, 480)
-    return {"most": most, "failed": len(load.failed), "at_last": replicas(), "in_again_seconds": round(time.monotonic() - started)}
+    return {
+        "most": most,
+        "failed": len(load.failed),
+        "at_last": replicas(),
+        "in_again_seconds": round(time.monotonic() - started),
+    }
 
 
 def save_and_restore(cluster: Cluster, folder: Path) -> dict[str, Any]:
@@ -191,14 +198,22 @@ def everything(cluster: Cluster) -> dict[str, list[str]]:
     found = {
         name: sorted(
             line
-            for line in cluster.ask("exec", tools, "--", "sh", "-c", backup._TOOLS + dump.format(name)).decode().splitlines()
+            for line in cluster.ask("exec", tools, "--", "sh", "-c", backup._TOOLS + dump.format(name))
+            .decode()
+            .splitlines()
             if line.startswith("INSERT")
         )
         for name in backup.DATABASES
     }
     cluster.ask("delete", tools, "--wait=false")
-    packed = cluster.ask("exec", "deploy/controller", "--", "python", "-m", "mlops.backup", "out")
+    packed = cluster.ask("exec", "deploy/controller", "--", "python", "-m", "cli.backup", "out")
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
-        objects = {entry.name: archive.extractfile(entry) for entry in archive if not entry.name.startswith(("predictions/", "outcomes/"))}
-        found["bucket"] = sorted(f"{name} {hashlib.sha256(file.read()).hexdigest()}" for name, file in objects.items() if file)
+        objects = {
+            entry.name: archive.extractfile(entry)
+            for entry in archive
+            if not entry.name.startswith(("predictions/", "outcomes/"))
+        }
+        found["bucket"] = sorted(
+            f"{name} {hashlib.sha256(file.read()).hexdigest()}" for name, file in objects.items() if file
+        )
     return found

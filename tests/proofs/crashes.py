@@ -30,9 +30,9 @@ import numpy as np
 from environments.local.platform import free_port
 from mlops import bundle as bundles
 from mlops import releases
+from mlops.attestations import attestations, require_approval, require_gate
 from mlops.environment import ROOT, Environment
-from mlops.errors import Fault, Refused
-from mlops.statements import require_approval, require_gate, statements
+from mlops.errors import UserError, VerificationError
 from tests import synthetic
 from tests.proofs import batch
 from tests.service import environment as make_environment
@@ -47,7 +47,7 @@ class Place:
     tracking: str
 
     def start(self, *words: str, fuse: int | str | None = None) -> subprocess.Popen[str]:
-        program = ["mlops.cli"] if fuse is None else ["tests.proofs.crashes", str(fuse)]
+        program = ["cli.main"] if fuse is None else ["tests.proofs.crashes", str(fuse)]
         told = {"HOME": self.environment.home, "MODELS": self.models, "TRACKING": self.tracking}
         return subprocess.Popen(
             [sys.executable, "-m", *program, "--model", synthetic.MODEL, "--json", *words],
@@ -121,25 +121,30 @@ def points(changes: int, seconds: float, wanted: int) -> list[Point]:
 
 
 def unsound(at: Place) -> list[str]:
-    """What no crash may leave: a bundle, statement or release that does not verify."""
+    """What no crash may leave: a bundle, attestation or release that does not verify."""
     store, keyring, model, faults = at.environment.store, at.environment.keys, synthetic.MODEL, []
 
     def attempt(what: str, step: Callable[[], Any]) -> None:
         try:
             step()
-        except Fault as fault:
+        except UserError as fault:
             faults.append(f"{what}: {fault}")
 
     for key in store.keys(f"models/{model}/bundles"):
         if key.endswith("/manifest.json"):
             digest = key.split("/")[3]
             attempt("bundle", lambda digest=digest: bundles.read(store, model, digest))
-            faults += [f"statement: {bad}" for bad in statements(store, keyring, model, digest, at.environment.name)[1]]
-    for epoch, raw in releases.journal(store, model).read():
-        attempt("record", lambda epoch=epoch, raw=raw: releases.parse(epoch, raw))
+            faults += [
+                f"attestation: {bad}" for bad in attestations(store, keyring, model, digest, at.environment.name)[1]
+            ]
+    for revision, raw in releases.journal(store, model).read():
+        attempt("record", lambda revision=revision, raw=raw: releases.parse(revision, raw))
     for release in releases.read(store, model):
         attempt("gate", lambda release=release: require_gate(store, keyring, model, release.champion))
-        attempt("approval", lambda release=release: require_approval(store, keyring, model, release.champion, at.environment.name))
+        attempt(
+            "approval",
+            lambda release=release: require_approval(store, keyring, model, release.champion, at.environment.name),
+        )
         attempt("bundle", lambda release=release: bundles.read(store, model, release.champion))
     return faults
 
@@ -147,7 +152,9 @@ def unsound(at: Place) -> list[str]:
 def unregistered(at: Place, digest: str) -> list[str]:
     """What MLflow must show after a finished training: one version of its digest, with its files, and nothing running."""
     client = _mlflow(at)
-    versions = [v for v in client.search_model_versions(f"name = '{synthetic.MODEL}'") if v.tags.get("digest") == digest]
+    versions = [
+        v for v in client.search_model_versions(f"name = '{synthetic.MODEL}'") if v.tags.get("digest") == digest
+    ]
     experiment = client.get_experiment_by_name(synthetic.MODEL)
     running = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
     faults = [f"run {run.info.run_id} is RUNNING" for run in running]
@@ -190,7 +197,7 @@ def train_faults(at: Place, digest: str, where: list[Point]) -> list[str]:
         found += unsound(at) + unregistered(at, digest)
         try:
             require_gate(at.environment.store, at.environment.keys, synthetic.MODEL, digest)
-        except Refused as refused:
+        except VerificationError as refused:
             found.append(f"gate: {refused}")
         faults += [f"train at {point}: {fault}" for fault in found]
     return faults
@@ -219,13 +226,17 @@ def release_faults(at: Place, digest: str, where: list[Point]) -> list[str]:
             restore()
             acknowledged = at.crash(point, "release", digest)
             found, log = unsound(at), releases.read(store, synthetic.MODEL)
-            if acknowledged and acknowledged["epoch"] not in {release.epoch for release in log}:
-                found.append(f"acknowledged epoch {acknowledged['epoch']} is lost")
+            if acknowledged and acknowledged["revision"] not in {release.revision for release in log}:
+                found.append(f"acknowledged revision {acknowledged['revision']} is lost")
             if len(log) - before not in (0, 1):
                 found.append(f"{len(log) - before} records of one release")
             done = at.run("release", digest)
             current = releases.serving(releases.read(store, synthetic.MODEL), releases.now())
-            if current is None or (current.champion, current.epoch) != (digest, done["epoch"]) or done["epoch"] != len(log) + 1:
+            if (
+                current is None
+                or (current.champion, current.revision) != (digest, done["revision"])
+                or done["revision"] != len(log) + 1
+            ):
                 found.append(f"after the next release {current} serves")
             faults += [f"release at {point}: {fault}" for fault in found + unsound(at)]
         restore()
@@ -253,12 +264,16 @@ def score_faults(at: Place, folder: Path, source: Path, whole: Path, where: list
 
 def prove(folder: Path, kills: int = 20) -> dict[str, Any]:
     with place(folder) as at:
-        second = at.run("train", "--seed", "1")  # before the one that is measured: MLflow is asked for more by the very first
+        second = at.run(
+            "train", "--seed", "1"
+        )  # before the one that is measured: MLflow is asked for more by the very first
         forget(at)
         first, changes, seconds = at.measured("train")
         faults = train_faults(at, first["digest"], train_points := points(changes, seconds, kills))
         again = at.run("train", "--seed", "1")
-        faults += [f"seed 1 gives {again['digest'][:12]}, not {second['digest'][:12]}"] * (again["digest"] != second["digest"])
+        faults += [f"seed 1 gives {again['digest'][:12]}, not {second['digest'][:12]}"] * (
+            again["digest"] != second["digest"]
+        )
         at.run("release", first["digest"])
         with restored(at) as restore:
             _, changes, seconds = at.measured("release", second["digest"])
@@ -299,7 +314,7 @@ def light(fuse: str) -> None:
 
 
 if __name__ == "__main__":
-    from mlops.cli import main
+    from cli.main import main
 
     light(sys.argv.pop(1))
     main()

@@ -13,7 +13,7 @@ import psutil
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from mlops import door
+from mlops import promotion
 from tests import synthetic
 from tests.service import Service
 from tests.service import environment as make_environment
@@ -32,11 +32,37 @@ def with_value(field: str, raw: str) -> bytes:
 def nasty() -> Iterator[tuple[str, bytes, int]]:
     """What no schema generates: a name, a body, the status that it deserves."""
     good = f'{{"rows":[{_ROW}]}}'
-    for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5_000, "0x10", "1_000", "01", "+1", ".5", "1.", "--1"):
+    for number in (
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-1e999",
+        "1" * 5_000,
+        "0x10",
+        "1_000",
+        "01",
+        "+1",
+        ".5",
+        "1.",
+        "--1",
+    ):
         yield f"number {number[:10]}", with_value("size", number), 422
     for text in ('"\\ud800"', '"\\udc00\\ud800"', '"\\u00"', '"\t"', '"\\x41"', "'red'", "red", '"red'):
         yield f"text {text}", with_value("color", text), 422
-    for field in ("²", "١", "a`b", " - at `$.rows[0].size", "x" * 100_000, "\u0000", "__class__", "$.rows[0]", "[0]", "%s%n", "'; drop"):
+    for field in (
+        "²",
+        "١",
+        "a`b",
+        " - at `$.rows[0].size",
+        "x" * 100_000,
+        "\u0000",
+        "__class__",
+        "$.rows[0]",
+        "[0]",
+        "%s%n",
+        "'; drop",
+    ):
         yield f"field {field[:10]!r}", with_value(field, "1"), 422
     for text in ("", "\u0000", "²", "🦊" * 50, "\u202e", "${jndi:x}", "%s", "a" * 200):
         yield f"category {text[:5]!r}", with_value("color", json.dumps(text)), 200
@@ -46,7 +72,11 @@ def nasty() -> Iterator[tuple[str, bytes, int]]:
             yield f"rows {depth} deep {opening}", ('{"rows":' + opening * depth + closing * depth + "}").encode(), 422
             yield f"unclosed {depth} deep {opening}", (opening * depth).encode(), 422
     for encoding in ("utf-16", "utf-32", "utf-8-sig", "utf-7", "cp037"):
-        yield f"encoding {encoding}", good.encode(encoding), 200 if encoding == "utf-7" and good.encode(encoding) == good.encode() else 422
+        yield (
+            f"encoding {encoding}",
+            good.encode(encoding),
+            200 if encoding == "utf-7" and good.encode(encoding) == good.encode() else 422,
+        )
     for body in (
         b"",
         b" ",
@@ -96,7 +126,8 @@ def names_the_field(sent: Any, answer: dict[str, Any]) -> bool:
     """Each fault says where; only what is no object at all has no field to be named."""
     faults = answer["detail"]
     return isinstance(faults, list) and all(
-        fault["msg"] and fault["loc"][0] == "body" and (len(fault["loc"]) > 1 or not isinstance(sent, dict)) for fault in faults
+        fault["msg"] and fault["loc"][0] == "body" and (len(fault["loc"]) > 1 or not isinstance(sent, dict))
+        for fault in faults
     )
 
 
@@ -154,7 +185,7 @@ def attack(service: Service, cases: int, derandomize: bool = False) -> dict[str,
 
 def prove(folder: Path) -> dict[str, Any]:
     environment = make_environment(folder)
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(1)
         found = attack(service, 5_000)

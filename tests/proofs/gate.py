@@ -20,11 +20,11 @@ from mlops.contract import Contract
 from mlops.environment import MODELS
 from mlops.model import Model
 from tests import synthetic
-from training import data, estimator, evaluate, features, package, pipeline
+from training import data, estimator, evaluation, features, package, pipeline
+from training.definition import ModelDefinition, load_definition
 from training.export import export
 from training.gate import Check, Evidence, Verdict, judge
 from training.golden import check_golden
-from training.recipe import Recipe, recipe
 from training.validation import validate
 
 _ROW = {name: value for name, value in synthetic.request(size=-1.0).items() if name != "customer"}
@@ -88,30 +88,42 @@ class Problem:
         return other
 
     def bundle(self, fitted: Pipeline, graph: bytes | None = None) -> Bundle:
-        origin = {"windows": {"train": "", "holdout": ""}, "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""}, "seed": 0}
+        origin = {
+            "windows": {"train": "", "holdout": ""},
+            "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""},
+            "seed": 0,
+        }
         scores = estimator.score(fitted, self.train, self.contract)
-        return package.bundle(self.contract, fitted, graph or export(fitted, self.contract), self.train, scores, origin, {})
+        return package.bundle(
+            self.contract, fitted, graph or export(fitted, self.contract), self.train, scores, origin, {}
+        )
 
 
 def synthetic_problem(days: int = 140, rows_a_day: int = 200) -> Problem:
-    contract = Contract.model_validate(synthetic.contract_yaml(golden=_GOLDEN, windows={"train": "0..0.7", "holdout": "0.7..1.0"}))
+    contract = Contract.model_validate(
+        synthetic.contract_yaml(golden=_GOLDEN, windows={"train": "0..0.7", "holdout": "0.7..1.0"})
+    )
     rows = synthetic.frame(days, rows_a_day)
     first = rows[:1].with_columns(customer=pl.lit("first"), heat=pl.lit(1.25))
     rows = data.canonical(pl.concat([first, rows[1:]]))
     cuts = [data.cut(rows, contract, window).frame for window in (contract.windows.train, contract.windows.holdout)]
     return Problem(
-        contract, *cuts, build=lambda c, parameters, seed: estimator.build(c, {"max_iter": 40} | parameters, seed, features.preprocess)
+        contract,
+        *cuts,
+        build=lambda c, parameters, seed: estimator.build(c, {"max_iter": 40} | parameters, seed, features.preprocess),
     )
 
 
 def own_problem(folder: Path) -> tuple[Problem, pl.DataFrame] | None:
     """The repository's own model by its own windows, and all its rows after the training ones; None without one."""
     models = [path.parent.name for path in MODELS.glob("*/contract.yaml")]
-    if len(models) != 1 or recipe(models[0]).contract.time is None:
+    if len(models) != 1 or load_definition(models[0]).contract.time is None:
         return None
-    own: Recipe = recipe(models[0])
+    own: ModelDefinition = load_definition(models[0])
     rows = data.canonical(validate(own.load(), own.contract, folder / "quarantine.csv"))
-    train, holdout = (data.cut(rows, own.contract, window) for window in (own.contract.windows.train, own.contract.windows.holdout))
+    train, holdout = (
+        data.cut(rows, own.contract, window) for window in (own.contract.windows.train, own.contract.windows.holdout)
+    )
     later = rows.filter(pl.Series(data.days(rows, own.contract) > data.days(train.frame, own.contract).max()))
 
     def build(contract: Contract, parameters: dict[str, Any], seed: int) -> Pipeline:
@@ -129,7 +141,9 @@ class Bad:
 
     @property
     def caught(self) -> bool:
-        return not self.verdict.passed and any(c.name.startswith(self.check) and not c.passed and c.why for c in self.verdict.checks)
+        return not self.verdict.passed and any(
+            c.name.startswith(self.check) and not c.passed and c.why for c in self.verdict.checks
+        )
 
 
 def bad_models(problem: Problem) -> Iterator[Bad]:
@@ -144,7 +158,7 @@ def bad_models(problem: Problem) -> Iterator[Bad]:
 def planted_loss(problem: Problem, score: np.ndarray) -> str:
     y, champion = problem.evidence.y, problem.evidence.champion
     assert champion is not None
-    losses = [evaluate.loss(problem.contract, y, s).mean() for s in (score, champion)]
+    losses = [evaluation.loss(problem.contract, y, s).mean() for s in (score, champion)]
     return f"loss {losses[0] - losses[1]:+.4f}"
 
 
@@ -158,7 +172,9 @@ def _worse(problem: Problem) -> Iterator[Bad]:
         "a fiftieth of the rows, learnt by heart": problem.score(problem.fit(few, min_samples_leaf=1, max_iter=200)),
         "a column dead in training": problem.score(problem.fit(train.with_columns(heat=pl.lit(0.0)))),
         "twice as sure": expit(2 * logit(honest)),
-        "every tenth row has another's score": np.where(np.arange(len(honest)) % 10, honest, np.random.default_rng(2).permutation(honest)),
+        "every tenth row has another's score": np.where(
+            np.arange(len(honest)) % 10, honest, np.random.default_rng(2).permutation(honest)
+        ),
     }
     for name, score in scores.items():
         yield Bad(name, planted_loss(problem, score), "loss", problem.verdict(score))
@@ -166,7 +182,7 @@ def _worse(problem: Problem) -> Iterator[Bad]:
         "logits shifted by 0.7": expit(logit(honest) + 0.7),
         "half as sure": expit(logit(honest) / 2),
     }.items():
-        error = evaluate.calibration_error(problem.contract, problem.evidence.y, score)[0]
+        error = evaluation.calibration_error(problem.contract, problem.evidence.y, score)[0]
         yield Bad(name, f"calibration error {error:.3f}", "calibration", problem.verdict(score))
 
 
@@ -175,16 +191,27 @@ def _uneven(problem: Problem) -> Iterator[Bad]:
     grey, north, a = groups["color"] == "grey", groups["region"] == "north", groups["group"] == "a"
     for name, inside, score in (
         ("one color of ten rows in a hundred inverted", grey, np.where(grey, 1 - honest, honest)),
-        ("one color of ten rows in a hundred shifted by one logit", grey, np.where(grey, expit(logit(honest) + 1), honest)),
+        (
+            "one color of ten rows in a hundred shifted by one logit",
+            grey,
+            np.where(grey, expit(logit(honest) + 1), honest),
+        ),
         ("one region three times as sure", north, np.where(north, expit(3 * logit(honest)), honest)),
     ):
-        change = evaluate.loss(problem.contract, problem.evidence.y, score) - evaluate.loss(problem.contract, problem.evidence.y, honest)
+        change = evaluation.loss(problem.contract, problem.evidence.y, score) - evaluation.loss(
+            problem.contract, problem.evidence.y, honest
+        )
         yield Bad(name, f"loss {change[inside].mean():+.3f} on {inside.sum()} rows", "slice:", problem.verdict(score))
     apart = expit(logit(honest) + np.where(a, 0.4, -0.4))
     yield Bad("two groups drawn apart", "0.4 logits each way", "fairness:group:calibration", problem.verdict(apart))
     blind = np.where(a, np.minimum(honest, 0.49 + honest / 1000), honest)
     missed = (honest >= problem.contract.threshold) & a & (problem.evidence.y == 1)
-    yield Bad("no one of a group above the threshold", f"{missed.sum()} rows", "fairness:group:true-positive", problem.verdict(blind))
+    yield Bad(
+        "no one of a group above the threshold",
+        f"{missed.sum()} rows",
+        "fairness:group:true-positive",
+        problem.verdict(blind),
+    )
 
 
 def _leaking(problem: Problem) -> Iterator[Bad]:
@@ -198,7 +225,9 @@ def _leaking(problem: Problem) -> Iterator[Bad]:
         raw["features"] |= {name: {"type": kind, **more}}
         return Contract.model_validate(raw | {"after": []})
 
-    late = train.with_columns(heat_at=pl.when(pl.int_range(pl.len()) % 50 == 0).then(pl.col("at")).otherwise(pl.col("heat_at")))
+    late = train.with_columns(
+        heat_at=pl.when(pl.int_range(pl.len()) % 50 == 0).then(pl.col("at")).otherwise(pl.col("heat_at"))
+    )
     yield Bad(
         "a column known after the prediction",
         "an hour, 2 % of the rows",
@@ -213,20 +242,33 @@ def _leaking(problem: Problem) -> Iterator[Bad]:
     }
     for name, (kind, column) in columns.items():
         facts = pipeline._leaks(
-            with_feature(name, kind, **({"missing": True} if name == "refund" else {})), train.with_columns(column.alias(name))
+            with_feature(name, kind, **({"missing": True} if name == "refund" else {})),
+            train.with_columns(column.alias(name)),
         )
         auc = float(next(c.value for c in facts if c.name == "leakage"))
-        yield Bad(f"the outcome in a {kind} column '{name}'", f"AUC {auc:.3f} alone", "leakage", problem.verdict(honest, facts))
+        yield Bad(
+            f"the outcome in a {kind} column '{name}'",
+            f"AUC {auc:.3f} alone",
+            "leakage",
+            problem.verdict(honest, facts),
+        )
 
     hint = with_feature("hint", "number")
     told = [
-        rows.with_columns(hint=pl.Series(rows[target].to_numpy() * 1.2 + np.random.default_rng(5).normal(size=rows.height)))
+        rows.with_columns(
+            hint=pl.Series(rows[target].to_numpy() * 1.2 + np.random.default_rng(5).normal(size=rows.height))
+        )
         for rows in (train, problem.holdout)
     ]
     fitted = problem.fit(told[0], hint)
     score = estimator.score(fitted, told[1], hint)
     facts = pipeline._leaks(hint, told[0])
-    yield Bad("the outcome in a column too noisy to be seen alone", planted_loss(problem, score), "too_good", problem.verdict(score, facts))
+    yield Bad(
+        "the outcome in a column too noisy to be seen alone",
+        planted_loss(problem, score),
+        "too_good",
+        problem.verdict(score, facts),
+    )
 
 
 def _broken(problem: Problem) -> Iterator[Bad]:
@@ -239,11 +281,24 @@ def _broken(problem: Problem) -> Iterator[Bad]:
 
     swapped = train.with_columns(heat=pl.col("size"), size=pl.col("heat").fill_null(0.0))
     yield Bad(
-        "two columns swapped by a join", "every row", "golden:the first row", problem.verdict(honest, golden(swapped, problem.honest))
+        "two columns swapped by a join",
+        "every row",
+        "golden:the first row",
+        problem.verdict(honest, golden(swapped, problem.honest)),
     )
     turned = problem.fit(train.with_columns(size=-pl.col("size")))
-    yield Bad("a column with the wrong sign", "every row", "golden:a larger one", problem.verdict(honest, golden(train, turned)))
-    yield Bad("not a number", "1 row in 100", "sanity:finite", problem.verdict(np.where(np.arange(len(honest)) % 100 == 0, np.nan, honest)))
+    yield Bad(
+        "a column with the wrong sign",
+        "every row",
+        "golden:a larger one",
+        problem.verdict(honest, golden(train, turned)),
+    )
+    yield Bad(
+        "not a number",
+        "1 row in 100",
+        "sanity:finite",
+        problem.verdict(np.where(np.arange(len(honest)) % 100 == 0, np.nan, honest)),
+    )
     default = np.where(np.arange(len(honest)) % 5 < 3, evidence.y.mean(), honest)
     yield Bad("one default answer", "3 rows of 5", "sanity:constant", problem.verdict(default))
 
@@ -256,16 +311,33 @@ def _broken(problem: Problem) -> Iterator[Bad]:
     own = estimator.fit(own_categories(contract, {}, 0), train, contract)
     facts = artifact(own)
     difference = float(next(c.value for c in facts if c.name == "parity"))
-    yield Bad("an estimator with its own categories", f"scores {difference:.2f} off", "parity", problem.verdict(problem.score(own), facts))
+    yield Bad(
+        "an estimator with its own categories",
+        f"scores {difference:.2f} off",
+        "parity",
+        problem.verdict(problem.score(own), facts),
+    )
     other = export(problem.champion, contract)
-    yield Bad("the graph of another training", "other golden scores", "loads", problem.verdict(honest, artifact(problem.honest, other)))
+    yield Bad(
+        "the graph of another training",
+        "other golden scores",
+        "loads",
+        problem.verdict(honest, artifact(problem.honest, other)),
+    )
     foreign = onnx.load_model_from_string(export(problem.honest, contract))
     foreign.opset_import.append(onnx.helper.make_opsetid("org.example", 1))
     graph = foreign.SerializeToString()
-    yield Bad("a graph that asks for foreign operators", "one domain", "loads", problem.verdict(honest, artifact(problem.honest, graph)))
+    yield Bad(
+        "a graph that asks for foreign operators",
+        "one domain",
+        "loads",
+        problem.verdict(honest, artifact(problem.honest, graph)),
+    )
     size = len(export(problem.honest, contract)) / 2**20
     tight = contract.model_copy(update={"gate": contract.gate.model_copy(update={"max_size_mb": size / 2})})
-    yield Bad("too large a graph", "twice the bound", "size", problem.verdict(honest, artifact(problem.honest, bound=tight)))
+    yield Bad(
+        "too large a graph", "twice the bound", "size", problem.verdict(honest, artifact(problem.honest, bound=tight))
+    )
 
 
 def own_categories(contract: Contract, parameters: dict[str, Any], seed: int) -> Pipeline:
@@ -291,7 +363,12 @@ def _first(problem: Problem) -> Iterator[Bad]:
         value = next(c.value for c in found.checks if c.name == check)
         yield Bad(name, f"{value:.3f}" if isinstance(value, float) else str(value), check, found)
     short = problem.on(problem.holdout.filter(pl.col("at") < pl.col("at").min() + pl.duration(days=20)))
-    yield Bad("held out for too short a time", f"{len(np.unique(short.evidence.day))} days", "holdout", short.verdict(short.evidence.score))
+    yield Bad(
+        "held out for too short a time",
+        f"{len(np.unique(short.evidence.day))} days",
+        "holdout",
+        short.verdict(short.evidence.score),
+    )
 
 
 def retrainings(problem: Problem, number: int) -> list[Verdict]:
@@ -303,24 +380,28 @@ EFFECTS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "surer": lambda score, _, size: expit((1 + size) * logit(score)),
     "towards the base rate": lambda score, _, size: (1 - size) * score + size * score.mean(),
     "shifted": lambda score, _, size: expit(logit(score) + size),
-    "one row in ten": lambda score, rows, size: np.where(rows % 10 == 0, expit(logit(score) - 10 * size * logit(score)), score),
+    "one row in ten": lambda score, rows, size: np.where(
+        rows % 10 == 0, expit(logit(score) - 10 * size * logit(score)), score
+    ),
 }
 
 
-def operating_curve(problem: Problem, holdouts: list[pl.DataFrame], effect: str, sizes: list[float]) -> list[dict[str, float]]:
+def operating_curve(
+    problem: Problem, holdouts: list[pl.DataFrame], effect: str, sizes: list[float]
+) -> list[dict[str, float]]:
     """For effects of growing size: the loss they cost on all held-out rows together, and how often the gate refuses them."""
     points = []
-    trials = [problem.on(rows) for rows in holdouts]
+    rollouts = [problem.on(rows) for rows in holdouts]
     for size in sizes:
         costs, verdicts = [], []
-        for trial in trials:
-            honest = trial.evidence.score
+        for rollout in rollouts:
+            honest = rollout.evidence.score
             score = EFFECTS[effect](honest, np.arange(len(honest)), size)
-            champion = trial.evidence.champion
+            champion = rollout.evidence.champion
             assert champion is not None
-            losses = [evaluate.loss(trial.contract, trial.evidence.y, s).mean() for s in (score, champion)]
+            losses = [evaluation.loss(rollout.contract, rollout.evidence.y, s).mean() for s in (score, champion)]
             costs.append(losses[0] - losses[1])
-            verdicts.append(trial.verdict(score))
+            verdicts.append(rollout.verdict(score))
         refusing = [{c.name.partition(":")[0] for c in v.checks if not c.passed} for v in verdicts]
         points.append({
             "size": size,
@@ -364,12 +445,16 @@ def prove(folder: Path) -> dict[str, Any]:
     bad = list(bad_models(problem))
     again = {"synthetic": retrainings(problem, 100)}
     wide = fresh_holdouts(100, 28, 200)
-    curves: dict[str, Any] = {"synthetic": {effect: operating_curve(problem, wide, effect, sizes) for effect, sizes in SIZES.items()}}
+    curves: dict[str, Any] = {
+        "synthetic": {effect: operating_curve(problem, wide, effect, sizes) for effect, sizes in SIZES.items()}
+    }
     if found := own_problem(folder):
         own, later = found
         again[own.contract.model] = retrainings(own, 100)
         months = sliding_holdouts(later, own.contract, 28, 7)
-        curves[own.contract.model] = {effect: operating_curve(own, months, effect, sizes) for effect, sizes in SIZES.items()}
+        curves[own.contract.model] = {
+            effect: operating_curve(own, months, effect, sizes) for effect, sizes in SIZES.items()
+        }
     missed = [f"{b.name}: {b.check} did not refuse it" for b in bad if not b.caught]
     refused = {name: sum(not v.passed for v in verdicts) for name, verdicts in again.items()}
     missed += [f"{n} of 100 honest retrainings refused on {name}" for name, n in refused.items() if n > 5]
@@ -380,7 +465,9 @@ def prove(folder: Path) -> dict[str, Any]:
         "reason": "; ".join(missed),
         "bad_models": len(bad),
         "refused_by_their_check": sum(b.caught for b in bad),
-        "bad": [{"fault": b.name, "planted": b.planted, "check": b.check, "refused_by": _names([b.verdict])} for b in bad],
+        "bad": [
+            {"fault": b.name, "planted": b.planted, "check": b.check, "refused_by": _names([b.verdict])} for b in bad
+        ],
         "retrainings": {name: {"of": 100, "refused": n, "by": _names(again[name])} for name, n in refused.items()},
         "operating_curve": curves,
     }

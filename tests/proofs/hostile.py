@@ -28,10 +28,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlops import access, releases
 from mlops import bundle as bundles
+from mlops.attestations import PAYLOAD_TYPE, attest
 from mlops.bundle import FILES, Bundle, canonical
 from mlops.environment import Environment
 from mlops.keys import Keyring
-from mlops.statements import PAYLOAD_TYPE, state
 from tests import synthetic
 from tests.service import Service, environment
 
@@ -85,22 +85,37 @@ class Bucket:
         return digest
 
     def approve(self, digest: str) -> str:
-        state(self.environment.store, self.environment.keys, "approved", MODEL, digest, verdict="passed", environment="local")
+        attest(
+            self.environment.store,
+            self.environment.keys,
+            "approved",
+            MODEL,
+            digest,
+            verdict="passed",
+            environment="local",
+        )
         return digest
 
     def written(self, **files: bytes) -> str:
         """Written and approved by insiders."""
-        return self.approve(bundles.write(self.environment.store, MODEL, self.twin(**files)))
+        return self.approve(bundles.write(self.environment.model(MODEL), self.twin(**files)))
 
     def release(self, digest: str, **changes: Any) -> None:
-        record = {"at": releases.now().isoformat(), "by": "mallory", "why": "[/red]", "mode": "full", "champion": digest, "nonce": "0"}
-        self.record(lambda epoch: json.dumps({"epoch": epoch} | record | changes).encode())
+        record = {
+            "at": releases.now().isoformat(),
+            "by": "mallory",
+            "why": "[/red]",
+            "mode": "full",
+            "champion": digest,
+            "nonce": "0",
+        }
+        self.record(lambda revision: json.dumps({"revision": revision} | record | changes).encode())
 
     def record(self, make: Callable[[int], bytes]) -> None:
-        releases.journal(self.environment.store, MODEL).append(make)
+        self.environment.model(MODEL).releases.log.append(make)
 
-    def statement(self, digest: str, data: bytes, name: str = "approved-0.json") -> None:
-        self.environment.store.put(f"models/{MODEL}/statements/{digest}/{name}", data)
+    def attestation(self, digest: str, data: bytes, name: str = "approved-0.json") -> None:
+        self.environment.store.put(f"models/{MODEL}/attestations/{digest}/{name}", data)
 
     def signed(self, keyring: Keyring, role: Any, scope: str | None, digest: str, **changes: Any) -> bytes:
         """An approval as DSSE has it, signed with any key there is."""
@@ -109,7 +124,9 @@ class Bucket:
         kind = PAYLOAD_TYPE.encode()
         key, signature = keyring.sign(role, scope, b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
         signatures = [{"keyid": key.id, "alg": key.alg, "sig": signature}]
-        return json.dumps({"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode(), "signatures": signatures}).encode()
+        return json.dumps(
+            {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode(), "signatures": signatures}
+        ).encode()
 
 
 # Bundles, by who can write to the bucket
@@ -142,7 +159,9 @@ def _(bucket: Bucket) -> None:
 @attack("a missing file", "files")
 def _(bucket: Bucket) -> None:
     twin = bucket.twin()
-    bucket.release(bucket.approve(bucket.place({n: d for n, d in twin.files.items() if n != "golden.json"}, twin.manifest)))
+    bucket.release(
+        bucket.approve(bucket.place({n: d for n, d in twin.files.items() if n != "golden.json"}, twin.manifest))
+    )
 
 
 @attack("a missing manifest", "files")
@@ -242,7 +261,10 @@ def _profiles(name: str, change: Callable[[dict[str, Any]], object]) -> None:
 _profiles("a profile without levels", lambda p: p.pop("levels"))
 _profiles("a profile without the score's bins", lambda p: p["bins"].pop("score"))
 _profiles("a profile with fewer shares than bins", lambda p: p["bins"]["size"]["expected"].pop())
-_profiles("a profile with a million bins", lambda p: p["bins"]["size"].update(edges=list(range(10**5)), expected=[0] * (10**5 + 2)))
+_profiles(
+    "a profile with a million bins",
+    lambda p: p["bins"]["size"].update(edges=list(range(10**5)), expected=[0] * (10**5 + 2)),
+)
 _profiles("a profile with a category's bins for a number", lambda p: p["bins"]["size"].update(levels=["a"]))
 _profiles("a profile with edges out of order", lambda p: p["bins"]["size"]["edges"].reverse())
 
@@ -402,9 +424,18 @@ _models("a pickle in place of the model", "onnx", _pickled)
 _models("a zip bomb in place of the model", "onnx", _zip_bomb, slow=True)
 _models("half a model", "onnx", lambda model: model.SerializeToString()[:20_000], slow=True)
 _models("no model at all", "contract", lambda _: b"")
-_models("an If", "operators", _with([helper.make_node("If", ["c"], ["changed"], then_branch=_branch(), else_branch=_branch())]))
+_models(
+    "an If",
+    "operators",
+    _with([helper.make_node("If", ["c"], ["changed"], then_branch=_branch(), else_branch=_branch())]),
+)
 _models("a Loop", "operators", _with([helper.make_node("Loop", ["m", ""], ["changed"], body=_branch())]), slow=True)
-_models("a Scan", "operators", _with([helper.make_node("Scan", ["score"], ["changed"], body=_branch(), num_scan_inputs=1)]), slow=True)
+_models(
+    "a Scan",
+    "operators",
+    _with([helper.make_node("Scan", ["score"], ["changed"], body=_branch(), num_scan_inputs=1)]),
+    slow=True,
+)
 _models("an operator of a custom domain", "operators", _custom)
 _models("a function of its own", "operators", _function)
 _models("weights in another file", "operators", _external)
@@ -437,7 +468,7 @@ def _(bucket: Bucket) -> None:
 
 @attack("a bundle without any signature", "approval")
 def _(bucket: Bucket) -> None:
-    bucket.release(bundles.write(bucket.environment.store, MODEL, bucket.twin()))
+    bucket.release(bundles.write(bucket.environment.model(MODEL), bucket.twin()))
 
 
 @attack("a model that the gate refused, released by hand", "approval")
@@ -449,7 +480,7 @@ def _approvals(name: str, reason: str, forge: Callable[[Bucket, str], bytes]) ->
     @attack(name, reason)
     def _(bucket: Bucket) -> None:
         digest = synthetic.publish(bucket.environment, bucket.twin())
-        bucket.statement(digest, forge(bucket, digest))
+        bucket.attestation(digest, forge(bucket, digest))
         bucket.release(digest)
 
 
@@ -476,7 +507,9 @@ def _tampered(bucket: Bucket, digest: str) -> bytes:
 
 
 def _unsigned(bucket: Bucket, digest: str) -> bytes:
-    return json.dumps(json.loads(bucket.signed(bucket.environment.keys, "approve", "local", digest)) | {"signatures": []}).encode()
+    return json.dumps(
+        json.loads(bucket.signed(bucket.environment.keys, "approve", "local", digest)) | {"signatures": []}
+    ).encode()
 
 
 def _copied(bucket: Bucket, _: str) -> bytes:
@@ -509,12 +542,14 @@ _approvals("an approval by a foreign key", "signature", _foreign)
 _approvals("an approval for another environment", "environment", _elsewhere)
 _approvals("an approval by another environment's key", "signature", _relabelled)
 _approvals("an approval by a revoked key", "revoked", _revoked)
-_approvals("an approval by the build key", "signature", lambda b, digest: b.signed(b.environment.keys, "build", None, digest))
-_approvals("an approval of another bundle, copied over", "statement", _copied)
+_approvals(
+    "an approval by the build key", "signature", lambda b, digest: b.signed(b.environment.keys, "build", None, digest)
+)
+_approvals("an approval of another bundle, copied over", "attestation", _copied)
 _approvals("an approval with another payload", "signature", _tampered)
-_approvals("an approval that nobody signed", "statement", _unsigned)
-_approvals("an approval that is not JSON", "statement", lambda *_: b"\xff\x00not JSON")
-_approvals("an approval nested deeply", "statement", lambda *_: _DEEP)
+_approvals("an approval that nobody signed", "attestation", _unsigned)
+_approvals("an approval that is not JSON", "attestation", lambda *_: b"\xff\x00not JSON")
+_approvals("an approval nested deeply", "attestation", lambda *_: _DEEP)
 _approvals("a huge approval", "size", lambda bucket, _: b" " * bucket.huge)
 _approvals(
     "an approval by a key whose entry is no key",
@@ -522,15 +557,17 @@ _approvals(
     _broken_key(lambda entry: entry.update(public="-----BEGIN x", state="verify-only")),
 )
 _approvals(
-    "an approval at no time zone", "statement", lambda b, d: b.signed(b.environment.keys, "approve", "local", d, at="2024-01-01T00:00:00")
+    "an approval at no time zone",
+    "attestation",
+    lambda b, d: b.signed(b.environment.keys, "approve", "local", d, at="2024-01-01T00:00:00"),
 )
 
 
-@attack("more statements than anybody writes", "statement")
+@attack("more attestations than anybody writes", "attestation")
 def _(bucket: Bucket) -> None:
     digest = bucket.written()
     for number in range(1001):
-        bucket.statement(digest, b"{}", f"gate-{number}.json")
+        bucket.attestation(digest, b"{}", f"gate-{number}.json")
     bucket.release(digest)
 
 
@@ -560,7 +597,7 @@ def _changed(name: str, reason: str, **changes: Any) -> None:
         bucket.release(**{"digest": bucket.good.digest} | changes)
 
 
-_changed("a record with another number inside", "record", epoch=1)
+_changed("a record with another number inside", "record", revision=1)
 _changed("a record with a mode that nobody knows", "record", mode="turbo")
 _changed("a canary without a challenger", "record", mode="canary", weight=0.5)
 _changed("a challenger that nobody approved", "approval", mode="canary", weight=0.5, challenger="ab" * 32)
@@ -574,10 +611,17 @@ _changed("a record with a field more", "record", run="rm -rf /")
 _changed("a record with an infinite weight", "record", weight=float("inf"))
 
 
-@attack("a record far ahead", "epoch", at_start=True)
+@attack("a record far ahead", "revision", at_start=True)
 def _(bucket: Bucket) -> None:
-    record = {"epoch": _FAR_AHEAD, "at": releases.now().isoformat(), "by": "mallory", "why": "", "mode": "full", "nonce": "0"}
-    key = releases.journal(bucket.environment.store, MODEL).key(_FAR_AHEAD)
+    record = {
+        "revision": _FAR_AHEAD,
+        "at": releases.now().isoformat(),
+        "by": "mallory",
+        "why": "",
+        "mode": "full",
+        "nonce": "0",
+    }
+    key = bucket.environment.model(MODEL).releases.log.key(_FAR_AHEAD)
     bucket.environment.store.put(key, json.dumps(record | {"champion": bucket.good.digest}).encode())
 
 
@@ -638,19 +682,19 @@ class Siege:
         return self.service.metric("mlops_release_refused_total", reason=reason)
 
     def holds(self) -> None:
-        assert self.service.predict(synthetic.request())["epoch"] == self.epoch
+        assert self.service.predict(synthetic.request())["revision"] == self.revision
         seen, self.looked_at = self.looked_at, len(self.wrong)
         assert not self.wrong[seen:], f"answered with {self.wrong[seen:][:3]}"
 
     def come_through(self, digest: str) -> float:
         """Release a good one; seconds until it serves."""
         started = time.monotonic()
-        self.epoch = releases.append(self.environment.store, MODEL, digest, "good").epoch
-        self.service.serves(self.epoch, timeout=60)
+        self.revision = self.environment.model(MODEL).releases.append(digest, "good").revision
+        self.service.serves(self.revision, timeout=60)
         return time.monotonic() - started
 
     def strike(self, attack: Attack) -> None:
-        """Refused for its reason, and nothing else changes."""
+        """VerificationError for its reason, and nothing else changes."""
         before = self.refused(attack.reason)
         attack.strike(self.bucket)
         if not attack.at_start:
@@ -662,7 +706,7 @@ class Siege:
         with self._calm:
             self.service.stop()
             self.service.start()
-            self.service.serves(self.epoch, timeout=60)
+            self.service.serves(self.revision, timeout=60)
         for reason in reasons:
             assert self.refused(reason), f"{reason} is not counted after a restart"
         self.holds()
@@ -697,13 +741,21 @@ def prove(folder: Path) -> dict[str, Any]:
     holds = not failed and not siege.wrong and len(ATTACKS) >= 25 and peak - before < 100
     return {
         "holds": holds,
-        "reason": "" if holds else json.dumps(failed) if failed else f"{len(siege.wrong)} wrong answers, {peak - before:.0f} MB more",
+        "reason": ""
+        if holds
+        else json.dumps(failed)
+        if failed
+        else f"{len(siege.wrong)} wrong answers, {peak - before:.0f} MB more",
         "kinds": len(ATTACKS),
         "refused_with_reason": len(ATTACKS) - len(failed),
         "answers": sum(siege.answers.values()),
         "wrong_answers": len(siege.wrong),
         "restarts": len(ATTACKS) + 1,
-        "next_good_release_seconds": {"median": float(np.median(list(through.values()))), "most": through[slowest], "after": slowest},
+        "next_good_release_seconds": {
+            "median": float(np.median(list(through.values()))),
+            "most": through[slowest],
+            "after": slowest,
+        },
         "next_good_release_seconds_after_1000_records": flooded,
         "rss_mb": {"before": before, "most": peak},
         "reasons": dict(Counter(each.reason for each in ATTACKS)),

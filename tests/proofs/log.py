@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from mlops import door, records
+from mlops import log_schema, promotion
 from mlops.environment import Environment
-from mlops.records import Scored
+from mlops.log_schema import PredictionRecord
 from tests import synthetic
 from tests.load import Answer, Load
 from tests.service import Service
@@ -27,19 +27,19 @@ from tests.service import environment as make_environment
 LOST_SECONDS = 2.0
 
 
-def logged(environment: Environment) -> tuple[list[Scored], int]:
+def logged(environment: Environment) -> tuple[list[PredictionRecord], int]:
     """The rows of all segments in the bucket, and how many segments are damaged anywhere but in their last line."""
-    decode = msgspec.json.Decoder(Scored).decode
+    decode = msgspec.json.Decoder(PredictionRecord).decode
     rows, damaged = [], 0
     for key in environment.store.keys(f"predictions/{synthetic.MODEL}"):
         segment = environment.store.get(key) or b""
-        found = [decode(raw) for raw in records.lines(segment)]
+        found = [decode(raw) for raw in log_schema.lines(segment)]
         rows += found
         damaged += len(found) < segment.count(b"\n")
     return rows, damaged
 
 
-def compare(answers: list[Answer], rows: list[Scored]) -> dict[str, int]:
+def compare(answers: list[Answer], rows: list[PredictionRecord]) -> dict[str, int]:
     """Of the answers: not logged, logged twice, logged with other values; and rows that nobody was answered."""
     times = Counter(row.id for row in rows)
     by_id = {row.id: row for row in rows}
@@ -49,8 +49,14 @@ def compare(answers: list[Answer], rows: list[Scored]) -> dict[str, int]:
         if row is not None:
             sent = {name: value for name, value in answer.row.items() if name not in ("customer", "group")}
             kept = {name: value for name, value in row.features.items() if name != "group"}
-            told = (answer.epoch, answer.model, answer.prediction["score"], answer.prediction["prediction"], answer.row["customer"])
-            right = sent == kept and told == (row.epoch, row.model, row.score, row.prediction, row.entity)
+            told = (
+                answer.revision,
+                answer.model,
+                answer.prediction["score"],
+                answer.prediction["prediction"],
+                answer.row["customer"],
+            )
+            right = sent == kept and told == (row.revision, row.model, row.score, row.prediction, row.entity)
             wrong += not (right and answer.sent - 0.1 <= row.at <= answer.at + 0.1)
     answered = {answer.prediction["id"] for answer in answers}
     return {
@@ -66,7 +72,13 @@ def every_row_once(service: Service, requests: int, per_second: float) -> dict[s
         load.finish()
     service.stop()
     rows, damaged = logged(service.environment)
-    return {"requests": requests, "failed": len(load.failed), "rows": len(rows), "damaged": damaged, **compare(load.good, rows)}
+    return {
+        "requests": requests,
+        "failed": len(load.failed),
+        "rows": len(rows),
+        "damaged": damaged,
+        **compare(load.good, rows),
+    }
 
 
 def kill(service: Service, seconds: float, per_second: float) -> dict[str, Any]:
@@ -102,7 +114,9 @@ def disk_full(service: Service, requests: int, per_second: float) -> dict[str, A
     with Load(service, per_second, count=requests) as load:
         load.finish()
     good = len(load.good)
-    service.until(lambda: service.metric("mlops_log_rows_total") + service.metric("mlops_log_dropped_rows_total") >= good)
+    service.until(
+        lambda: service.metric("mlops_log_rows_total") + service.metric("mlops_log_dropped_rows_total") >= good
+    )
     dropped = int(service.metric("mlops_log_dropped_rows_total"))
     service.stop()
     rows, damaged = logged(service.environment)
@@ -123,7 +137,11 @@ def little_disk(folder: Path, kilobytes: int) -> Generator[bool]:
     """A file system of that size at `folder`, where we may mount one."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "spool", str(folder)]
-    mounted = bool(shutil.which("mount")) and sys.platform == "linux" and subprocess.run(mount, capture_output=True).returncode == 0
+    mounted = (
+        bool(shutil.which("mount"))
+        and sys.platform == "linux"
+        and subprocess.run(mount, capture_output=True).returncode == 0
+    )
     try:
         yield mounted
     finally:
@@ -141,7 +159,7 @@ def little_files(service: Service, size: int) -> bool:
 
 def released(home: Path) -> Environment:
     environment = make_environment(home)
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
     return environment
 
 
@@ -165,12 +183,23 @@ def prove(folder: Path) -> dict[str, Any]:
         settings = {"segment_seconds": 5} if mounted else {"spool_bytes": 1}
         with running(full, **settings) as service:
             disk = disk_full(service, 10_000, 500)
-    worst = {name: max(found[name] for found in kills) for name in ("lost", "oldest_lost_seconds", "damaged", "twice", "wrong")}
+    worst = {
+        name: max(found[name] for found in kills)
+        for name in ("lost", "oldest_lost_seconds", "damaged", "twice", "wrong")
+    }
     figures = {"once": once, "kill": {"times": len(kills), **worst}, "disk_full": {"mounted": mounted, **disk}}
-    faults = [f"once: {name} is {once[name]}" for name in ("failed", "damaged", "missing", "twice", "wrong", "foreign") if once[name]]
+    faults = [
+        f"once: {name} is {once[name]}"
+        for name in ("failed", "damaged", "missing", "twice", "wrong", "foreign")
+        if once[name]
+    ]
     faults += [f"kill: {name} is {worst[name]}" for name in ("damaged", "twice", "wrong") if worst[name]]
     if worst["oldest_lost_seconds"] > LOST_SECONDS:
         faults.append(f"kill: a row of {worst['oldest_lost_seconds']} s before the kill is missing")
-    faults += [f"disk: {name} is {disk[name]}" for name in ("failed", "unaccounted", "damaged", "twice", "wrong", "foreign") if disk[name]]
+    faults += [
+        f"disk: {name} is {disk[name]}"
+        for name in ("failed", "unaccounted", "damaged", "twice", "wrong", "foreign")
+        if disk[name]
+    ]
     faults += [] if disk["dropped"] else ["disk: it never was full"]
     return figures | {"holds": not faults, "reason": "; ".join(faults)}

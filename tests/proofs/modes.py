@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from app.metrics import FAULTS
-from mlops import door, records, releases, trials
+from mlops import log_schema, promotion, releases, rollout
 from mlops.contract import Contract
 from mlops.environment import Environment
 from tests import synthetic
@@ -31,21 +31,27 @@ BODIES = [{"rows": [numbered(number)]} for number in range(2_000)]
 def two(environment: Environment, budget_ms: float = 20, trees: tuple[int, int] = (20, 20)) -> list[str]:
     """Champion and challenger of so many trees, both approved; the champion is released."""
     contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": budget_ms}))
-    bundles = [synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, max_iter=trees[seed - 1]) for seed in (2, 1)]
+    bundles = [
+        synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, max_iter=trees[seed - 1]) for seed in (2, 1)
+    ]
     challenger, champion = (synthetic.publish(environment, bundle) for bundle in bundles)
     for digest in (challenger, champion):
-        door.release(environment, synthetic.MODEL, digest, "proof")
+        promotion.release(environment, synthetic.MODEL, digest, "proof")
     return [champion, challenger]
 
 
-def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, per_second: float = 40, **settings: Any) -> dict[str, Any]:
+def blue_green(
+    environment: Environment, rounds: int, replicas: int = REPLICAS, per_second: float = 40, **settings: Any
+) -> dict[str, Any]:
     """There and back, `rounds` times: how far from the instant were each replica's first green and last blue answer?"""
     blue, green = two(environment)
     first, last, back, answers = [], [], [], []
     with ExitStack() as stack:
         services: list[Service] = []
         for name in map("replica-{}".format, range(replicas)):
-            services.append(Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings))
+            services.append(
+                Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings)
+            )
             service = stack.enter_context(services[-1])
             service.serves(2)
             service.predict(synthetic.request())
@@ -55,21 +61,28 @@ def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, 
             with ExitStack() as calls:
                 for caller in callers:
                     calls.enter_context(caller)
-                switch = door.release(environment, synthetic.MODEL, green, "proof", mode="blue-green")
+                switch = promotion.release(environment, synthetic.MODEL, green, "proof", mode="blue-green")
                 for service in services:
-                    service.serves(switch.epoch)
-                _logged(services[0], switch.epoch)
+                    service.serves(switch.revision)
+                _logged(services[0], switch.revision)
                 started = time.time()
-                rollback = door.rollback(environment, synthetic.MODEL, "proof")
+                rollback = promotion.rollback(environment, synthetic.MODEL, "proof")
                 for service in services:
-                    service.serves(rollback.epoch)
+                    service.serves(rollback.revision)
                 time.sleep(0.5)
             instant = switch.activate_at.timestamp()  # ty: ignore[missing-union-attribute]
             for caller in callers:
                 answers += caller.answers
                 greens = [answer.at for answer in caller.answers if answer.model == green]
                 first.append(min(greens) - instant)
-                last.append(max(answer.at for answer in caller.answers if answer.model == blue and answer.epoch < switch.epoch) - instant)
+                last.append(
+                    max(
+                        answer.at
+                        for answer in caller.answers
+                        if answer.model == blue and answer.revision < switch.revision
+                    )
+                    - instant
+                )
                 back.append(max(greens) - started)
     return {
         "rounds": rounds,
@@ -82,10 +95,10 @@ def blue_green(environment: Environment, rounds: int, replicas: int = REPLICAS, 
     }
 
 
-def _logged(service: Service, epoch: int) -> None:
+def _logged(service: Service, revision: int) -> None:
     """Rollback goes to what was seen serving, so the log of its answers must have arrived."""
     store = service.environment.store
-    service.until(lambda: any(f"/{epoch:08d}-" in key for key in store.keys(f"predictions/{synthetic.MODEL}")), 60)
+    service.until(lambda: any(f"/{revision:08d}-" in key for key in store.keys(f"predictions/{synthetic.MODEL}")), 60)
 
 
 def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, Any]:
@@ -95,11 +108,15 @@ def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, An
     sent = failed = 0
     with Service(environment, synthetic.MODEL) as service:
         service.serves(2)
-        takes = min(len(_called(service, seconds).answers) / seconds for _ in range(5))  # the least: it shares the machine
+        takes = min(
+            len(_called(service, seconds).answers) / seconds for _ in range(5)
+        )  # the least: it shares the machine
         for pair in range(pairs):
             for mode in ("full", "shadow") if pair % 2 else ("shadow", "full"):
-                more: dict[str, Any] = {"challenger": challenger, "experiment": "proof"} if mode == "shadow" else {}
-                service.serves(releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).epoch)
+                more: dict[str, Any] = {"challenger": challenger, "rollout": "proof"} if mode == "shadow" else {}
+                service.serves(
+                    releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).revision
+                )
                 warm, caller = (_called(service, duration, LOAD * takes) for duration in (0.5, seconds))
                 times = sorted(answer.at - answer.sent for answer in caller.answers)
                 found[mode].append(times[int(0.99 * len(times))] * 1000)
@@ -133,7 +150,7 @@ def _called(service: Service, seconds: float, per_second: float | None = None) -
 def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
     """More rows than the challenger can take: what it has no place for is counted, and logged with that as its fault."""
     champion, challenger = two(environment, trees=(20, 1_000))
-    trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="shadow")
+    rollout.begin(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="shadow")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(3)
         with Caller(service, [{"rows": [numbered(number) for number in range(5_000)]}], None, 4) as caller:
@@ -141,22 +158,34 @@ def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
         sent = 5_000 * len(caller.answers)
         _tried(service, sent)
         dropped = int(service.metric("mlops_challenger_rows_total", result="dropped"))
-    decode, store = msgspec.json.Decoder(records.Scored).decode, environment.store
-    faults = Counter(decode(raw).fault for key in store.keys("predictions") for raw in records.lines(store.get(key) or b""))
-    return {"failed": len(caller.failed), "rows": sent, "logged": faults.total(), "dropped": dropped, "dropped_in_log": faults["dropped"]}
+    decode, store = msgspec.json.Decoder(log_schema.PredictionRecord).decode, environment.store
+    faults = Counter(
+        decode(raw).fault for key in store.keys("predictions") for raw in log_schema.lines(store.get(key) or b"")
+    )
+    return {
+        "failed": len(caller.failed),
+        "rows": sent,
+        "logged": faults.total(),
+        "dropped": dropped,
+        "dropped_in_log": faults["dropped"],
+    }
 
 
-def stickiness(environment: Environment, entities: int, weights: tuple[float, ...] = WEIGHTS, per_second: float = 100) -> dict[str, Any]:
+def stickiness(
+    environment: Environment, entities: int, weights: tuple[float, ...] = WEIGHTS, per_second: float = 100
+) -> dict[str, Any]:
     """Each entity twice at each weight, in other company the second time, while other requests flow."""
     champion, challenger = two(environment, budget_ms=1_000)  # past it the champion answers, whoever was to
     moved = failed = 0
     splits: dict[str, float] = {}
     with Service(environment, synthetic.MODEL) as service:
         for weight in weights:
-            release = trials.put(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="canary", weight=weight)
-            service.serves(release.epoch)
+            release = rollout.begin(
+                environment.store, synthetic.MODEL, champion, challenger, "proof", mode="canary", weight=weight
+            )
+            service.serves(release.revision)
             with Caller(service, BODIES, per_second) as caller:
-                first, again = (_models(service, release.epoch, entities) for _ in range(2))
+                first, again = (_models(service, release.revision, entities) for _ in range(2))
             moved += sum(first[name] != again[name] for name in first)
             failed += len(caller.failed)
             splits[f"{weight:g}"] = round(Counter(first.values())[challenger] / entities, 4)
@@ -164,12 +193,15 @@ def stickiness(environment: Environment, entities: int, weights: tuple[float, ..
     return {"entities": entities, "moved": moved, "failed": failed, "split": splits, "faults": int(faults)}
 
 
-def _models(service: Service, epoch: int, entities: int) -> dict[str, str]:
+def _models(service: Service, revision: int, entities: int) -> dict[str, str]:
     names, found = random.sample(range(entities), entities), {}
     for start in range(0, entities, ROWS):
         answer = service.predict(*map(numbered, asked := names[start : start + ROWS]))
-        assert answer["epoch"] == epoch
-        found |= {name: each.get("model", answer["model"]) for name, each in zip(asked, answer["predictions"], strict=True)}
+        assert answer["revision"] == revision
+        found |= {
+            name: each.get("model", answer["model_version"])
+            for name, each in zip(asked, answer["predictions"], strict=True)
+        }
     return found
 
 
@@ -195,5 +227,7 @@ def prove(folder: Path) -> dict[str, Any]:
         faults.append("dropped rows are not all counted and logged")
     if sticky["moved"]:
         faults.append(f"{sticky['moved']} entities met two models")
-    faults += [f"{share} at weight {weight}" for weight, share in sticky["split"].items() if abs(share - float(weight)) > SPLIT]
+    faults += [
+        f"{share} at weight {weight}" for weight, share in sticky["split"].items() if abs(share - float(weight)) > SPLIT
+    ]
     return {**steps, "holds": not faults, "reason": "; ".join(faults)}

@@ -15,7 +15,7 @@ import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
 from environments.local.platform import free_port
-from mlops import door, releases
+from mlops import promotion, releases
 from mlops.environment import ROOT
 from tests import synthetic
 from tests.load import Load
@@ -42,7 +42,11 @@ class Bucket:
         }
         self.url = "s3://outage/prefix"
         self._s3 = boto3.client(
-            "s3", endpoint_url=self.variables["AWS_ENDPOINT_URL"], region_name="us-east-1", aws_access_key_id="t", aws_secret_access_key="t"
+            "s3",
+            endpoint_url=self.variables["AWS_ENDPOINT_URL"],
+            region_name="us-east-1",
+            aws_access_key_id="t",
+            aws_secret_access_key="t",
         )
         self._kept: dict[str, bytes] = {}
 
@@ -92,14 +96,18 @@ class Bucket:
             self._s3.put_object(Bucket="outage", Key=key, Body=data)
 
 
-def outage(service: Service, bucket: Bucket, kind: Kind, seconds: float, digest: str, per_second: float) -> dict[str, Any]:
+def outage(
+    service: Service, bucket: Bucket, kind: Kind, seconds: float, digest: str, per_second: float
+) -> dict[str, Any]:
     """`digest`: released as soon as the bucket is back; it must have been released before."""
     environment = service.environment
     with Load(service, per_second) as load:
         time.sleep(1)
         gone = time.time()
         assert service.process
-        service.process.send_signal(signal.SIGSTOP)  # for a moment: what is uploaded while the bucket dies would be lost with it
+        service.process.send_signal(
+            signal.SIGSTOP
+        )  # for a moment: what is uploaded while the bucket dies would be lost with it
         time.sleep(0.3)
         bucket.go(kind)
         service.process.send_signal(signal.SIGCONT)
@@ -110,9 +118,9 @@ def outage(service: Service, bucket: Bucket, kind: Kind, seconds: float, digest:
         returned = time.time()
         bucket.back(kind)
         release = releases.append(environment.store, synthetic.MODEL, digest, "after the outage")
-        service.serves(release.epoch, 60)
+        service.serves(release.revision, 60)
         time.sleep(0.5)
-    new = min(answer.at for answer in load.good if answer.epoch == release.epoch)
+    new = min(answer.at for answer in load.good if answer.revision == release.revision)
     answered = {answer.prediction["id"] for answer in load.good}
     service.until(lambda: answered <= {row.id for row in logged(environment)[0]}, 60)
     arrived = time.time()
@@ -153,7 +161,9 @@ def faults(found: dict[str, Any]) -> list[str]:
     return listed
 
 
-def rehearse(folder: Path, kind: Kind, seconds: float, per_second: float, bundles: list[Any], **settings: Any) -> dict[str, Any]:
+def rehearse(
+    folder: Path, kind: Kind, seconds: float, per_second: float, bundles: list[Any], **settings: Any
+) -> dict[str, Any]:
     """Two releases, then the outage; AWS_* must point to a bucket of `Bucket`."""
     with Bucket() as bucket:
         os.environ.update(bucket.variables)
@@ -161,7 +171,7 @@ def rehearse(folder: Path, kind: Kind, seconds: float, per_second: float, bundle
         digests = [synthetic.publish(environment, bundle) for bundle in bundles]
         with Service(environment, synthetic.MODEL, **settings) as service:
             for digest in digests:
-                service.serves(door.release(environment, synthetic.MODEL, digest, "proof").epoch)
+                service.serves(promotion.release(environment, synthetic.MODEL, digest, "proof").revision)
             return outage(service, bucket, kind, seconds, digests[0], per_second)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mlops import door
-from mlops.probe import TOLERANCE
+from mlops import promotion
+from mlops.sandbox import TOLERANCE
 from tests import synthetic
 from tests.proofs.gate import Problem, own_problem, synthetic_problem
 from tests.service import Service, environment
@@ -37,7 +37,7 @@ def compare(folder: Path, problem: Problem, rows: pl.DataFrame) -> dict[str, Any
     """Release the problem's champion, send the rows, and refit what answers them beside it."""
     here, contract = environment(folder), problem.contract
     digest = synthetic.publish(here, problem.bundle(problem.champion))
-    door.release(here, contract.model, digest, "parity")
+    promotion.release(here.model(contract.model), digest, "parity")
     answers, started = [], time.monotonic()
     with Service(here, contract.model) as service:
         service.serves(1)
@@ -60,4 +60,10 @@ def prove(folder: Path) -> dict[str, Any]:
     problem, rows = own_problem(folder) or (synthetic_problem(), data.canonical(synthetic.frame(300, 200, seed=9)))
     rows = spoilt(rows.sample(50_000, seed=0), problem)
     found = compare(folder, problem, rows)
-    return {"holds": found["difference"] <= TOLERANCE, "reason": "", "model": problem.contract.model, "bound": TOLERANCE, **found}
+    return {
+        "holds": found["difference"] <= TOLERANCE,
+        "reason": "",
+        "model": problem.contract.model,
+        "bound": TOLERANCE,
+        **found,
+    }

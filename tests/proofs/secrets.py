@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from cli.cluster import Cluster
 from mlops import images
-from mlops.cluster import Cluster
 from mlops.environment import ROOT
 from tests.cluster import cluster as real
 from tests.cluster.test_platform import mlops, mlops_golden, predict
@@ -31,7 +31,13 @@ PLANTED = {  # what a person brings along
     "alerting": {"slack-url": f"http://127.0.0.1:9/{secrets.token_hex(16)}", "smtp-password": secrets.token_hex(16)},
     "warehouse": {"WAREHOUSE_URL": f"postgresql://reader:{secrets.token_hex(16)}@warehouse.example.com/rows"},
 }
-ALERTS = {"secret": "alerting", "slackChannel": "#x", "emailTo": "a@example.com", "emailFrom": "b@example.com", "smtpHost": "127.0.0.1:9"}
+ALERTS = {
+    "secret": "alerting",
+    "slackChannel": "#x",
+    "emailTo": "a@example.com",
+    "emailFrom": "b@example.com",
+    "smtpHost": "127.0.0.1:9",
+}
 CHANGES = real.CHANGES | {f"alerts.{key}": value for key, value in ALERTS.items()} | {"training.secret": "warehouse"}
 PUBLIC = ("key.json", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_USERNAME")  # a signing key's public half, and names
 
@@ -56,13 +62,20 @@ def prove(folder: Path) -> dict[str, Any]:
         same = ["ctr", "-n", "k8s.io", "images", "tag", "--force", cluster.settings["images.app"], other]
         subprocess.run(same, check=True, capture_output=True)
         real.until(lambda: other in cluster.images(), 300)  # the node says so now and then
-    found |= {"new_image": deploy(clone, CHANGES | {"images.app": other}), "new_image_rolled": differ(before, workloads())}
+    found |= {
+        "new_image": deploy(clone, CHANGES | {"images.app": other}),
+        "new_image_rolled": differ(before, workloads()),
+    }
     looked.mkdir()
     collect(looked, cluster, clone / ".mlops" / "pulumi", arguments)
     values = known()
-    (patterns := folder / "patterns").write_text("\n".join({*values, *(base64.b64encode(v.encode()).decode() for v in values)}))
+    (patterns := folder / "patterns").write_text(
+        "\n".join({*values, *(base64.b64encode(v.encode()).decode() for v in values)})
+    )
     hits, readable = grep(looked, "-f", str(patterns)), {hit.partition("/")[0] for hit in grep(looked, "mlops")}
-    sizes = {path.name: sum(file.stat().st_size for file in (path, *path.rglob("*"))) for path in sorted(looked.iterdir())}
+    sizes = {
+        path.name: sum(file.stat().st_size for file in (path, *path.rglob("*"))) for path in sorted(looked.iterdir())
+    }
     found |= {"secrets": len(values), "looked_in": sizes, "hits": hits}
     found["destroyed"] = make(clone, "destroy") if CLI else real.delete() or {}
     ours = real.kubectl("get", kinds(), "-A", "-l", "app.kubernetes.io/part-of=mlops", "-o", "name").split()
@@ -126,7 +139,9 @@ def workloads() -> dict[str, Any]:
     """Generation and pods of each."""
     pods = [pod["metadata"] for pod in real.get("pods") if "deletionTimestamp" not in pod["metadata"]]
     found = {}
-    for kind, of in ((thing["kind"], thing["metadata"]) for thing in real.get("deployments,statefulsets,cronjobs,jobs")):
+    for kind, of in (
+        (thing["kind"], thing["metadata"]) for thing in real.get("deployments,statefulsets,cronjobs,jobs")
+    ):
         own = sorted(pod["uid"] for pod in pods if pod["labels"]["app.kubernetes.io/name"] == of["name"])
         found[f"{kind}/{of['name']}"] = (of["generation"], own)
     return found
@@ -148,7 +163,9 @@ def use(cluster: Cluster) -> None:
 
 def kinds() -> str:
     names = real.kubectl("api-resources", "--verbs=list", "-o", "name").split()
-    return ",".join(name for name in names if name != "secrets" and "/" not in name and not name.endswith("metrics.k8s.io"))
+    return ",".join(
+        name for name in names if name != "secrets" and "/" not in name and not name.endswith("metrics.k8s.io")
+    )
 
 
 def collect(folder: Path, cluster: Cluster, state: Path, arguments: set[bytes]) -> None:
@@ -173,5 +190,10 @@ def grep(folder: Path, *what: str) -> list[str]:
 
 def known() -> set[str]:
     """Of every Secret of the namespace what is long enough to be one."""
-    values = [base64.b64decode(value) for thing in real.get("secrets") for key, value in thing["data"].items() if key not in PUBLIC]
+    values = [
+        base64.b64decode(value)
+        for thing in real.get("secrets")
+        for key, value in thing["data"].items()
+        if key not in PUBLIC
+    ]
     return {part for value in values for part in re.findall(r"[\w+/=-]{12,}", value.decode())}

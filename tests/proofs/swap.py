@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from mlops import door, releases
+from mlops import promotion, releases
 from mlops.environment import Environment
 from mlops.releases import Release
 from tests import synthetic
@@ -22,21 +22,21 @@ MEMORY_GROWTH = 0.10
 
 
 def against_the_log(answers: list[Answer], log: list[Release]) -> dict[str, Any]:
-    """Answers of another model than the log has for their epoch; before it was written; older than one the same
+    """Answers of another model than the log has for their revision; before it was written; older than one the same
     connection had; and the longest that a release in force was not yet the one that answered."""
-    by_epoch = {release.epoch: release for release in log}
+    by_revision = {release.revision: release for release in log}
     foreign = ahead = backwards = 0
     behind = 0.0
     newest: dict[int, int] = {}
     for answer in sorted(answers, key=lambda answer: answer.at):
-        release = by_epoch.get(answer.epoch)
+        release = by_revision.get(answer.revision)
         if release is None or release.champion != answer.model:
             foreign += 1
             continue
         ahead += release.at.timestamp() > answer.at
-        backwards += answer.epoch < newest.get(answer.thread, 0)
-        newest[answer.thread] = max(answer.epoch, newest.get(answer.thread, 0))
-        if following := by_epoch.get(answer.epoch + 1):  # by then it was in force, and this answer not of it
+        backwards += answer.revision < newest.get(answer.thread, 0)
+        newest[answer.thread] = max(answer.revision, newest.get(answer.thread, 0))
+        if following := by_revision.get(answer.revision + 1):  # by then it was in force, and this answer not of it
             behind = max(behind, answer.sent - following.at.timestamp())
     return {"foreign": foreign, "ahead": ahead, "backwards": backwards, "behind_seconds": round(behind, 2)}
 
@@ -50,7 +50,7 @@ def swaps(service: Service, digests: list[str], count: int, per_second: float) -
     with Load(service, per_second) as load:
         for number in range(count):
             release = releases.append(store, synthetic.MODEL, digests[number % len(digests)], f"swap {number}")
-            service.serves(release.epoch)
+            service.serves(release.revision)
             memory.append(process.memory_info().rss / 2**20)
         time.sleep(0.5)
     log = releases.read(store, synthetic.MODEL)
@@ -59,7 +59,7 @@ def swaps(service: Service, digests: list[str], count: int, per_second: float) -
         "swaps": len(log) - first,
         "requests": len(load.answers),
         "failed": len(load.failed),
-        "epochs_seen": len({answer.epoch for answer in load.good}),
+        "revisions_seen": len({answer.revision for answer in load.good}),
         **against_the_log(load.good, log),
         "memory_mb": round(settled[-1], 1),
         "memory_growth": round(max(settled[-len(settled) // 4 :]) / settled[0] - 1, 3),
@@ -71,13 +71,19 @@ def rollback(service: Service, per_second: float) -> dict[str, Any]:
     environment = service.environment
     with Load(service, per_second) as load:
         # Rollback goes to what was seen serving, so the log of the answers must have arrived.
-        service.until(lambda: len({key.rsplit("/", 1)[-1][:8] for key in environment.store.keys(f"predictions/{synthetic.MODEL}")}) > 1, 60)
+        service.until(
+            lambda: (
+                len({key.rsplit("/", 1)[-1][:8] for key in environment.store.keys(f"predictions/{synthetic.MODEL}")})
+                > 1
+            ),
+            60,
+        )
         started = time.time()
-        back = door.rollback(environment, synthetic.MODEL, "proof")
+        back = promotion.rollback(environment, synthetic.MODEL, "proof")
         commanded = time.time()
-        service.serves(back.epoch)
+        service.serves(back.revision)
         time.sleep(0.5)
-    old = [answer for answer in load.good if answer.epoch < back.epoch]
+    old = [answer for answer in load.good if answer.revision < back.revision]
     return {
         "requests": len(load.answers),
         "failed": len(load.failed),
@@ -91,7 +97,7 @@ def rollback(service: Service, per_second: float) -> dict[str, Any]:
 def two_releases(environment: Environment, service: Service, digests: list[str]) -> None:
     """Both served, and each answered somebody."""
     for digest in digests:
-        service.serves(door.release(environment, synthetic.MODEL, digest, "proof").epoch)
+        service.serves(promotion.release(environment, synthetic.MODEL, digest, "proof").revision)
         service.predict(synthetic.request())
 
 
@@ -109,15 +115,20 @@ def prove(folder: Path) -> dict[str, Any]:
         with Service(again, synthetic.MODEL, poll_seconds=2.0) as service:
             two_releases(again, service, digests)
             backs.append(rollback(service, 50))
-    back = {name: max(found[name] for found in backs) for name in ("failed", "command_seconds", "seconds", "foreign", "ahead", "backwards")}
+    back = {
+        name: max(found[name] for found in backs)
+        for name in ("failed", "command_seconds", "seconds", "foreign", "ahead", "backwards")
+    }
     faults = [f"{name} is {many[name]}" for name in ("failed", "foreign", "ahead", "backwards") if many[name]]
-    faults += [f"rollback: {name} is {back[name]}" for name in ("failed", "foreign", "ahead", "backwards") if back[name]]
+    faults += [
+        f"rollback: {name} is {back[name]}" for name in ("failed", "foreign", "ahead", "backwards") if back[name]
+    ]
     if many["behind_seconds"] > BEHIND_SECONDS:
         faults.append(f"an answer was {many['behind_seconds']} s behind the log")
     if many["memory_growth"] > MEMORY_GROWTH:
         faults.append(f"memory grew by {many['memory_growth']:.0%}")
-    if many["epochs_seen"] < many["swaps"]:
-        faults.append(f"only {many['epochs_seen']} of {many['swaps']} releases were seen in answers")
+    if many["revisions_seen"] < many["swaps"]:
+        faults.append(f"only {many['revisions_seen']} of {many['swaps']} releases were seen in answers")
     if back["seconds"] > ROLLBACK_SECONDS:
         faults.append(f"rollback: the old model answered for {back['seconds']} s")
     return {"swap": many, "rollback": {"times": len(backs), **back}, "holds": not faults, "reason": "; ".join(faults)}

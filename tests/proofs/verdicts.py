@@ -14,18 +14,18 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from mlops import records, releases
+from mlops import log_schema, releases
 from mlops.contract import Contract, Window
 from mlops.environment import only_model
 from mlops.releases import Release
 from mlops.store import Store
-from monitoring.evidence import Seen
 from monitoring.judge import judge
 from monitoring.sequential import log_e_rate, mean_sequence
+from monitoring.sums import Sums
 from tests import synthetic
-from tests.proofs.closed import Trial
-from training import data, estimator, evaluate
-from training.recipe import recipe
+from tests.proofs.closed import Rollout
+from training import data, estimator, evaluation
+from training.definition import load_definition
 
 RELEASES, LIMIT, DAYS = 1000, 0.065, 28
 GOOD, PROMOTED = 10, 9
@@ -62,7 +62,7 @@ class Problem:
 
 
 def problem() -> Problem:
-    made = recipe(only_model())
+    made = load_definition(only_model())
     contract, frame = made.contract, data.canonical(made.load())
     tested = data.cut(frame, contract, Window(start=_TESTED[0], end=_TESTED[1])).frame
     assert contract.time
@@ -72,8 +72,12 @@ def problem() -> Problem:
     scores = []
     for start, end in _TRAINED:
         train = data.cut(frame, contract, Window(start=start, end=end)).frame
-        scores.append(estimator.score(estimator.fit(made.pipeline(contract, made.parameters, 0), train, contract), tested, contract))
-    losses = np.array([evaluate.loss(contract, y, score, evaluate.scale(contract, y)) for score in scores])
+        scores.append(
+            estimator.score(
+                estimator.fit(made.pipeline(contract, made.parameters, 0), train, contract), tested, contract
+            )
+        )
+    losses = np.array([evaluation.loss(contract, y, score, evaluation.scale(contract, y)) for score in scores])
     levels = {name: tested[name].fill_null("").to_numpy() for name in contract.slices}
     return Problem(contract, local.rank("dense").to_numpy().astype(int) - 1, y, np.array(scores), losses, levels)
 
@@ -112,8 +116,15 @@ def _share(given: Problem) -> None:
 
 
 def _release() -> Release:
-    fields: dict[str, Any] = {"at": datetime(2024, 1, 1, tzinfo=UTC), "by": "", "why": "", "nonce": "0", "mode": "canary", "weight": 0.5}
-    return Release(epoch=1, champion="a" * 64, challenger="b" * 64, experiment="x", **fields)
+    fields: dict[str, Any] = {
+        "at": datetime(2024, 1, 1, tzinfo=UTC),
+        "by": "",
+        "why": "",
+        "nonce": "0",
+        "mode": "canary",
+        "weight": 0.5,
+    }
+    return Release(revision=1, champion="a" * 64, challenger="b" * 64, rollout="x", **fields)
 
 
 def _one(name: str, seed: int) -> tuple[bool, bool, bool]:
@@ -125,20 +136,30 @@ def _one(name: str, seed: int) -> tuple[bool, bool, bool]:
         challenger = champion
     signs = random.choice([-1.0, 1.0], DAYS + 2)
     change = given.contract.gate.margin if name == "exactly the margin worse" else 0.0
-    parts = [_day(given, start + i, champion, challenger, signs[i], change, random, name == "split of one model") for i in range(DAYS + 2)]
+    parts = [
+        _day(given, start + i, champion, challenger, signs[i], change, random, name == "split of one model")
+        for i in range(DAYS + 2)
+    ]
     won = aborted = promoted = False
     for n in range(given.contract.judge.min_days, DAYS + 1):
         seen = _seen(parts[: n + 2])  # the latest day is not over, and the one before it not mature
         verdict = judge(given.contract, _release(), seen)
-        loss = next(criterion for criterion in verdict.criteria if criterion.name == "loss")
+        loss = next(criterion for criterion in verdict.checks if criterion.name == "loss")
         aborted = aborted or verdict.decision == "abort"
-        promoted = promoted or (not aborted and loss.verdict == "forward")
+        promoted = promoted or (not aborted and loss.verdict == "advance")
         won = won or (loss.high is not None and loss.high < 0)  # what an A/B test asks for
     return won, aborted, promoted
 
 
 def _day(
-    given: Problem, number: int, champion: int, challenger: int, sign: float, change: float, random: np.random.Generator, apart: bool
+    given: Problem,
+    number: int,
+    champion: int,
+    challenger: int,
+    sign: float,
+    change: float,
+    random: np.random.Generator,
+    apart: bool,
 ) -> dict[str, pl.DataFrame]:
     """What the log would add up to for one day. `apart`: each row scored by the model of its arm alone."""
     mine = given.day == number
@@ -148,71 +169,99 @@ def _day(
     d = sign * (lost - base) + change
     arm = random.random(n) < 0.5
     x, z = (
-        np.log(np.clip(s, 1e-6, 1 - 1e-6) / np.clip(1 - s, 1e-6, 1)) for s in (given.scores[champion][mine], given.scores[challenger][mine])
+        np.log(np.clip(s, 1e-6, 1 - 1e-6) / np.clip(1 - s, 1e-6, 1))
+        for s in (given.scores[champion][mine], given.scores[challenger][mine])
     )
     x, z = (x, z) if sign > 0 else (z, x)
     both = 0 if apart else n
     sums = {"n": both, "x": x.sum(), "y": z.sum(), "xx": (x * x).sum(), "yy": (z * z).sum(), "xy": (x * z).sum()}
-    epochs = {"epoch": 1, "day": day, "rows": n, "attempts": n, "timed": n, "faults": 0, "slow": 0, "exposed": int(arm.sum())} | sums
+    revisions = {
+        "revision": 1,
+        "day": day,
+        "rows": n,
+        "attempts": n,
+        "timed": n,
+        "faults": 0,
+        "slow": 0,
+        "exposed": int(arm.sum()),
+    } | sums
     days = {"day": day, "rows": n, "n": both, "d": float(d.sum()) if both else 0.0, "last": last}
     days |= {"n0": int((~arm).sum()), "l0": float(base[~arm].sum()), "n1": int(arm.sum()), "l1": float(base[arm].sum())}
     slices = [
         {"slice": name, "level": str(level), "day": day, "n": int(here.sum()), "d": float(d[here].sum())}
         for name, levels in given.levels.items() if both for level in np.unique(levels[mine]) for here in [levels[mine] == level]
     ]  # fmt: skip
-    return {"epochs": pl.DataFrame([epochs]), "days": pl.DataFrame([days]), "slices": pl.DataFrame(slices, schema=_SLICES)}
+    return {
+        "revisions": pl.DataFrame([revisions]),
+        "days": pl.DataFrame([days]),
+        "slices": pl.DataFrame(slices, schema=_SLICES),
+    }
 
 
 _SLICES = {"slice": pl.String, "level": pl.String, "day": pl.Date, "n": pl.Int64, "d": pl.Float64}
 
 
-def _seen(parts: list[dict[str, pl.DataFrame]]) -> Seen:
+def _seen(parts: list[dict[str, pl.DataFrame]]) -> Sums:
     whole = {name: pl.concat([part[name] for part in parts]) for name in parts[0]}
-    entities = pl.DataFrame({"epoch": [1, 1], "arm": [0, 1], "entities": [500, 500]})
-    return Seen(whole["epochs"], whole["days"], whole["slices"], entities)
+    entities = pl.DataFrame({"revision": [1, 1], "arm": [0, 1], "entities": [500, 500]})
+    return Sums(whole["revisions"], whole["days"], whole["slices"], entities)
 
 
 def good(given: Problem, folder: Path) -> dict[str, Any]:
     """Challengers better by the margin over four weeks, through the real controller: on which day each was promoted."""
     pairs = []
-    for start, (champion, challenger) in itertools.product((0, 14, 28), itertools.permutations(range(len(given.scores)), 2)):
+    for start, (champion, challenger) in itertools.product(
+        (0, 14, 28), itertools.permutations(range(len(given.scores)), 2)
+    ):
         window = (given.day >= start) & (given.day < start + DAYS)
         if (given.losses[challenger][window] - given.losses[champion][window]).mean() <= -given.contract.gate.margin:
             pairs.append((start, champion, challenger))
     chosen = [pairs[i] for i in np.random.default_rng(0).choice(len(pairs), GOOD, replace=False)]
-    made = recipe(only_model())
-    bundle = synthetic.build(given.contract, made.load().sample(20_000, seed=0))  # its contract is what the judge reads of it
-    took = [_until_promoted(given, Trial(folder / f"good-{i}", bundle), *pair) for i, pair in enumerate(chosen)]
-    return {"tried": GOOD, "promoted": sum(days is not None for days in took), "event_days": took, "of_pairs": len(pairs)}
+    made = load_definition(only_model())
+    bundle = synthetic.build(
+        given.contract, made.load().sample(20_000, seed=0)
+    )  # its contract is what the judge reads of it
+    took = [_until_promoted(given, Rollout(folder / f"good-{i}", bundle), *pair) for i, pair in enumerate(chosen)]
+    return {
+        "tried": GOOD,
+        "promoted": sum(days is not None for days in took),
+        "event_days": took,
+        "of_pairs": len(pairs),
+    }
 
 
-def _until_promoted(given: Problem, trial: Trial, start: int, champion: int, challenger: int) -> int | None:
+def _until_promoted(given: Problem, rollout: Rollout, start: int, champion: int, challenger: int) -> int | None:
     for number in range(DAYS + 1):
         rows = np.flatnonzero(given.day == start + number)
         for half in np.array_split(np.random.default_rng(number).permutation(rows), 2):
-            release = trial.now
-            if not release.tried:
-                return number if release.champion == trial.digests[1] else None
-            write(trial.store, given, release, half, champion, challenger)
-            trial.controller.judge()
+            release = rollout.now
+            if not release.in_rollout:
+                return number if release.champion == rollout.digests[1] else None
+            write(rollout.store, given, release, half, champion, challenger)
+            rollout.controller.judge()
     return None
 
 
 def write(store: Store, given: Problem, release: Release, rows: np.ndarray, champion: int, challenger: int) -> None:
     at, random = releases.now().timestamp(), np.random.default_rng(int(rows[0]))
     scored = [
-        records.Scored(
-            id=records.new_id(), at=at, epoch=release.epoch, model=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
+        log_schema.PredictionRecord(
+            id=log_schema.new_id(), at=at, revision=release.revision, model=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
             features={name: str(levels[i]) for name, levels in given.levels.items()}, entity=str(i),
             event=(datetime(2024, 1, 1, 5, tzinfo=UTC) + timedelta(days=int(given.day[i]), seconds=int(i) % 40_000)).timestamp(),
             arm=int(random.random() < (release.weight or 0)), champion_score=float(given.scores[champion][i]),
             challenger_score=float(given.scores[challenger][i]), challenger_seconds=0.0001,
         ) for i in rows
     ]  # fmt: skip
-    name = records.new_id()
-    store.put(records.segment_key("predictions", given.contract.model, at, release.epoch, name), b"".join(map(records.line, scored)))
-    told = [records.Outcome(row.id, float(given.y[i]), at) for row, i in zip(scored, rows, strict=True)]
-    store.put(records.segment_key("outcomes", given.contract.model, at, 0, name), b"".join(map(records.line, told)))
+    name = log_schema.new_id()
+    store.put(
+        log_schema.segment_key("predictions", given.contract.model, at, release.revision, name),
+        b"".join(map(log_schema.line, scored)),
+    )
+    told = [log_schema.OutcomeRecord(row.id, float(given.y[i]), at) for row, i in zip(scored, rows, strict=True)]
+    store.put(
+        log_schema.segment_key("outcomes", given.contract.model, at, 0, name), b"".join(map(log_schema.line, told))
+    )
 
 
 def power(given: Problem, number: int = 400) -> dict[str, Any]:
@@ -236,9 +285,9 @@ def power(given: Problem, number: int = 400) -> dict[str, Any]:
             for name, values in differences.items():
                 centred = np.array(values) - np.mean(values)
                 needed[name].append(-max(mean_sequence(centred[:n], 0.05)[1] for n in range(7, DAYS + 1)))
-        table[f"{requests}"] = {f"loss, {name}": round(float(np.quantile(values, 0.8)), 4) for name, values in needed.items()} | _rates(
-            requests
-        )
+        table[f"{requests}"] = {
+            f"loss, {name}": round(float(np.quantile(values, 0.8)), 4) for name, values in needed.items()
+        } | _rates(requests)
     return table
 
 

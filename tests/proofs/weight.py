@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from mlops import door
+from mlops import promotion
 from tests import synthetic
 from tests.service import Service
 from tests.service import environment as make_environment
@@ -38,7 +38,7 @@ def weigh(service: Service) -> dict[str, float]:
 
 def prove(folder: Path) -> dict[str, Any]:
     environment = make_environment(folder)
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
     with Service(environment, synthetic.MODEL) as service:
         found = [weigh(service) for _ in range(7)]
     middle = {name: median(each[name] for each in found) for name in found[0]}

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from mlops.contract import Contract, Window
-from mlops.errors import Fault
+from mlops.errors import UserError
 from tests import synthetic
 from training import data
 from training.source import read
@@ -19,7 +19,9 @@ CONTRACT = Contract.model_validate(synthetic.contract_yaml())
 
 def timeless(**changes: Any) -> Contract:
     raw = synthetic.contract_yaml(**changes)
-    raw["features"] = {name: {k: v for k, v in feature.items() if k != "known_at"} for name, feature in raw["features"].items()}
+    raw["features"] = {
+        name: {k: v for k, v in feature.items() if k != "known_at"} for name, feature in raw["features"].items()
+    }
     return Contract.model_validate({k: v for k, v in raw.items() if k not in ("time", "outcome_at")})
 
 
@@ -47,7 +49,9 @@ def test_the_fingerprint_is_of_the_rows_not_of_their_order_or_file(rows: pl.Data
     [
         lambda rows: rows[1:],
         lambda rows: pl.concat([rows, rows[:1]]),
-        lambda rows: rows.with_columns(size=pl.when(pl.int_range(pl.len()) == 7).then(pl.col("size") + 0.001).otherwise(pl.col("size"))),
+        lambda rows: rows.with_columns(
+            size=pl.when(pl.int_range(pl.len()) == 7).then(pl.col("size") + 0.001).otherwise(pl.col("size"))
+        ),
         lambda rows: rows.rename({"size": "length"}),
         lambda rows: rows.with_columns(heat=pl.col("heat").fill_null(0.0)),
     ],
@@ -94,7 +98,17 @@ def test_without_time_a_row_stays_on_its_side_whatever_comes_with_it(rows: pl.Da
 
 def test_without_time_the_side_of_a_row_is_fixed_for_good() -> None:
     """A champion has not seen the rows that it is compared on, even after an upgrade of the libraries."""
-    one = pl.DataFrame({"size": [0.5], "heat": [1.0], "color": ["red"], "region": ["north"], "group": ["a"], "member": [True], "y": [1]})
+    one = pl.DataFrame(
+        {
+            "size": [0.5],
+            "heat": [1.0],
+            "color": ["red"],
+            "region": ["north"],
+            "group": ["a"],
+            "member": [True],
+            "y": [1],
+        }
+    )
     assert data._hashes(one, timeless())[0] == pytest.approx(0.8281632803915306, abs=1e-12)
 
 
@@ -118,7 +132,7 @@ def test_windows_overlap(first: str, second: str, overlapping: bool) -> None:
     ],
 )
 def test_what_load_does_not_return_is_named(rows: pl.DataFrame, change: Any, key: str, value: str) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         data.require_columns(change(rows), CONTRACT)
     assert (caught.value.key, caught.value.value) == (key, value)
 
@@ -131,6 +145,8 @@ def test_what_load_does_not_return_is_named(rows: pl.DataFrame, change: Any, key
         (CONTRACT, "0..0.5", lambda rows: rows.with_columns(pl.col("at").dt.to_string()), "dates or datetimes"),
     ],
 )
-def test_a_window_that_cannot_be_cut_is_explained(rows: pl.DataFrame, contract: Contract, window: str, change: Any, what: str) -> None:
-    with pytest.raises(Fault, match=what):
+def test_a_window_that_cannot_be_cut_is_explained(
+    rows: pl.DataFrame, contract: Contract, window: str, change: Any, what: str
+) -> None:
+    with pytest.raises(UserError, match=what):
         data.cut(change(rows), contract, Window.parse(window))

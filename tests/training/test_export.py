@@ -19,9 +19,9 @@ from sklearn.preprocessing import FunctionTransformer
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import ROOT
-from mlops.errors import Fault
+from mlops.errors import UserError
 from mlops.model import Model
-from mlops.probe import TOLERANCE
+from mlops.sandbox import TOLERANCE
 from tests import synthetic
 from training import data, estimator, export, features, package, pipeline
 
@@ -56,7 +56,11 @@ def contract(task: str = "binary", **features: dict[str, Any]) -> Contract:
 
 
 def difference(fitted: Pipeline, rows: pl.DataFrame, contract: Contract) -> float:
-    origin = {"windows": {"train": "", "holdout": ""}, "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""}, "seed": 0}
+    origin = {
+        "windows": {"train": "", "holdout": ""},
+        "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""},
+        "seed": 0,
+    }
     expected = estimator.score(fitted, rows, contract)  # before the export, which may touch the pipeline
     graph = export.export(fitted, contract)
     model = Model(Bundle(package.bundle(contract, fitted, graph, rows, expected, origin, {}).files), "")
@@ -74,7 +78,11 @@ def strange() -> pl.DataFrame:
     rows = synthetic.frame(20, 50, seed=7).with_columns(pl.col("y", "amount").cast(pl.Float64))
     place = pl.int_range(pl.len())
     return rows.with_columns(
-        color=pl.when(place % 3 == 0).then(pl.lit("never seen")).when(place % 7 == 0).then(None).otherwise(pl.col("color")),
+        color=pl.when(place % 3 == 0)
+        .then(pl.lit("never seen"))
+        .when(place % 7 == 0)
+        .then(None)
+        .otherwise(pl.col("color")),
         group=pl.when(place % 5 == 0).then(pl.lit("ünïcode ☃")).otherwise(pl.col("group")),
         heat=pl.when(place % 2 == 0).then(None).otherwise(pl.col("heat")),
         size=pl.when(place % 11 == 0).then(pl.lit(-50.0)).otherwise(pl.col("size")),
@@ -83,7 +91,9 @@ def strange() -> pl.DataFrame:
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 @pytest.mark.parametrize("kind", ["boosting", "linear"])
-def test_the_graph_answers_as_the_pipeline_does(rows: pl.DataFrame, strange: pl.DataFrame, task: str, kind: str) -> None:
+def test_the_graph_answers_as_the_pipeline_does(
+    rows: pl.DataFrame, strange: pl.DataFrame, task: str, kind: str
+) -> None:
     held = contract(task)
     parameters = {"max_iter": 40} if kind == "boosting" else {"estimator": kind}
     fitted = estimator.fit(estimator.build(held, parameters, 0, features.preprocess), rows, held)
@@ -93,13 +103,19 @@ def test_the_graph_answers_as_the_pipeline_does(rows: pl.DataFrame, strange: pl.
 @pytest.mark.parametrize(
     ("held", "preprocess", "model"),
     [
-        (contract(size={"type": "number"}, color={"type": "category"}), features.preprocess, RandomForestClassifier(20, random_state=0)),
+        (
+            contract(size={"type": "number"}, color={"type": "category"}),
+            features.preprocess,
+            RandomForestClassifier(20, random_state=0),
+        ),
         (contract(), features.preprocess_linear, MLPClassifier((8,), max_iter=50, random_state=0)),
     ],
     ids=["forest", "network"],
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_estimators_of_ones_own_export_too(rows: pl.DataFrame, strange: pl.DataFrame, held: Contract, preprocess: Any, model: Any) -> None:
+def test_estimators_of_ones_own_export_too(
+    rows: pl.DataFrame, strange: pl.DataFrame, held: Contract, preprocess: Any, model: Any
+) -> None:
     fitted = estimator.fit(make_pipeline(preprocess(held), model), rows, held)
     assert difference(fitted, strange, held) <= TOLERANCE
 
@@ -109,7 +125,9 @@ def test_a_bundle_has_the_same_digest_whichever_process_makes_it() -> None:
     command = [sys.executable, "-c", "from tests import synthetic; print(synthetic.build(max_iter=5).digest)"]
     salts = ("0", "1")
     digests = {
-        subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, check=True
+        ).stdout
         for salt in salts
     }
     assert len(digests) == 1
@@ -119,14 +137,18 @@ def on_a_grid(rows: int, seed: int) -> pl.DataFrame:
     """Temperatures in steps of 0.18 °F, as 0.1 °C gives: the midpoint of two of them is often a third."""
     random = np.random.default_rng(seed)
     degrees = (32 + 0.18 * random.choice(np.arange(0, 400, 2) if seed == 0 else np.arange(400), rows)).round(2)
-    return pl.DataFrame({"heat": degrees, "y": (random.random(rows) < 1 / (1 + np.exp(-np.sin(degrees / 3) * 3))).astype(float)})
+    return pl.DataFrame(
+        {"heat": degrees, "y": (random.random(rows) < 1 / (1 + np.exp(-np.sin(degrees / 3) * 3))).astype(float)}
+    )
 
 
 def test_values_between_those_of_training_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     held = contract(heat={"type": "number"})
 
     def measured() -> float:
-        fitted = estimator.fit(estimator.build(held, {"max_iter": 50}, 0, features.preprocess), on_a_grid(4000, 0), held)
+        fitted = estimator.fit(
+            estimator.build(held, {"max_iter": 50}, 0, features.preprocess), on_a_grid(4000, 0), held
+        )
         return difference(fitted, on_a_grid(4000, 1), held)
 
     assert measured() <= TOLERANCE
@@ -142,19 +164,21 @@ def test_the_thresholds_that_ship_decide_as_the_fitted_ones(rows: pl.DataFrame) 
     assert (estimator.score(fitted, rows, held) == before).all()
 
 
-@pytest.mark.parametrize(("code", "step"), [(OWN_CATEGORIES, "HistGradientBoostingClassifier"), (FOREST, "RandomForestClassifier")])
+@pytest.mark.parametrize(
+    ("code", "step"), [(OWN_CATEGORIES, "HistGradientBoostingClassifier"), (FOREST, "RandomForestClassifier")]
+)
 def test_an_estimator_that_exports_wrongly_is_refused_within_seconds(tmp_path: Path, code: str, step: str) -> None:
-    recipe = synthetic.write_model(tmp_path, synthetic.frame(200, 200), features=code)
-    rows, started = recipe.load(), time.monotonic()
-    with pytest.raises(Fault, match="exports to a different model: scores differ by") as caught:
-        pipeline.smoke(recipe, rows, 0)
+    definition = synthetic.write_model(tmp_path, synthetic.frame(200, 200), features=code)
+    rows, started = definition.load(), time.monotonic()
+    with pytest.raises(UserError, match="exports to a different model: scores differ by") as caught:
+        pipeline.smoke(definition, rows, 0)
     assert time.monotonic() - started < 10
     assert (caught.value.key, caught.value.value) == ("features.py", step)
 
 
 def test_what_cannot_be_exported_at_all_is_refused_by_name(rows: pl.DataFrame) -> None:
     fitted = Pipeline([("odd", FunctionTransformer(lambda x: x)), ("neighbours", NearestNeighbors())])
-    with pytest.raises(Fault, match="cannot be exported to ONNX") as caught:
+    with pytest.raises(UserError, match="cannot be exported to ONNX") as caught:
         export.export(fitted, contract(size={"type": "number"}))
     assert caught.value.value == "NearestNeighbors"
 
@@ -163,13 +187,13 @@ def test_smoke_lets_the_default_pass_and_a_sparse_column_too(tmp_path: Path) -> 
     rows = synthetic.frame(50, 200)
     some = pl.when(pl.int_range(pl.len()) == 7).then(1.0)
     for kind, table in (("plain", rows), ("sparse", rows.with_columns(heat=some))):
-        recipe = synthetic.write_model(tmp_path / kind, table)
-        pipeline.smoke(recipe, recipe.load(), 0)
+        definition = synthetic.write_model(tmp_path / kind, table)
+        pipeline.smoke(definition, definition.load(), 0)
 
 
 def test_a_column_without_any_value_is_named() -> None:
     held, rows = contract(), synthetic.frame(20, 20).with_columns(heat=pl.lit(None, pl.Float64))
-    with pytest.raises(Fault, match="has no value in any row") as caught:
+    with pytest.raises(UserError, match="has no value in any row") as caught:
         estimator.fit(estimator.build(held, {}, 0, features.preprocess), rows, held)
     assert caught.value.value == "heat"
 
@@ -178,7 +202,9 @@ def test_a_column_without_any_value_is_named() -> None:
     ("exported", "original", "wanted"),
     [([0.5, 0.5], [0.5, 0.4], 0.1), ([1000.0], [1001.0], 1 / 1001), ([], [], 0.0)],
 )
-def test_parity_is_the_largest_difference_relative_beyond_one(exported: list[float], original: list[float], wanted: float) -> None:
+def test_parity_is_the_largest_difference_relative_beyond_one(
+    exported: list[float], original: list[float], wanted: float
+) -> None:
     assert export.parity(np.array(exported), np.array(original)) == pytest.approx(wanted)
 
 

@@ -24,7 +24,9 @@ def rows() -> pl.DataFrame:
 def test_a_value_that_became_known_after_the_prediction_is_named_with_its_rows(rows: pl.DataFrame) -> None:
     assert leakage.known_too_late(rows, contract()) == {}
     late = rows.with_columns(
-        heat_at=pl.when(pl.int_range(pl.len()) < 60).then(pl.col("at") - pl.duration(minutes=59)).otherwise(pl.col("heat_at"))
+        heat_at=pl.when(pl.int_range(pl.len()) < 60)
+        .then(pl.col("at") - pl.duration(minutes=59))
+        .otherwise(pl.col("heat_at"))
     )
     wanted = late[:60]["heat"].count()
     assert 0 < wanted < 60, "a missing value is never late"
@@ -50,7 +52,9 @@ def test_a_column_that_tells_the_outcome_alone_is_named(rows: pl.DataFrame, colu
         "refund": ("number", pl.Series([12.5 if n else None for n in nearly])),
         "reason": ("category", pl.Series(["other" if n else None for n in nearly])),
     }[column]
-    checks = pipeline._leaks(contract("binary", **{name: {"type": kind, "missing": True}}), rows.with_columns(values.alias(name)))
+    checks = pipeline._leaks(
+        contract("binary", **{name: {"type": kind, "missing": True}}), rows.with_columns(values.alias(name))
+    )
     check = next(c for c in checks if c.name == "leakage")
     assert not check.passed
     assert check.why.startswith(f"{name} alone has AUC 0.9")

@@ -13,47 +13,59 @@ import pytest
 import yaml
 
 from mlops import bundle as bundles
-from mlops import door
+from mlops import promotion
+from mlops.attestations import attestations, require_gate
 from mlops.contract import Window
 from mlops.environment import ROOT, Environment
-from mlops.errors import Fault, Refused
-from mlops.probe import TOLERANCE
-from mlops.statements import require_gate, statements
+from mlops.errors import UserError, VerificationError
+from mlops.sandbox import TOLERANCE
 from tests import synthetic
 from tests.proofs import parity
 from tests.proofs.gate import synthetic_problem
 from training import pipeline
+from training.definition import ModelDefinition
 from training.pipeline import Trained
-from training.recipe import Recipe
 
 FAST = {"max_iter": 30}
 PLOTS = {
-    "binary": {"confusion_matrix", "roc", "precision_recall", "calibration", "permutation_importance", "score_distribution"},
+    "binary": {
+        "confusion_matrix",
+        "roc",
+        "precision_recall",
+        "calibration",
+        "permutation_importance",
+        "score_distribution",
+    },
     "regression": {"calibration", "permutation_importance", "score_distribution", "predicted_against_actual"},
 }
 
 
-def model(models: Path, rows: pl.DataFrame | None = None, name: str = synthetic.MODEL, task: str = "binary", **parameters: Any) -> Recipe:
+def model(
+    models: Path, rows: pl.DataFrame | None = None, name: str = synthetic.MODEL, task: str = "binary", **parameters: Any
+) -> ModelDefinition:
     contract = synthetic.contract_yaml(task, model=name)
     made = synthetic.write_model(models, synthetic.frame() if rows is None else rows, contract)
     (made.folder / "parameters.yaml").write_text(yaml.safe_dump(FAST | parameters))
-    return pipeline_recipe(made.folder)
+    return pipeline_definition(made.folder)
 
 
-def pipeline_recipe(folder: Path) -> Recipe:
-    from training.recipe import recipe
+def pipeline_definition(folder: Path) -> ModelDefinition:
+    from training.definition import load_definition
 
-    return recipe(folder.name, folder)
+    return load_definition(folder.name, folder)
 
 
-def train(environment: Environment, recipe: Recipe, **options: Any) -> Trained:
-    return pipeline.train(environment, recipe, say=lambda _: None, **options)
+def train(environment: Environment, definition: ModelDefinition, **options: Any) -> Trained:
+    return pipeline.train(environment, definition, say=lambda _: None, **options)
 
 
 def cli(environment: Environment, models: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    told = {f"MLOPS_{k.upper()}": str(getattr(environment, k)) for k in ("home", "bucket", "keyring", "endpoint", "tracking")}
+    told = {
+        f"MLOPS_{k.upper()}": str(getattr(environment, k))
+        for k in ("home", "bucket", "keyring", "endpoint", "tracking")
+    }
     return subprocess.run(
-        [sys.executable, "-m", "mlops.cli", *words],
+        [sys.executable, "-m", "cli", *words],
         cwd=ROOT, env=os.environ | told | {"MLOPS_MODELS": str(models)}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -84,20 +96,25 @@ def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path
     assert page == (kept / "report.html").read_text()
     assert "passed" in page
     assert 'src="http' not in page
-    assert bundles.read(tracked.store, name, trained.digest).digest == trained.digest
-    assert {s.kind for s in statements(tracked.store, tracked.keys, name, trained.digest, None)[0]} == {"built", "gate"}
-    assert require_gate(tracked.store, tracked.keys, name, trained.digest).details["checks"]
+    assert bundles.read(tracked.model(name), trained.digest).digest == trained.digest
+    assert {s.kind for s in attestations(tracked.store, tracked.keys, name, trained.digest, None)[0]} == {
+        "built",
+        "gate",
+    }
+    assert require_gate(tracked.model(name), trained.digest).details["checks"]
 
 
-def test_the_same_inputs_give_the_same_digest_registered_once_and_another_seed_another(tracked: Environment, tmp_path: Path) -> None:
+def test_the_same_inputs_give_the_same_digest_registered_once_and_another_seed_another(
+    tracked: Environment, tmp_path: Path
+) -> None:
     rows = synthetic.frame()
     digests = [
         train(tracked, model(tmp_path / str(place), order, "again")).digest
         for place, order in enumerate((rows, rows.reverse(), rows.sample(fraction=1.0, shuffle=True, seed=1)))
     ]
     assert len(set(digests)) == 1
-    recipe = model(tmp_path / "0", rows, "again")
-    other = train(tracked, recipe, seed=1)
+    definition = model(tmp_path / "0", rows, "again")
+    other = train(tracked, definition, seed=1)
     assert other.digest != digests[0]
     assert other.bundle.json("provenance.json")["seed"] == 1
     versions = mlflow.MlflowClient(tracked.tracking).search_model_versions("name = 'again'")
@@ -106,7 +123,7 @@ def test_the_same_inputs_give_the_same_digest_registered_once_and_another_seed_a
 
 def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Environment, tmp_path: Path) -> None:
     rows = synthetic.frame().with_columns(pl.col("y").shuffle(seed=1))
-    recipe = model(tmp_path / "models", rows, "shuffled")
+    definition = model(tmp_path / "models", rows, "shuffled")
     done = cli(tracked, tmp_path / "models", "train", "--json")
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
@@ -114,9 +131,9 @@ def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Envi
     assert found["gate"] == "refused"
     assert any(reason.startswith("floor:") for reason in found["reasons"])
     assert all(reason in Path(found["report"]).read_text().replace("&#39;", "'") for reason in found["reasons"])
-    with pytest.raises(Refused, match="refused by the gate"):
-        door.release(tracked, "shuffled", found["digest"], "all the same")
-    assert bundles.read(tracked.store, "shuffled", found["digest"]).contract == recipe.contract
+    with pytest.raises(VerificationError, match="refused by the gate"):
+        promotion.release(tracked.model("shuffled"), found["digest"], "all the same")
+    assert bundles.read(tracked.model("shuffled"), found["digest"]).contract == definition.contract
     client = mlflow.MlflowClient(tracked.tracking)
     assert client.search_registered_models("name = 'shuffled'") == []
     experiment = client.get_experiment_by_name("shuffled")
@@ -124,45 +141,52 @@ def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Envi
     assert client.search_runs([experiment.experiment_id])[0].data.tags["gate"] == "refused"
 
 
-def test_a_challenger_is_held_to_the_champion_on_rows_that_neither_has_seen(tracked: Environment, tmp_path: Path) -> None:
-    recipe = model(tmp_path, name="contest")
-    champion = train(tracked, recipe)
-    door.release(tracked, "contest", champion.digest, "first")
-    with pytest.raises(Fault, match="rows that neither model has seen") as caught:
-        train(tracked, recipe, train_window=Window.parse("0..0.3"), holdout_window=Window.parse("0.3..0.7"))
+def test_a_challenger_is_held_to_the_champion_on_rows_that_neither_has_seen(
+    tracked: Environment, tmp_path: Path
+) -> None:
+    definition = model(tmp_path, name="contest")
+    champion = train(tracked, definition)
+    promotion.release(tracked.model("contest"), champion.digest, "first")
+    with pytest.raises(UserError, match="rows that neither model has seen") as caught:
+        train(tracked, definition, train_window=Window.parse("0..0.3"), holdout_window=Window.parse("0.3..0.7"))
     assert caught.value.key == "holdout"
-    again = train(tracked, recipe, seed=1)
+    again = train(tracked, definition, seed=1)
     named = {check.name for check in again.verdict.checks}
     assert again.verdict.passed, again.verdict.reasons
     assert {"holdout", "loss", "too_good", "calibration", "slice:color=red"} <= named
-    few = train(tracked, recipe, train_window=Window.parse("0..0.03"))
+    few = train(tracked, definition, train_window=Window.parse("0..0.03"))
     assert not few.verdict.passed
     assert any(reason.startswith("loss: ") for reason in few.verdict.reasons)
 
 
 def test_windows_that_overlap_are_refused(tracked: Environment, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="overlaps the training window"):
-        train(tracked, model(tmp_path, name="overlapping"), train_window=Window.parse("0..0.7"), holdout_window=Window.parse("0.69..1.0"))
+    with pytest.raises(UserError, match="overlaps the training window"):
+        train(
+            tracked,
+            model(tmp_path, name="overlapping"),
+            train_window=Window.parse("0..0.7"),
+            holdout_window=Window.parse("0.69..1.0"),
+        )
 
 
 def test_a_person_may_accept_a_telling_column_but_no_loss(tracked: Environment, tmp_path: Path) -> None:
     rows = synthetic.frame().with_columns(size=pl.col("size") + 1.5 * pl.col("y"))
-    recipe = model(tmp_path, rows, "telling")
-    refused = train(tracked, recipe)
+    definition = model(tmp_path, rows, "telling")
+    refused = train(tracked, definition)
     assert [reason.partition(":")[0] for reason in refused.verdict.reasons] == ["leakage"]
     assert "size alone has AUC" in refused.verdict.reasons[0]
     assert refused.version is None
-    accepted = train(tracked, recipe, accept={"leakage": "the size is on the order"})
+    accepted = train(tracked, definition, accept={"leakage": "the size is on the order"})
     assert accepted.verdict.passed
     assert accepted.digest == refused.digest
     assert "the size is on the order" in accepted.report.read_text()
-    assert require_gate(tracked.store, tracked.keys, "telling", accepted.digest).verdict == "passed"
-    with pytest.raises(Fault, match="only too_good and leakage"):
-        train(tracked, recipe, accept={"loss": "it will be fine"})
+    assert require_gate(tracked.model("telling"), accepted.digest).verdict == "passed"
+    with pytest.raises(UserError, match="only too_good and leakage"):
+        train(tracked, definition, accept={"loss": "it will be fine"})
 
 
 def test_without_a_tracking_server_the_way_out_is_named(environment: Environment, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="make up"):
+    with pytest.raises(UserError, match="make up"):
         train(environment, model(tmp_path))
 
 

@@ -11,16 +11,16 @@ import polars as pl
 import pytest
 
 from mlops import bundle as bundles
-from mlops import door, records
+from mlops import log_schema, promotion
 from mlops.bundle import Bundle
 from mlops.contract import Contract, Window
 from mlops.environment import Environment
-from mlops.errors import Fault
+from mlops.errors import UserError
 from tests import synthetic
 from tests.service import Service
 from tests.service import environment as make_environment
-from training.recipe import Recipe
-from training.replay import replay
+from training.definition import ModelDefinition
+from training.replay import replay_window
 
 DAYS, A_DAY = 10, 6
 
@@ -33,46 +33,55 @@ def numbered(rows: pl.DataFrame) -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     environment = make_environment(tmp_path_factory.mktemp("replay"))
-    door.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "first")
+    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "first")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(1)
         yield service
 
 
 @dataclass
-class Seen:
+class Sums:
     """What of a replay arrived: the log's rows by `size`, and the outcomes by the id of their prediction."""
 
     result: dict[str, Any]
-    predictions: dict[float, records.Scored]
-    outcomes: dict[str, records.Outcome]
+    predictions: dict[float, log_schema.PredictionRecord]
+    outcomes: dict[str, log_schema.OutcomeRecord]
 
 
 @pytest.fixture
-def play(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
+def play(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sums]:
     monkeypatch.setenv("MLOPS_API_KEY", service.key)
 
-    def played(recipe: Recipe, window: str = "0..1", speed: float = 0, limit: int | None = None) -> Seen:
+    def played(definition: ModelDefinition, window: str = "0..1", speed: float = 0, limit: int | None = None) -> Sums:
         here = service.environment.model_copy(update={"endpoint": service.url})
         began = time.time()
-        result = replay(here, recipe, Window.parse(window), speed, limit, 0, lambda _: None)
+        result = replay_window(here, definition, Window.parse(window), speed, limit, 0, lambda _: None)
         rows = sum(result["models"].values())
 
         def arrived(kind: Any, prefix: str) -> list[Any]:
             store, decode = here.store, msgspec.json.Decoder(kind).decode
-            found = [decode(raw) for key in store.keys(f"{prefix}/{synthetic.MODEL}") for raw in records.lines(store.get(key) or b"")]
+            found = [
+                decode(raw)
+                for key in store.keys(f"{prefix}/{synthetic.MODEL}")
+                for raw in log_schema.lines(store.get(key) or b"")
+            ]
             return [one for one in found if one.at >= began]
 
-        service.until(lambda: len(arrived(records.Scored, "predictions")) >= rows)
-        service.until(lambda: len(arrived(records.Outcome, "outcomes")) >= result["outcomes"])
-        predictions, outcomes = arrived(records.Scored, "predictions"), arrived(records.Outcome, "outcomes")
+        service.until(lambda: len(arrived(log_schema.PredictionRecord, "predictions")) >= rows)
+        service.until(lambda: len(arrived(log_schema.OutcomeRecord, "outcomes")) >= result["outcomes"])
+        predictions, outcomes = (
+            arrived(log_schema.PredictionRecord, "predictions"),
+            arrived(log_schema.OutcomeRecord, "outcomes"),
+        )
         assert (len(predictions), len(outcomes)) == (rows, result["outcomes"]), "no row is sent twice"
-        return Seen(result, {row.features["size"]: row for row in predictions}, {one.id: one for one in outcomes})
+        return Sums(result, {row.features["size"]: row for row in predictions}, {one.id: one for one in outcomes})
 
     return played
 
 
-def test_rows_are_asked_in_time_order_and_outcomes_come_when_they_are_known(play: Callable[..., Seen], tmp_path: Path) -> None:
+def test_rows_are_asked_in_time_order_and_outcomes_come_when_they_are_known(
+    play: Callable[..., Sums], tmp_path: Path
+) -> None:
     rows = numbered(synthetic.frame(DAYS, A_DAY))
     rows = rows.with_columns(at=pl.col("at").dt.truncate("2h"))  # some share their moment
     seen = play(synthetic.write_model(tmp_path, rows.sample(fraction=1, shuffle=True, seed=1)))
@@ -92,13 +101,15 @@ def test_rows_are_asked_in_time_order_and_outcomes_come_when_they_are_known(play
         assert outcome.value == truth[size]
         for other, when in asked.items():
             arrived_before = seen.predictions[other].at <= outcome.at
-            assert arrived_before == (when <= known[size]), "an outcome waits for what was asked before it was known, and for nothing else"
+            assert arrived_before == (when <= known[size]), (
+                "an outcome waits for what was asked before it was known, and for nothing else"
+            )
 
 
-def test_speed_and_limit(play: Callable[..., Seen], tmp_path: Path) -> None:
-    recipe = synthetic.write_model(tmp_path, numbered(synthetic.frame(DAYS, A_DAY)))
+def test_speed_and_limit(play: Callable[..., Sums], tmp_path: Path) -> None:
+    definition = synthetic.write_model(tmp_path, numbered(synthetic.frame(DAYS, A_DAY)))
     started = time.monotonic()
-    seen = play(recipe, speed=DAYS * 86400 / 2, limit=7)
+    seen = play(definition, speed=DAYS * 86400 / 2, limit=7)
     assert 1.5 <= time.monotonic() - started <= 8, "ten days in two seconds"
     assert seen.result["outcomes"] == 7
     sizes = sorted(seen.predictions)
@@ -111,19 +122,21 @@ def test_speed_and_limit(play: Callable[..., Seen], tmp_path: Path) -> None:
     ("window", "days"),
     [("2024-01-03..2024-01-05", {2, 3}), ("0.2..0.4", {2, 3}), ("0.9..1.0", {9}), ("2024-01-10..2025-01-01", {9})],
 )
-def test_a_window_is_dates_or_fractions(play: Callable[..., Seen], tmp_path: Path, window: str, days: set[int]) -> None:
+def test_a_window_is_dates_or_fractions(play: Callable[..., Sums], tmp_path: Path, window: str, days: set[int]) -> None:
     seen = play(synthetic.write_model(tmp_path, numbered(synthetic.frame(DAYS, A_DAY))), window)
     assert Counter(size * 1000 // A_DAY for size in seen.predictions) == dict.fromkeys(days, A_DAY)
 
 
-def test_a_window_without_rows_is_named(play: Callable[..., Seen], tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="holds no rows"):
+def test_a_window_without_rows_is_named(play: Callable[..., Sums], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no rows"):
         play(synthetic.write_model(tmp_path, synthetic.frame(DAYS, A_DAY)), "2030-01-01..2030-02-01")
 
 
-def test_what_fails_is_counted_and_named_and_the_rest_goes_on(play: Callable[..., Seen], tmp_path: Path) -> None:
+def test_what_fails_is_counted_and_named_and_the_rest_goes_on(play: Callable[..., Sums], tmp_path: Path) -> None:
     rows = numbered(synthetic.frame(DAYS, A_DAY))
-    odd = rows.with_columns(region=pl.when(pl.int_range(pl.len()).is_in([5, 17])).then(pl.lit("east")).otherwise("region"))
+    odd = rows.with_columns(
+        region=pl.when(pl.int_range(pl.len()).is_in([5, 17])).then(pl.lit("east")).otherwise("region")
+    )
     seen = play(synthetic.write_model(tmp_path, odd))
     assert (seen.result["failed"], seen.result["outcomes"]) == (2, rows.height - 2)
     assert "region" in seen.result["error"]
@@ -133,13 +146,13 @@ def test_what_fails_is_counted_and_named_and_the_rest_goes_on(play: Callable[...
 
 def test_a_service_that_is_away_is_named(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_API_KEY", service.key)
-    recipe = synthetic.write_model(tmp_path, synthetic.frame(1, 3))
-    found = replay(service.environment, recipe, Window.parse("0..1"), 0, None, 0, lambda _: None)
+    definition = synthetic.write_model(tmp_path, synthetic.frame(1, 3))
+    found = replay_window(service.environment, definition, Window.parse("0..1"), 0, None, 0, lambda _: None)
     assert (found["requests"], found["failed"], found["outcomes"]) == (3, 3, 0)
     assert "does not answer" in found["error"]
 
 
-def test_more_rows_of_one_moment_than_a_request_takes(play: Callable[..., Seen], tmp_path: Path) -> None:
+def test_more_rows_of_one_moment_than_a_request_takes(play: Callable[..., Sums], tmp_path: Path) -> None:
     rows = numbered(synthetic.frame(1, 10_500)).with_columns(at=pl.lit(datetime(2024, 1, 1, 12, tzinfo=UTC)))
     seen = play(synthetic.write_model(tmp_path, rows.with_columns(known_at=pl.col("at"))))
     assert (seen.result["failed"], len(seen.predictions), len(seen.outcomes)) == (0, 10_500, 10_500)
@@ -151,21 +164,24 @@ def test_without_a_time_all_is_asked_and_then_the_outcomes_come(
     contract = synthetic.contract_yaml(time=None, outcome_at=None, entity=[])
     contract["features"]["heat"].pop("known_at")
     rows = synthetic.frame(DAYS, 20).drop("at", "heat_at", "known_at")
-    recipe = synthetic.write_model(tmp_path / "models", rows, contract)
+    definition = synthetic.write_model(tmp_path / "models", rows, contract)
     digest = synthetic.publish(environment, synthetic.build(Contract.model_validate(contract), rows))
-    door.release(environment, synthetic.MODEL, digest, "timeless")
+    promotion.release(environment, synthetic.MODEL, digest, "timeless")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(1)
         monkeypatch.setenv("MLOPS_API_KEY", service.key)
         here = environment.model_copy(update={"endpoint": service.url})
-        found = replay(here, recipe, Window.parse("0..1"), 0, 50, 0, lambda _: None)
+        found = replay_window(here, definition, Window.parse("0..1"), 0, 50, 0, lambda _: None)
         assert found == {"requests": 50, "failed": 0, "outcomes": 50, "error": "", "models": {digest: 50}}
-        with pytest.raises(Fault, match="use fractions"):
-            replay(here, recipe, Window.parse("2024-01-01..2024-02-01"), 0, None, 0, lambda _: None)
+        with pytest.raises(UserError, match="use fractions"):
+            replay_window(here, definition, Window.parse("2024-01-01..2024-02-01"), 0, None, 0, lambda _: None)
     assert bundles.find(environment.store, synthetic.MODEL, "") == digest
     logs = {kind: environment.store.keys(f"{kind}/{synthetic.MODEL}") for kind in ("predictions", "outcomes")}
-    arrived = {kind: [raw for key in keys for raw in records.lines(environment.store.get(key) or b"")] for kind, keys in logs.items()}
-    asked = [msgspec.json.decode(raw, type=records.Scored).at for raw in arrived["predictions"]]
-    known = [msgspec.json.decode(raw, type=records.Outcome).at for raw in arrived["outcomes"]]
+    arrived = {
+        kind: [raw for key in keys for raw in log_schema.lines(environment.store.get(key) or b"")]
+        for kind, keys in logs.items()
+    }
+    asked = [msgspec.json.decode(raw, type=log_schema.PredictionRecord).at for raw in arrived["predictions"]]
+    known = [msgspec.json.decode(raw, type=log_schema.OutcomeRecord).at for raw in arrived["outcomes"]]
     assert (len(asked), len(known)) == (50, 50)
     assert max(asked) <= min(known)

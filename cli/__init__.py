@@ -1,0 +1,1 @@
+"""The `mlops` command: the only place that imports every part."""

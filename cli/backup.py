@@ -1,0 +1,118 @@
+"""The bucket and MLflow's bundled databases, as files of one folder; and their restoration. A database that was brought
+along is saved by its owner's snapshots."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from cli.cluster import Cluster
+from mlops.environment import Environment
+from mlops.errors import UserError
+from mlops.store import Store
+
+DATABASES = ("mlflow", "mlflow_auth")
+_BUCKET, _POSTGRES = "deploy/controller", "statefulset/database"
+_TOOLS = "export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) PGHOST=127.0.0.1 PGUSER=$POSTGRES_USER PGPASSWORD=$POSTGRES_PASSWORD; "
+
+
+def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, int]:
+    """Databases first: what a run's row refers to is in the bucket by then, and the bucket only grows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError("folder", str(folder), "is not empty; a backup needs a folder of its own")
+    sizes = {}
+    for name in _databases(cluster):
+        say(f"dump {name}")
+        file, command = f"{name}.dump", f"{_TOOLS}pg_dump --format=custom --no-owner {name}"
+        sizes[file] = _read(cluster, _POSTGRES, command, folder / file)
+    say("bucket")
+    sizes["bucket.tar"] = _read(cluster, _BUCKET, "python -m cli.backup out", folder / "bucket.tar")
+    (folder / "backup.json").write_text(json.dumps({"environment": cluster.name, "at": time.time(), "bytes": sizes}))
+    return sizes
+
+
+def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, int]:
+    """Into databases and a bucket that may be empty; objects with the same name are overwritten."""
+    if not (folder / "backup.json").exists():
+        raise UserError(
+            "folder", str(folder), "is not a complete backup: backup.json, which is written last, is missing"
+        )
+    sizes = json.loads((folder / "backup.json").read_text())["bytes"]
+    say("bucket")
+    _write(cluster, _BUCKET, "python -m cli.backup in", folder / "bucket.tar")
+    if not _databases(cluster):
+        return sizes
+    cluster.ask("scale", "deploy/tracking", "--replicas=0")  # it would write into what is being replaced
+    cluster.ask("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=tracking", "--timeout=120s")
+    try:
+        for name in _databases(cluster):
+            say(f"restore {name}")
+            create = f"psql -d {name} -c '' 2>/dev/null || createdb --encoding=UTF8 --template=template0 {name}"
+            again = f"pg_restore --clean --if-exists --no-owner --single-transaction --exit-on-error -d {name}"
+            _write(cluster, _POSTGRES, f"{_TOOLS}{create}; {again}", folder / f"{name}.dump")
+    finally:
+        cluster.ask("scale", "deploy/tracking", "--replicas=1")
+    cluster.ask("rollout", "status", "deploy/tracking", "--timeout=300s")
+    return sizes
+
+
+def _databases(cluster: Cluster) -> tuple[str, ...]:
+    settings = cluster.settings
+    return DATABASES if settings["tracking.kind"] == settings["database.kind"] == "bundled" else ()
+
+
+def _read(cluster: Cluster, where: str, command: str, file: Path) -> int:
+    with file.open("wb") as target:
+        run = cluster.kubectl("exec", where, "--", "sh", "-c", command)
+        done = subprocess.run(run, stdout=target, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise UserError("backup", file.name, done.stderr.decode().strip()[-400:])
+    return file.stat().st_size
+
+
+def _write(cluster: Cluster, where: str, command: str, file: Path) -> None:
+    with file.open("rb") as source:
+        run = cluster.kubectl("exec", "-i", where, "--", "sh", "-c", command)
+        done = subprocess.run(run, stdin=source, capture_output=True)
+    if done.returncode:
+        raise UserError("restore", file.name, done.stderr.decode().strip()[-400:])
+
+
+def pack(store: Store, target: BinaryIO) -> int:
+    """Every object as a tar stream, one in memory at a time; returns their number."""
+    with tarfile.open(fileobj=target, mode="w|") as archive:
+        keys = store.keys("")
+        for key in keys:
+            data = store.get(key)
+            if data is not None:  # else it was compacted meanwhile
+                entry = tarfile.TarInfo(key)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return len(keys)
+
+
+def unpack(store: Store, source: BinaryIO) -> int:
+    count = 0
+    with tarfile.open(fileobj=source, mode="r|") as archive:
+        for entry in archive:
+            content = archive.extractfile(entry)
+            assert content is not None
+            store.put(entry.name, content.read())
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    here = Environment.load().store
+    if sys.argv[1:] == ["out"]:
+        pack(here, sys.stdout.buffer)
+    else:
+        unpack(here, sys.stdin.buffer)

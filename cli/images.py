@@ -1,0 +1,97 @@
+"""The three images of the platform: built with whatever builder is here, then loaded into the cluster or pushed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from mlops.environment import ROOT
+from mlops.errors import UserError
+
+TARGETS = ("app", "mlflow", "training")  # of the Dockerfile; training is built on the layers of mlflow
+BUILDERS = ("docker", "podman", "buildah")
+
+
+def deliver(
+    wanted: dict[str, str], context: str, registry: str | None, platform: str | None, commit: str,
+    secrets: dict[str, Path], say: Callable[[str], None],
+) -> dict[str, str]:  # fmt: skip
+    """`wanted`: target → image; `secrets`: pip.conf and ca.pem, for a private package index and certificate authority.
+    Returns target → the image as an environment names it: by digest if it was pushed."""
+    made = {}
+    for target in sorted(wanted, key=TARGETS.index):
+        image = f"{registry}/mlops-{target}:{commit[:12]}" if registry else wanted[target].partition("@")[0]
+        say(f"build {image}")
+        build(target, image, platform, commit, secrets)
+        say(f"push {image}" if registry else f"load {image}")
+        made[target] = push(image) if registry else image
+    if not registry:
+        load(list(made.values()), context)
+    return made
+
+
+@cache
+def builder() -> str:
+    for name in BUILDERS:
+        # Its service may not be running.
+        if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:
+            return name
+    raise UserError("builder", "none", f"install and start one of {', '.join(BUILDERS)}")
+
+
+def build(target: str, image: str, platform: str | None, commit: str, secrets: dict[str, Path]) -> None:
+    tool = builder()
+    command = [tool, *(["bud", "--layers", "--network", "host"] if tool == "buildah" else ["build"])]
+    command += ["--target", target, "-t", image, "--build-arg", f"COMMIT={commit}"]
+    command += ["--platform", platform] if platform else []
+    command += [word for key, path in secrets.items() for word in ("--secret", f"id={key},src={path}")]
+    _run([*command, str(ROOT)])
+
+
+def push(image: str) -> str:
+    """Returns the image by its digest."""
+    tool, name = builder(), image.rpartition(":")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        if tool == "docker":
+            _run([tool, "push", image])
+            template = '{{join .RepoDigests "\\n"}}'
+            digests = _run([tool, "image", "inspect", "--format", template, image]).split()
+            return next(digest for digest in digests if digest.startswith(f"{name}@"))
+        file = Path(folder, "digest")
+        _run([tool, "push", "--digestfile", str(file), image])
+        return f"{name}@{file.read_text().strip()}"
+
+
+def load(images: list[str], context: str) -> None:
+    """Into the cluster of this machine."""
+    kind, _, cluster = context.partition("-")
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "image.tar")
+        if kind == "kind" and shutil.which("kind"):
+            command = ["kind", "load", "image-archive", str(archive), "--name", cluster]
+        elif shutil.which("ctr"):
+            command = ["ctr", "-n", "k8s.io", "images", "import", str(archive)]
+        else:
+            hint = (
+                "is not a cluster of this machine that takes images (kind, containerd); push them: mlops images --push"
+            )
+            raise UserError("cluster.context", context, hint)
+        for image in images:
+            archive.unlink(missing_ok=True)
+            buildah = [builder(), "push", "-q", image, f"docker-archive:{archive}:{image}"]
+            _run(buildah if builder() == "buildah" else [builder(), "save", "-o", str(archive), image])
+            _run(command)
+
+
+def _run(command: list[str]) -> str:
+    # Inside a container buildah has no privileges and needs these two; elsewhere they do no harm.
+    extra = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"} if command[0] == "buildah" else {}
+    done = subprocess.run(command, env=extra | os.environ, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(command[0], " ".join(command[1:3]), (done.stderr or done.stdout).strip()[-600:])
+    return done.stdout

@@ -1,0 +1,89 @@
+"""API keys of callers, and signing keys of trainings and approvals."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, get_args
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cli.terminal import state
+from mlops import access
+from mlops.errors import UserError
+from mlops.keys import Role, Scheme
+
+api_keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
+signing_keys = typer.Typer(no_args_is_help=True, help="Keys that sign trainings and approvals.")
+
+
+@api_keys.command("new")
+def new_api_key(
+    name: Annotated[str, typer.Argument(help="Who uses it.")],
+    scope: Annotated[list[str] | None, typer.Option(help="predict, outcomes; both if not given.")] = None,
+    expires_days: Annotated[float | None, typer.Option(help="Lifetime in days.")] = None,
+    per_second: Annotated[float, typer.Option(help="Rate limit of its requests.", min=0.001)] = 1000,
+) -> None:
+    """Create a key. It is shown once; only its hash is kept."""
+    scopes = [each for each in get_args(access.Scope) if each in (scope or get_args(access.Scope))]
+    if unknown := set(scope or ()) - set(scopes):
+        raise UserError("scope", sorted(unknown)[0], "use predict or outcomes")
+    state.announce("api-key new")
+    expires = datetime.now(UTC) + timedelta(days=expires_days) if expires_days is not None else None
+    key, secret = access.new(state.environment.store, name, scopes, per_second, expires)
+    value = {**key.model_dump(mode="json", exclude={"sha256"}), "key": secret}
+    state.result(value, f"{secret}\nstore it now: it is not shown again")
+
+
+@api_keys.command("list")
+def list_api_keys() -> None:
+    """All API keys, without secrets."""
+    keys = access.read(state.environment.store)
+    table = Table("id", "name", "scopes", "state", "created", "expires")
+    for key in keys:
+        expires = f"{key.expires:%Y-%m-%d}" if key.expires else ""
+        status, created = "revoked" if key.revoked else "active", f"{key.created:%Y-%m-%d}"
+        table.add_row(key.id, escape(key.name), ", ".join(key.scopes), status, created, expires)
+    state.result({"keys": [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]}, table)
+
+
+@api_keys.command("revoke")
+def revoke_api_key(key_id: Annotated[str, typer.Argument(help="As `api-key list` shows it.")]) -> None:
+    """Revoke a key: within seconds, without a restart."""
+    state.announce("api-key revoke")
+    access.revoke(state.environment.store, key_id)
+    state.result({"id": key_id, "state": "revoked"}, f"{key_id} is revoked")
+
+
+@signing_keys.command("new")
+def new_signing_key(
+    role: Annotated[Role, typer.Argument(help="build: signs trainings; approve: releases.")],
+    scheme: Annotated[Scheme, typer.Option()] = "ed25519",
+) -> None:
+    """Create a key pair; an approval key counts in this environment only."""
+    state.announce("signing-key new")
+    environment = state.environment
+    key = environment.keys.new(role, environment.name if role == "approve" else None, scheme)
+    state.result(key.model_dump(mode="json"), f"{key.id}: its private half is in {environment.keyring.parent}")
+
+
+@signing_keys.command("list")
+def list_signing_keys() -> None:
+    """All public keys of the keyring."""
+    keys = state.environment.keys.all()
+    table = Table("id", "role", "environment", "scheme", "state", "created")
+    for key in keys:
+        table.add_row(key.id, key.role, key.environment, key.scheme, key.state, f"{key.created:%Y-%m-%d}")
+    state.result({"keys": [key.model_dump(mode="json") for key in keys]}, table)
+
+
+@signing_keys.command("revoke")
+def revoke_signing_key(
+    key_id: Annotated[str, typer.Argument(help="As `signing-key list` shows it.")],
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Existing signatures stay valid.")] = False,
+) -> None:
+    """Revoke a key: its signatures are no longer trusted."""
+    state.announce("signing-key revoke")
+    key = state.environment.keys.set_state(key_id, "verify-only" if verify_only else "revoked")
+    state.result({"id": key_id, "state": key.state}, f"{key_id} is {key.state}")

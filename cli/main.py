@@ -1,0 +1,410 @@
+"""The `mlops` command: thin, and quick to start, since each verb imports what it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from obstore.exceptions import BaseError
+from rich.markup import escape
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from cli import keys, rollout
+from cli.cluster import Cluster, without
+from cli.terminal import Why, err, state
+from mlops.errors import GateError, UserError
+from mlops.releases import Mode, describe, serving
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="The life of a model: train, release, watch, roll back.",
+)  # fmt: skip
+app.add_typer(rollout.app, name="rollout")
+app.add_typer(keys.api_keys, name="api-key")
+app.add_typer(keys.signing_keys, name="signing-key")
+app.command()(rollout.experiment)
+_LOCAL = ("run", "init", "tune", "score")
+_FROM_HERE = ("images", "backup", "restore", "snapshot")  # they reach the cluster by themselves
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    env: Annotated[str | None, typer.Option(help="An environment of environments/; local if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="A folder of training/models/; the only one if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; may stand anywhere.")] = False,
+) -> None:
+    state.env, state.name, state.as_json = env, model, as_json
+    state.cluster = cluster = Cluster.of(env)
+    verb = context.invoked_subcommand or ""
+    if cluster is None or verb in _FROM_HERE or "--help" in sys.argv:
+        return
+    words = without(sys.argv[1:], "--env")
+    if verb in _LOCAL:
+        raise UserError("env", cluster.name, f"is a cluster; {verb} runs on this machine: leave --env out")
+    if verb in ("predict", "replay"):
+        cluster.reach()
+    elif verb == "train":
+        raise typer.Exit(cluster.train(words))
+    elif verb == "signing-key":
+        context.with_resource(cluster.keyring())
+    else:
+        raise typer.Exit(cluster.run(words))
+
+
+@app.command()
+def run(
+    no_train: Annotated[bool, typer.Option("--no-train", help="Do not train a first model.")] = False,
+) -> None:
+    """Run the platform on this machine until Ctrl-C."""
+    from environments.local.serve import serve
+
+    serve(state.environment, state.model_name, train=not no_train)
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="CSV or Parquet.")],
+    target: Annotated[str, typer.Option(help="The column to predict.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's if not given.")] = None,
+    time: Annotated[str | None, typer.Option(help="The column with the time of the event, if there is one.")] = None,
+) -> None:
+    """Scaffold a new model from a table: contract.yaml, data.py and parameters.yaml."""
+    from training.scaffold import scaffold_model
+
+    files = [str(file) for file in scaffold_model(data, target, name, time)]
+    state.result({"files": files}, "\n  ".join(["wrote", *files]) + "\nread the contract, then: mlops train")
+
+
+@app.command()
+def train(
+    window: Annotated[str | None, typer.Option("--train", help="START..END, dates or fractions.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="START..END, rows that neither model has seen.")] = None,
+    seed: int = 0,
+    accept: Annotated[list[str] | None, typer.Option(help="A failed check (too_good, leakage) to ignore.")] = None,
+    why: Why = "",
+) -> None:
+    """Train, evaluate, gate, sign and register. Exit code 3: refused by the gate."""
+    if accept and not why:
+        raise UserError("why", "", "say why you accept it: --why '…'")
+    from mlops.contract import Window
+    from training import pipeline
+    from training.definition import load_definition
+
+    windows = [Window.parse(text) if text else None for text in (window, holdout)]
+    definition, accepted = load_definition(state.model_name), dict.fromkeys(accept or [], why)
+    with err.status("train") as status:
+        trained = pipeline.train(
+            state.environment, definition, *windows, seed=seed, accept=accepted, say=status.update
+        )  # fmt: skip
+    digest, verdict = trained.digest[:12], trained.verdict
+    value = {
+        "digest": trained.digest, "gate": verdict.decision, "reasons": verdict.reasons,
+        "metrics": trained.metrics, "version": trained.version, "report": trained.report,
+    }  # fmt: skip
+    text = f"{digest}  loss {trained.metrics['loss']:.4f}  report {trained.report}\n{verdict.decision} by the gate"
+    if verdict.decision == "refused":
+        state.result(value, text)
+        raise GateError("gate", digest, "refused: " + "\n  ".join(["", *verdict.reasons]))
+    state.result(value, f"{text}; next: mlops release {digest} --why '…'")
+
+
+@app.command()
+def tune(trials: Annotated[int, typer.Option(min=1)] = 30, seed: int = 0) -> None:
+    """Search parameters on forward time blocks (resumable) and write parameters.yaml."""
+    from training import tuning
+    from training.definition import load_definition
+
+    with err.status("tune") as status:
+        found = tuning.tune(state.environment, load_definition(state.model_name), trials, seed, status.update)
+    state.result(found, f"loss {found['loss']:.4f} after {found['trials']} trials; wrote {found['file']}")
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="CSV or Parquet with the request's columns.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder: part-*.parquet and refused-*.jsonl.")],
+    digest: Annotated[str | None, typer.Option(help="An approved bundle; the champion if not given.")] = None,
+) -> None:
+    """Score a file of any size; started again, it continues where it stopped."""
+    from training.scoring import score_file
+
+    with err.status("score") as status:
+        found = score_file(state.environment, state.model_name, source, folder, digest, status.update)
+    counts = f"{found['scored']} rows scored, {found['refused']} refused"
+    state.result(found, f"{counts}, by {found['digest'][:12]} into {folder}")
+
+
+@app.command()
+def release(
+    digest: Annotated[str, typer.Argument(help="The bundle's digest, or its beginning.")],
+    why: Why = "released by hand",
+    mode: Annotated[Mode, typer.Option(help="full, or beside the champion.")] = "full",
+    weight: Annotated[float | None, typer.Option(help="A canary's share of the entities.", min=0, max=1)] = None,
+    cohort: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: only these get the challenger.")] = None,
+    breaking: Annotated[bool, typer.Option("--breaking", help="Allow a narrower request schema.")] = False,
+) -> None:
+    """Verify digest, signatures and gate, approve for this environment, and release."""
+    from mlops import promotion
+
+    state.announce("release")
+    columns = dict(part.partition("=")[::2] for part in cohort or []) or None
+    mode = "canary" if columns and mode == "full" else mode
+    done = promotion.release(state.model, digest, why, mode, breaking, weight, columns)
+    state.result(
+        done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)} in {state.environment.name}"
+    )
+
+
+@app.command()
+def rollback(why: Why = "rolled back by hand") -> None:
+    """Release what was observed serving before the current release; a rollout in progress is aborted."""
+    from mlops import promotion
+
+    state.announce("rollback")
+    done = promotion.rollback(state.model, why)
+    state.result(done.model_dump(mode="json"), f"revision {done.revision}: back to {done.champion[:12]}")
+
+
+@app.command()
+def history(
+    at: Annotated[str | None, typer.Option(help="ISO 8601 time: what was intended and observed then.")] = None,
+) -> None:
+    """All releases; with --at, the intended and the observed model at that time."""
+    log = state.model.releases.read()
+    if at:
+        from monitoring.history import observed
+
+        moment = _time(at)
+        wanted, seen = serving(log, moment), observed(state.model, moment)
+        found = [{"digest": digest, "revision": revision, "rows": rows} for (digest, revision), rows in seen.items()]
+        value = {"at": moment, "intended": wanted.model_dump(mode="json") if wanted else None, "observed": found}
+        intended = f"revision {wanted.revision}, {wanted.champion[:12]}" if wanted else "nothing"
+        answered = ", ".join(
+            f"{each['digest'][:12]} (revision {each['revision']}, {each['rows']} rows)" for each in found
+        )
+        state.result(value, f"intended: {intended}\nobserved: {answered or 'no answers in the log within a minute'}")
+        return
+    table = Table("revision", "at", "release", "by", "why")
+    for each in log:
+        texts = (describe(each), escape(each.by), escape(each.why))
+        table.add_row(str(each.revision), f"{each.at:%Y-%m-%d %H:%M:%S}", *texts)
+    state.result({"releases": [each.model_dump(mode="json") for each in log]}, table)
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError("at", text, "write a time as 2024-05-01T12:00:00Z") from None
+    return moment if moment.tzinfo else moment.astimezone()
+
+
+@app.command()
+def status() -> None:
+    """The current release, and the health of each component."""
+    import httpx
+
+    from mlops.bundle import digests
+    from mlops.tracking import reachable
+
+    environment, model = state.environment, state.model
+    current, bundles = model.releases.current(), [digest[:12] for digest in digests(model)]
+    try:
+        ready = httpx.get(f"{environment.endpoint}/readyz", timeout=3)
+        service = ready.json()["reason"] or "ready"
+    except (httpx.HTTPError, ValueError, KeyError):
+        service = "does not answer"
+    tracking = "ready" if reachable(environment.tracking) else "does not answer"
+    value = {
+        "environment": environment.name, "model": model.name, "bucket": environment.bucket, "bundles": bundles,
+        "release": current.model_dump(mode="json") if current else None,
+        "service": {"url": environment.endpoint, "state": service},
+        "tracking": {"url": environment.tracking, "state": tracking},
+    }  # fmt: skip
+    lines = [
+        f"model     {model.name} in {environment.name}",
+        f"release   {f'revision {current.revision}, {describe(current)}, {current.why}' if current else 'none yet'}",
+        f"service   {environment.endpoint}: {service}",
+        f"MLflow    {environment.tracking}: {tracking}",
+        f"bucket    {environment.bucket}: {len(bundles)} bundles {' '.join(bundles)}",
+    ]
+    state.result(value, "\n".join(lines))
+
+
+@app.command()
+def predict(
+    rows: Annotated[str, typer.Argument(help="JSON: one row or a list of them; - reads standard input.")],
+) -> None:
+    """Call the running service."""
+    from mlops.client import Client
+
+    text = sys.stdin.read() if rows == "-" else rows
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise UserError("rows", text[:80], f"is not JSON ({error})") from None
+    answer = Client(state.environment).predict(parsed if isinstance(parsed, list) else [parsed])
+    lines = [f"{p['prediction']:g}  score {p['score']:.4f}  id {p['id']}" for p in answer["predictions"]]
+    lines.append(f"by {answer['model_version'][:12]}, revision {answer['revision']}")
+    state.result(answer, "\n".join(lines))
+
+
+@app.command()
+def replay(
+    window: Annotated[str, typer.Option(help="START..END, dates or fractions.")],
+    speed: Annotated[float, typer.Option(help="Seconds of data in one second; 0: as fast as possible.", min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows, evenly spread.", min=1)] = None,
+    every: Annotated[float, typer.Option(help="Rows of so many seconds of data share a request.", min=0)] = 0,
+) -> None:
+    """Send historical rows as live requests in time order, and their outcomes later."""
+    from mlops.contract import Window
+    from training.definition import load_definition
+    from training.replay import replay_window
+
+    definition, part = load_definition(state.model_name), Window.parse(window)
+    with err.status("replay") as status:
+        found = replay_window(state.environment, definition, part, speed, limit, every, status.update)
+    state.result(found, f"{found['requests']} requests, {found['failed']} failed, {found['outcomes']} outcomes sent")
+    if found["failed"]:
+        raise UserError("replay", found["failed"], f"requests failed, the first with: {found['error']}")
+
+
+@app.command()
+def outcomes(
+    file: Annotated[Path | None, typer.Argument(help="CSV with the columns id and value.")] = None,
+) -> None:
+    """Report outcomes; without a file: show how many predictions have a matching outcome."""
+    if file:
+        import csv
+
+        from mlops.client import Client
+
+        if not file.exists():
+            raise UserError("file", str(file), "no such file")
+        with file.open(newline="") as lines:
+            try:
+                rows = [{"id": row["id"], "value": float(row["value"])} for row in csv.DictReader(lines)]
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(
+                    "file", str(file), f"needs the columns id and value, numbers in value ({error})"
+                ) from None
+        found = Client(state.environment).outcomes(rows)
+    else:
+        from monitoring.outcomes import join_outcomes
+
+        found = join_outcomes(state.model).counts
+    state.result(found, "\n".join(f"{name:<14}{value}" for name, value in found.items()))
+
+
+@app.command()
+def check(digest: Annotated[str, typer.Argument(help="The bundle's digest, or its beginning.")]) -> None:
+    """Verify a bundle as the app does: hashes, signatures, gate, approval, and the model in the sandbox."""
+    from mlops import promotion
+
+    found = promotion.check(state.model, digest)
+    table = Table("check", "", "why")
+    for name, why in found["checks"].items():
+        table.add_row(name, "[red]failed[/]" if why else "[green]passed[/]", escape(why))
+    state.result(found, table)
+    if not found["valid"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+def snapshot(
+    file: Annotated[
+        Path | None, typer.Argument(help="Parquet with the columns of load(); load() if not given.")
+    ] = None,
+) -> None:
+    """Put the data into the bucket, for trainings that cannot reach its source (training.data: snapshot)."""
+    from training.definition import load_definition
+    from training.source import put_snapshot, to_parquet
+
+    name = state.model_name
+    content = file.read_bytes() if file else to_parquet(load_definition(name).load())
+    if state.cluster:
+        words = [*["--json"] * state.as_json, "--model", name, "snapshot", "/dev/stdin"]
+        raise typer.Exit(state.cluster.run(words, content))
+    key = put_snapshot(state.environment.store, name, content)
+    state.result({"key": key, "bytes": len(content)}, f"{len(content)} bytes in {key}")
+
+
+@app.command()
+def images(
+    push: Annotated[str | None, typer.Option(help="Registry and prefix; if not given, this machine's cluster.")] = None,
+    platform: Annotated[str | None, typer.Option(help="linux/amd64 or linux/arm64; this machine's by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="app, training or mlflow.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only those that the nodes do not have.")] = False,
+    pip_conf: Annotated[Path | None, typer.Option(help="For a private package index; in no layer.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="For a private certificate authority; in no layer.")] = None,
+) -> None:
+    """Build the images with docker, podman or buildah, then load them into the cluster or push them."""
+    from cli.images import TARGETS, deliver
+    from training.registry import commit
+
+    cluster = state.require_cluster("images")
+    if unknown := set(only or []) - set(TARGETS):
+        raise UserError("only", sorted(unknown)[0], f"use {', '.join(TARGETS)}")
+    wanted = {name: cluster.settings[f"images.{name}"] for name in only or TARGETS}
+    if missing:
+        present = cluster.images()
+        wanted = {name: image for name, image in wanted.items() if image not in present}
+    secrets = {name: path for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)) if path}
+    with err.status("images") as status:
+        context = cluster.settings["cluster.context"]
+        made = deliver(wanted, context, push, platform, commit(), secrets, status.update)
+    lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {made[name]}" for name in made if push]
+    state.result({"images": made}, "\n".join(lines or made.values()))
+
+
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
+    """Save the bucket, and MLflow's databases if they are bundled."""
+    from cli.backup import save
+
+    with err.status("backup") as status:
+        sizes = save(state.require_cluster("backup"), folder, status.update)
+    state.result(sizes, "\n".join(f"{size:>14} {name}" for name, size in sizes.items()))
+
+
+@app.command()
+def restore(folder: Annotated[Path, typer.Argument(help="A folder that `mlops backup` wrote.")]) -> None:
+    """Restore a backup, overwriting objects with the same name."""
+    from cli.backup import load
+
+    cluster = state.require_cluster("restore")
+    err.print(f"restore in [bold]{cluster.name}[/]: databases and bucket of namespace {cluster.settings['namespace']}")
+    with err.status("restore") as status:
+        sizes = load(cluster, folder, status.update)
+    state.result(sizes, f"restored {', '.join(sizes)}; the app reads the bucket by itself")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    as_json = "--json" in words  # one option for every verb, before or after it
+    try:
+        rest = [word for word in words if word != "--json"]
+        sys.exit(app([*["--json"] * as_json, *rest], standalone_mode=not as_json))
+    except TyperException as error:  # without --json Typer shows its own
+        problem = UserError("command", " ".join(words), f"{error}; see mlops --help")
+    except UserError as error:
+        problem = error
+    except BaseError as error:
+        problem = UserError("bucket", state.environment.bucket, f"request failed ({str(error).splitlines()[0][:300]})")
+    except Exception as error:
+        if "MLOPS_TRACEBACK" in os.environ:
+            raise
+        why = str(error).partition("\n")[0][:300]
+        problem = UserError("unexpected", type(error).__name__, f"{why}; set MLOPS_TRACEBACK=1 for the full traceback")
+    if as_json:
+        print(json.dumps({"error": {"key": problem.key, "value": str(problem.value), "hint": problem.hint}}))
+    err.print("[red]error[/] ", end="", highlight=False)
+    err.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    sys.exit(problem.exit_code)

@@ -1,0 +1,120 @@
+"""Rollouts in progress, and A/B experiments."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.terminal import Why, state, verdict_table
+from mlops.errors import UserError
+from mlops.releases import Release, describe
+
+app = typer.Typer(no_args_is_help=True, help="The rollout in progress: status, pause, resume, promote, abort.")
+
+
+@app.command()
+def status() -> None:
+    """The judge's verdict now, with its figures."""
+    from monitoring.analysis import examine
+
+    release, verdict = examine(state.model)
+    value = {"release": release.model_dump(mode="json"), "verdict": verdict.as_dict()}
+    state.result(value, verdict_table(describe(release), value["verdict"]))
+
+
+@app.command()
+def pause(why: Why) -> None:
+    """Do not advance it; it can still be aborted."""
+    _set_paused(True, why)
+
+
+@app.command()
+def resume(why: Why) -> None:
+    """Advance it again."""
+    _set_paused(False, why)
+
+
+@app.command()
+def promote(
+    full: Annotated[bool, typer.Option("--full", help="Skip all steps: the challenger becomes the champion.")] = False,
+    why: Why = "",
+) -> None:
+    """Advance to the next step now, whatever the judge says."""
+    from mlops import promotion, rollout
+    from monitoring.analysis import examine
+
+    model = state.model
+    release, verdict = examine(model)
+    if verdict.decision != "advance" and not why:
+        hint = f"the judge does not say advance ({verdict.reasons[0]}); say why you promote it anyway: --why '…'"
+        raise UserError("why", "", hint)
+    state.announce("rollout promote")
+    rollout.save_verdict(model, release, verdict.as_dict())
+    reason = why or f"rollout {release.rollout}: {verdict.decision}"
+    if full:
+        _end(rollout.promote(model, release, reason), release)
+        return
+    champion = promotion.champion(model)
+    if champion is None or champion.digest != release.champion:
+        raise UserError("champion", release.champion[:12], "is not valid any more; release another model")
+    done = rollout.advance(model, release, champion.contract.judge, reason)
+    state.result(done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)}")
+
+
+@app.command()
+def abort(why: Why = "") -> None:
+    """The champion alone answers again; the result stays as a page."""
+    from mlops import rollout
+    from monitoring.analysis import examine
+
+    model = state.model
+    release, verdict = examine(model)
+    state.announce("rollout abort")
+    rollout.save_verdict(model, release, verdict.as_dict())
+    _end(rollout.abort(model, release, why or f"rollout {release.rollout}: {verdict.decision}"), release)
+
+
+def experiment(
+    digest: Annotated[str, typer.Argument(help="The challenger's digest, or its beginning.")],
+    effect: Annotated[float, typer.Option(help="The smallest gain in loss that matters.", min=0.0001)] = 0.01,
+    days: Annotated[int, typer.Option(help="How many days you are ready to wait.", min=2)] = 28,
+    weight: Annotated[float, typer.Option(help="The challenger's share of the entities.", min=0.01, max=0.99)] = 0.5,
+    why: Why = "",
+) -> None:
+    """Start an A/B test: how many days the effect needs to show, then both models answer."""
+    from mlops import promotion
+    from monitoring.analysis import daily_std
+    from monitoring.sequential import days_needed
+
+    model = state.model
+    std, source = daily_std(model, digest)
+    needed = days_needed(std, effect) if std is not None else None
+    if std is None:
+        state.say(f"unknown how many days it takes: {source}")
+    elif needed is None or needed > days:
+        wait = f"needs {needed or 'more than 1000'} days to show with 80 % power ({source})"
+        raise UserError(
+            "effect", effect, f"{wait}; wait that long with --days {needed or ''}, or look for a larger effect"
+        )
+    state.announce("experiment")
+    done = promotion.release(model, digest, why or f"A/B for an effect of {effect:g}", mode="ab", weight=weight)
+    shows = f"{needed} days show {effect:g} with 80 % power ({source})" if needed else "see mlops rollout status"
+    value = done.model_dump(mode="json") | {"days_needed": needed, "daily_std": std}
+    state.result(value, f"revision {done.revision}: rollout {done.rollout}, {describe(done)}; {shows}")
+
+
+def _set_paused(paused: bool, why: str) -> None:
+    from mlops import rollout
+
+    state.announce("rollout pause" if paused else "rollout resume")
+    done = rollout.set_paused(state.model, paused, why)
+    state.result(done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)}")
+
+
+def _end(done: Release, release: Release) -> None:
+    from monitoring.analysis import write_page
+
+    page = f"{state.environment.bucket}/{write_page(state.model, release)}"
+    text = f"revision {done.revision}: {done.champion[:12]} serves; the result: {page}"
+    state.result(done.model_dump(mode="json") | {"page": page}, text)

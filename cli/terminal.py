@@ -1,0 +1,81 @@
+"""What every verb shares: which environment and model are meant, and how an answer is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.cluster import Cluster
+from mlops.environment import Environment, only_model
+from mlops.errors import UserError
+from mlops.registered_model import RegisteredModel
+
+out = Console(width=None if sys.stdout.isatty() else 200)  # do not wrap tables when output is not a terminal
+err = Console(stderr=True)
+Why = Annotated[str, typer.Option(help="The reason; it stays in the release log.")]
+
+
+@dataclass
+class Context:
+    env: str | None = None
+    name: str | None = None
+    as_json: bool = False
+    cluster: Cluster | None = None
+
+    @property
+    def environment(self) -> Environment:
+        return Environment.load(self.env)
+
+    @property
+    def model_name(self) -> str:
+        return self.name or os.environ.get("MLOPS_MODEL") or only_model()
+
+    @property
+    def model(self) -> RegisteredModel:
+        return self.environment.model(self.model_name)
+
+    def require_cluster(self, verb: str) -> Cluster:
+        if self.cluster is None:
+            raise UserError(
+                "env", self.env or "local", f"is not a cluster, which {verb} needs: mlops --env kind {verb}"
+            )
+        return self.cluster
+
+    def say(self, text: str) -> None:
+        if not self.as_json:
+            err.print(text, highlight=False)
+
+    def announce(self, verb: str) -> None:
+        """Print the target before staging or prod is changed."""
+        environment = self.environment
+        if environment.name not in ("local", "dev", "kind"):
+            err.print(f"{verb} in [bold]{environment.name}[/]: bucket {environment.bucket}, model {self.model_name}")
+
+    def result(self, value: dict[str, Any], text: str | Table) -> None:
+        if self.as_json:
+            print(json.dumps(value, default=str))
+        else:
+            markup = not isinstance(text, str)  # plain text may contain what other people wrote
+            out.print(text, highlight=False, soft_wrap=True, markup=markup)
+
+
+state = Context()
+
+
+def verdict_table(title: str, verdict: dict[str, Any]) -> Table:
+    reasons = escape("; ".join(verdict["reasons"]))
+    shown = Table(
+        "check", "", "n", "estimate", "from", "to", "bound", title=f"{title}: {verdict['decision']}, {reasons}"
+    )
+    for row in verdict["checks"]:
+        numbers = ("" if row[name] is None else f"{row[name]:+.4f}" for name in ("estimate", "low", "high"))
+        shown.add_row(escape(row["name"]), row["outcome"], str(row["n"]), *numbers, f"{row['bound']:g}")
+    return shown

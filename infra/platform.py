@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.connections import Connections
+from infra.ports import PORTS
+from infra.settings import Settings
+
+PROTECTED = ("staging", "prod")
+
+
+class Platform:
+    """What every component needs: settings, connections, the provider and the namespace."""
+
+    def __init__(self) -> None:
+        self.settings = settings = Settings.load()
+        self.connections = Connections(settings)
+        # After a killed `up` some objects exist that the state does not know: the next one adopts and corrects them.
+        self.provider = k8s.Provider(
+            "cluster",
+            context=settings.cluster.context or None,
+            upsert_existing_objects=True,
+            enable_patch_force=True,
+        )
+        self.namespace: pulumi.Input[str] = settings.namespace
+        if settings.cluster_scope:
+            self.namespace = self._namespace().metadata["name"]
+
+    def _namespace(self) -> k8s.core.v1.Namespace:
+        name, restricted = self.settings.namespace, "restricted"
+        labels = {f"pod-security.kubernetes.io/{mode}": restricted for mode in ("enforce", "warn")}
+        protect = self.settings.environment in PROTECTED
+        opts = pulumi.ResourceOptions(provider=self.provider, protect=protect)
+        return k8s.core.v1.Namespace("namespace", metadata={"name": name, "labels": labels}, opts=opts)
+
+    def options(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(provider=self.provider, depends_on=list(after))
+
+    def outputs(self) -> dict[str, str]:
+        """How to reach what is there."""
+        settings, secret = self.settings, f"kubectl -n {self.settings.namespace} get secret"
+        node_port, bundled = settings.serving.node_port, settings.monitoring.kind == "bundled"
+        found = {
+            "namespace": settings.namespace,
+            "predictions": f"http://127.0.0.1:{node_port}" if node_port else self._forward("proxy"),
+            "tracking": settings.tracking.url or f"{self._forward('tracking')}   # http://127.0.0.1:5000, user admin",
+            "password": f"{secret} tracking-admin -o jsonpath='{{.data.password}}' | base64 -d   # grafana: secret grafana",
+            "apiKey": f"{secret} client-key -o jsonpath='{{.data.client\\.key}}' | base64 -d",
+        }
+        if bundled:
+            found["prometheus"] = self._forward("prometheus")
+        if bundled and settings.grafana.enabled:
+            found["grafana"] = f"{self._forward('grafana')}   # http://127.0.0.1:3000, user admin"
+        return found | {"next": f".venv/bin/mlops --env {settings.environment} status"}
+
+    def _forward(self, service: str) -> str:
+        context = f" --context {self.settings.cluster.context}" if self.settings.cluster.context else ""
+        return f"kubectl{context} -n {self.settings.namespace} port-forward svc/{service} {PORTS[service]}"

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from mlops.keys import Keyring
+from mlops.releases import ReleaseLog
+from mlops.store import Store
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One model in one environment: its folder in the bucket, and the keys that decide what of it is trusted."""
+
+    name: str
+    environment: str
+    store: Store
+    keyring: Keyring
+
+    @property
+    def folder(self) -> str:
+        return f"models/{self.name}"
+
+    @cached_property
+    def releases(self) -> ReleaseLog:
+        return ReleaseLog(self.store, self.name)

@@ -1,0 +1,78 @@
+"""A rollout as a person asks about it: how long it takes, its verdict now, and the result as a page."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+
+from mlops import bundle as bundles
+from mlops import rollout
+from mlops.contract import Contract
+from mlops.registered_model import RegisteredModel
+from mlops.releases import Release, describe, now
+from mlops.report import render
+from mlops.verdict import Verdict
+from monitoring.evidence import Evidence
+from monitoring.judge import differences, judge, mature
+from monitoring.outcomes import join_outcomes
+from monitoring.sums import Measures
+
+_PAST = timedelta(days=60)
+_PAGE = Path(__file__).parent / "templates" / "rollout.html"
+
+
+def evidence_for(model: RegisteredModel, champion: str) -> tuple[Contract, Evidence]:
+    """The champion's contract, and evidence in units of its loss."""
+    bundle = bundles.read(model, champion)
+    unit = 1.0 if bundle.contract.task == "binary" else float(bundle.json("profile.json")["target"]["scale"])
+    return bundle.contract, Evidence(model, Measures(bundle.contract, unit))
+
+
+def examine(model: RegisteredModel) -> tuple[Release, Verdict]:
+    """The rollout in progress, judged now. Raises UserError if there is none."""
+    release = rollout.current(model)
+    return release, judge_now(model, release, *evidence_for(model, release.champion))
+
+
+def judge_now(model: RegisteredModel, release: Release, contract: Contract, evidence: Evidence) -> Verdict:
+    first = rollout.first_record(model.releases.read(), release)
+    return judge(contract, release, evidence.look(first.revision, first.at, now()))
+
+
+def daily_std(model: RegisteredModel, prefix: str) -> tuple[float | None, str]:
+    """Standard deviation of a day's difference of the two losses, and its source: an earlier rollout of the two; or else,
+    as an upper limit, the champion's own loss by day. None, and why, if the log has neither."""
+    serving = model.releases.current()
+    if serving is None:
+        return None, "nothing is released"
+    contract, evidence = evidence_for(model, serving.champion)
+    log, pair = model.releases.read(), (serving.champion, bundles.find(model, prefix))
+    for record in reversed(log):
+        if record.in_rollout and (record.champion, record.challenger) == pair:
+            first = rollout.first_record(log, record)
+            by_day = differences(mature(contract, evidence.look(first.revision, first.at, now()).days))
+            if len(by_day) > 2:
+                return float(by_day.std(ddof=1)), f"{len(by_day)} days of rollout {record.rollout}"
+    return _champion_daily_std(model, evidence)
+
+
+def _champion_daily_std(model: RegisteredModel, evidence: Evidence) -> tuple[float | None, str]:
+    rows = join_outcomes(model, since=now() - _PAST).rows.filter(pl.col("value").is_not_null())
+    day = pl.from_epoch(pl.coalesce("event", "at").cast(pl.Int64)).dt.date()
+    by_day = rows.group_by(day=day).agg(loss=evidence.measures.loss(pl.col("score")).mean())["loss"]
+    if by_day.len() < 3:
+        return None, f"the log has outcomes of {by_day.len()} days; run a shadow release first"
+    source = f"at most: from the champion's own loss on {by_day.len()} days"
+    return float(by_day.std()), source  # ty: ignore[invalid-argument-type]
+
+
+def write_page(model: RegisteredModel, release: Release) -> str:
+    """Returns its key in the bucket."""
+    log = [each for each in model.releases.read() if each.rollout == release.rollout]
+    verdicts = rollout.read_verdicts(model, release.rollout)
+    page = render(_PAGE, release=release, log=log, verdicts=verdicts, describe=describe)
+    key = f"{model.folder}/verdicts/{release.rollout}/result.html"
+    model.store.put(key, page.encode())
+    return key

@@ -1,0 +1,147 @@
+"""From rows of the prediction log and their outcomes to sums that add up over partitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from mlops.contract import Contract
+from mlops.log_schema import OutcomeRecord, PredictionRecord
+from monitoring.frames import COLUMNS
+
+OUTCOMES = COLUMNS[OutcomeRecord]
+_CLIP = 1e-6
+_CLOCK_SKEW_SECONDS = 300.0
+_NOT_ASKED = ("busy", "dropped")  # no evidence about the challenger
+_FAULTS = ("error", "nan", "died")
+_LOGGED = ["id", "at", "revision", "entity", "event", "arm", "score"]
+_LOGGED += ["champion_score", "challenger_score", "challenger_seconds", "fault"]
+_ENTITIES = {"revision": pl.Int64, "arm": pl.Int64, "entity": pl.UInt64}
+_SLICES = {"day": pl.Date, "level": pl.String, "n": pl.UInt32, "d": pl.Float64, "slice": pl.String}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """`revisions`, by revision and day of the event: rows, attempts (requests to the challenger), timed, slow, faults,
+    exposed (rows assigned to it), n and the moments x, y, xx, yy, xy of the champion's (x) and the challenger's scores.
+    `days`, by day of the event: n, d (rows scored by both with a known outcome, and the sum of the challenger's loss less
+    the champion's), n0, l0, n1, l1 (rows and losses of the answers by arm). `slices`: n, d by slice, level and day.
+    `entities`: distinct ones, by revision and arm."""
+
+    revisions: pl.DataFrame
+    days: pl.DataFrame
+    slices: pl.DataFrame
+    entities: pl.DataFrame
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is summed for a contract. `unit`: of the loss and the score, for regression; 1 for binary."""
+
+    contract: Contract
+    unit: float = 1.0
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        logged = {name: COLUMNS[PredictionRecord][name] for name in _LOGGED}
+        return logged | {f"feature.{name}": pl.String for name in self.contract.slices}
+
+    def sums(self, rows: pl.DataFrame, outcomes: pl.DataFrame, first_revision: int, now: datetime) -> Sums:
+        """Of one partition; `entities` are not counted yet. Duplicates come from compaction in progress."""
+        rows = self._in_rollout(rows, first_revision, now)
+        if outcomes["id"].hash().n_unique() < outcomes.height:  # the last one received counts
+            outcomes = outcomes.sort("at").unique("id", keep="last")
+        champion, challenger, got = map(pl.col, ("champion_score", "challenger_score", "score"))
+        slices = [f"feature.{name}" for name in self.contract.slices]
+        losses = rows.join(outcomes.select("id", "value"), on="id", how="left").select(
+            *slices, "arm", "day", "moment",
+            champion=self.loss(champion), challenger=self.loss(challenger), got=self.loss(got),
+        )  # fmt: skip
+        difference = pl.col("challenger") - pl.col("champion")
+        difference = difference.filter(pl.col("challenger").is_finite() & pl.col("champion").is_finite())
+        paired, answered = {"n": difference.count(), "d": difference.sum()}, {}
+        for arm in (0, 1):
+            loss = pl.col("got").filter((pl.col("arm") == arm) & pl.col("got").is_finite())
+            answered |= {f"n{arm}": loss.count(), f"l{arm}": loss.sum()}
+        by_slice = [
+            losses.group_by("day", pl.col(name).alias("level")).agg(**paired).with_columns(slice=pl.lit(name[8:]))
+            for name in slices
+        ]
+        entities = rows.filter(pl.col("entity").is_not_null())
+        return Sums(
+            self._revisions(rows),
+            losses.group_by("day").agg(rows=pl.len(), last=pl.col("moment").max(), **paired, **answered),
+            pl.concat([pl.DataFrame(schema=_SLICES), *by_slice], how="vertical_relaxed"),
+            entities.select("revision", "arm", entity=pl.col("entity").hash()).unique(),
+        )
+
+    def _in_rollout(self, rows: pl.DataFrame, first_revision: int, now: datetime) -> pl.DataFrame:
+        """The rows that count, once each, with the moment and the local day of their event."""
+        known = pl.col("arm").is_not_null() & (pl.col("revision") >= first_revision)
+        rows = rows.filter(known, pl.col("at") < now.timestamp() + _CLOCK_SKEW_SECONDS)
+        if rows["id"].hash().n_unique() < rows.height:
+            rows = rows.unique("id", maintain_order=False)
+        moment, zone = pl.coalesce("event", "at"), self.contract.time.zone if self.contract.time else "UTC"
+        utc = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC")
+        return rows.with_columns(moment=moment, day=utc.dt.convert_time_zone(zone).dt.date())
+
+    def _revisions(self, rows: pl.DataFrame) -> pl.DataFrame:
+        champion, challenger = pl.col("champion_score"), pl.col("challenger_score")
+        both, fault = champion.is_finite() & challenger.is_finite(), pl.col("fault").fill_null("")
+        x, y = (self._linear(score).filter(both) for score in (champion, challenger))
+        failed = fault.is_in(_FAULTS) | (fault == "") & ~challenger.is_finite().fill_null(value=False)
+        # The rows of one request and arm succeed or fail together.
+        attempt = (pl.col("at") * 1e6).cast(pl.Int64) * 2 + pl.col("arm")
+        asked = ~fault.is_in(_NOT_ASKED)
+        timed = asked & (pl.col("challenger_seconds").is_not_null() | (fault == "slow"))
+        chosen = {"attempts": asked, "timed": timed, "slow": fault == "slow", "faults": failed}
+        return rows.group_by("revision", "day").agg(
+            rows=pl.len(), exposed=pl.col("arm").sum(), n=both.sum(),
+            **{name: attempt.filter(condition).n_unique() for name, condition in chosen.items()},
+            x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
+        )  # fmt: skip
+
+    def _linear(self, score: pl.Expr) -> pl.Expr:
+        """Logits (binary), units of the target's spread (regression)."""
+        if self.contract.task == "regression":
+            return score / self.unit
+        clipped = score.clip(_CLIP, 1 - _CLIP)
+        return (clipped / (1 - clipped)).log()
+
+    def loss(self, score: pl.Expr) -> pl.Expr:
+        """Of a score against the column `value`; null if that is. A test compares it with `training.evaluation.loss`."""
+        value = pl.col("value")
+        if self.contract.task == "regression":
+            return (value - score).abs() / self.unit
+        clipped = score.clip(_CLIP, 1 - _CLIP)
+        return -pl.when(value > 0.5).then(clipped.log()).when(value.is_not_null()).then((1 - clipped).log())
+
+
+def empty(columns: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(schema=columns)
+
+
+def add_up(parts: list[Sums], entities: pl.DataFrame, unreadable: int) -> Sums:
+    """`entities`: revision, arm and entity of all parts."""
+
+    def added(frames: list[pl.DataFrame], by: list[str]) -> pl.DataFrame:
+        whole = pl.concat(frames)
+        sums = [name for name in whole.columns if name not in (*by, "last")]
+        last = [pl.col("last").max()] if "last" in whole.columns else []
+        return whole.group_by(by).agg(pl.col(sums).sum(), *last)
+
+    return Sums(
+        added([part.revisions for part in parts], ["revision", "day"]),
+        added([part.days for part in parts], ["day"]).sort("day"),
+        added([part.slices for part in parts], ["slice", "level", "day"]).sort("slice", "level", "day"),
+        entities.group_by("revision", "arm").len("entities"),
+        unreadable,
+    )
+
+
+def no_entities() -> pl.DataFrame:
+    return pl.DataFrame(schema=_ENTITIES)

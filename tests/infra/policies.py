@@ -1,0 +1,283 @@
+"""What every rendered object must hold, whatever a fork changes: plain functions from objects to violations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from infra.components.bucket import Bucket
+from infra.components.database import Database
+from infra.workload import NAME
+
+Objects = list[dict[str, Any]]
+_WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
+_SERVERS = ("Deployment", "StatefulSet")
+_SCRATCH = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim", "downwardAPI")
+# Who asks the Kubernetes API, and therefore has a token.
+_ASKS_THE_API = ("setup-keys", "kube-state-metrics")
+_OURS = ("mlops-app", "mlops-training", "mlops-mlflow")
+_ENVIRONMENT_OF_SECRETS = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CLIENT_KEY")
+
+
+def _title(thing: dict[str, Any]) -> str:
+    return f"{thing['kind']}/{thing['metadata']['name']}"
+
+
+def _of(objects: Objects, *kinds: str) -> list[dict[str, Any]]:
+    return [thing for thing in objects if thing["kind"] in kinds]
+
+
+def _template(thing: dict[str, Any]) -> dict[str, Any]:
+    spec = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+    return spec["template"]
+
+
+def _pods(objects: Objects) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for thing in _of(objects, *_WORKLOADS):
+        yield thing, _template(thing)["spec"]
+
+
+def _containers(objects: Objects) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    for thing, pod in _pods(objects):
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            yield f"{_title(thing)} {container['name']}", thing, pod, container
+
+
+def pods_are_restricted(objects: Objects) -> Iterator[str]:
+    """The Pod Security Standard "restricted"."""
+    for thing, pod in _pods(objects):
+        security, name = pod.get("securityContext", {}), _title(thing)
+        if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
+            yield f"{name}: runs as root"
+        if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{name}: no seccomp profile"
+        yield from (f"{name}: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key))
+        for volume in pod.get("volumes", []):
+            yield from (f"{name}: volume of kind {kind}" for kind in set(volume) - {"name"} - set(_SCRATCH))
+    for name, _, _, container in _containers(objects):
+        security = container.get("securityContext", {})
+        if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+            yield f"{name}: privileges may be raised"
+        if security.get("capabilities", {}).get("drop") != ["ALL"] or security["capabilities"].get("add"):
+            yield f"{name}: capabilities"
+        if security.get("readOnlyRootFilesystem") is not True:
+            yield f"{name}: root file system can be written"
+        yield from (f"{name}: host port" for port in container.get("ports", []) if port.get("hostPort"))
+
+
+def namespaces_enforce_restricted(objects: Objects) -> Iterator[str]:
+    for thing in _of(objects, "Namespace"):
+        if thing["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield f"{_title(thing)}: does not enforce restricted"
+
+
+def resources_are_bounded(objects: Objects) -> Iterator[str]:
+    for name, _, pod, container in _containers(objects):
+        resources = container.get("resources", {})
+        requests, limits = resources.get("requests", {}), resources.get("limits", {})
+        yield from (f"{name}: no {what} request" for what in ("cpu", "memory") if what not in requests)
+        if "memory" not in limits:
+            yield f"{name}: no memory limit"
+        if "cpu" in limits:
+            yield f"{name}: a CPU limit throttles, it protects nobody"
+        yield from (
+            f"{name}: {v['name']} has no size"
+            for v in pod.get("volumes", [])
+            if "emptyDir" in v and not v["emptyDir"].get("sizeLimit")
+        )
+
+
+def servers_are_probed(objects: Objects) -> Iterator[str]:
+    for name, thing, _, container in _containers(objects):
+        if thing["kind"] in _SERVERS:
+            yield from (
+                f"{name}: no {probe}" for probe in ("readinessProbe", "livenessProbe") if probe not in container
+            )
+            ready, alive = container.get("readinessProbe"), container.get("livenessProbe")
+            if (
+                "serving" in name
+                and ready
+                and alive
+                and ready.get("httpGet", {}).get("path") == alive.get("httpGet", {}).get("path")
+            ):
+                yield f"{name}: a replica without a model would be killed: liveness asks what readiness asks"
+
+
+def serving_stays_up(objects: Objects) -> Iterator[str]:
+    """No replica goes before the next is there; several, spread, drained, and as many as the autoscaler says."""
+    for thing in [t for t in _of(objects, "Deployment") if t["metadata"]["labels"][NAME] in ("serving", "proxy")]:
+        name, spec, pod = _title(thing), thing["spec"], _template(thing)["spec"]
+        if spec.get("strategy", {}).get("rollingUpdate", {}).get("maxUnavailable") != 0:
+            yield f"{name}: a rolling update takes replicas away"
+        if not pod.get("topologySpreadConstraints"):
+            yield f"{name}: not spread"
+        stop = pod["containers"][0].get("lifecycle", {}).get("preStop")
+        if not stop:
+            yield f"{name}: not drained before it stops"
+        elif pod.get("terminationGracePeriodSeconds", 30) <= stop.get("sleep", {}).get("seconds", 10):
+            yield f"{name}: killed while it drains"
+        workload = thing["metadata"]["labels"][NAME]
+        budgets = [
+            b for b in _of(objects, "PodDisruptionBudget") if b["spec"]["selector"]["matchLabels"] == {NAME: workload}
+        ]
+        if not budgets:
+            yield f"{name}: no PodDisruptionBudget"
+        scaled = [
+            a
+            for a in _of(objects, "HorizontalPodAutoscaler")
+            if a["spec"]["scaleTargetRef"]["name"] == thing["metadata"]["name"]
+        ]
+        if scaled and "replicas" in spec:
+            yield f"{name}: replicas and an autoscaler fight"
+        if (scaled[0]["spec"]["minReplicas"] if scaled else spec.get("replicas", 1)) < 2 and spec["selector"][
+            "matchLabels"
+        ]["track"] == "stable":
+            yield f"{name}: one replica"
+
+
+def selectors_never_change(objects: Objects) -> Iterator[str]:
+    for thing in _of(objects, *_SERVERS):
+        selector, labels = thing["spec"]["selector"]["matchLabels"], _template(thing)["metadata"]["labels"]
+        if set(selector) != {NAME, "track"}:
+            yield f"{_title(thing)}: selects by {sorted(selector)}"
+        if any(labels.get(key) != value for key, value in selector.items()):
+            yield f"{_title(thing)}: does not select its own pods"
+
+
+def services_find_pods(objects: Objects) -> Iterator[str]:
+    labels = [_template(thing)["metadata"]["labels"] for thing in _of(objects, *_WORKLOADS)]
+    for thing in _of(objects, "Service"):
+        selector = thing["spec"].get("selector") or {"": ""}
+        if not any(selector.items() <= found.items() for found in labels):
+            yield f"{_title(thing)}: selects nothing"
+        if thing["spec"].get("type") == "LoadBalancer":
+            yield f"{_title(thing)}: open to the world; an Ingress is the way in"
+
+
+def images_are_exact(objects: Objects, environment: str) -> Iterator[str]:
+    for name, _, _, container in _containers(objects):
+        image = container["image"]
+        if not re.search(r"(:[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})$", image) and environment != "kind":
+            yield f"{name}: {image} is no exact version"
+        if image.endswith(":latest") or ":" not in image.rsplit("/", 1)[-1]:
+            yield f"{name}: {image} is whatever is newest"
+        if any(ours in image for ours in _OURS) and environment != "kind" and "@sha256:" not in image:
+            yield f"{name}: {image} is not named by digest"
+        if container.get("imagePullPolicy") != "IfNotPresent":
+            yield f"{name}: pulls at each start, so it cannot start without the registry"
+
+
+def tokens_go_to_who_asks(objects: Objects) -> Iterator[str]:
+    for thing, pod in _pods(objects):
+        workload = _template(thing)["metadata"]["labels"][NAME]
+        if pod.get("automountServiceAccountToken") is not (workload in _ASKS_THE_API):
+            yield f"{_title(thing)}: token of the Kubernetes API"
+        if pod.get("serviceAccountName") != workload:
+            yield f"{_title(thing)}: runs as {pod.get('serviceAccountName')}, not as itself"
+        if pod.get("enableServiceLinks") is not False:
+            yield f"{_title(thing)}: is told of every Service by environment variables"
+    accounts = {thing["metadata"]["name"] for thing in _of(objects, "ServiceAccount")}
+    yield from (
+        f"{_title(t)}: no such ServiceAccount"
+        for t, pod in _pods(objects)
+        if pod.get("serviceAccountName") not in accounts
+    )
+
+
+def rights_are_small(objects: Objects) -> Iterator[str]:
+    for thing in _of(objects, "Role", "ClusterRole"):
+        for rule in thing["rules"]:
+            if "*" in [*rule.get("verbs", []), *rule.get("resources", []), *rule.get("apiGroups", [])]:
+                yield f"{_title(thing)}: a wildcard"
+            reads_secrets = "secrets" in rule.get("resources", []) and set(rule["verbs"]) - {"create"}
+            if reads_secrets and (thing["kind"] == "ClusterRole" or not rule.get("resourceNames")):
+                yield f"{_title(thing)}: reads any Secret"
+    for thing in _of(objects, "RoleBinding", "ClusterRoleBinding"):
+        if thing["roleRef"]["name"] in ("cluster-admin", "admin", "edit"):
+            yield f"{_title(thing)}: binds {thing['roleRef']['name']}"
+
+
+def nobody_talks_unasked(objects: Objects) -> Iterator[str]:
+    """Default deny, a policy for each workload, and none that lets everything in or out."""
+    policies = _of(objects, "NetworkPolicy")
+    deny = [
+        p
+        for p in policies
+        if p["spec"]["podSelector"] == {}
+        and {*p["spec"]["policyTypes"]} == {"Ingress", "Egress"}
+        and not p["spec"].get("ingress")
+    ]
+    if not deny:
+        yield "NetworkPolicy/default-deny: missing"
+    for policy in policies:
+        for way, ends in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(way, []):
+                if not rule.get("ports"):
+                    yield f"{_title(policy)}: {way} on every port"
+                if not rule.get(ends) and policy not in deny:
+                    yield f"{_title(policy)}: {way} with everybody"
+                for peer in rule.get(ends, []):
+                    if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0" and "169.254.169.254/32" not in peer[
+                        "ipBlock"
+                    ].get("except", []):
+                        yield f"{_title(policy)}: reaches the credentials of the node"
+    covered = {policy["spec"]["podSelector"].get("matchLabels", {}).get(NAME) for policy in policies}
+    for thing, _ in _pods(objects):
+        if _template(thing)["metadata"]["labels"][NAME] not in covered:
+            yield f"{_title(thing)}: no NetworkPolicy"
+
+
+def secrets_stay_in_the_cluster(objects: Objects) -> Iterator[str]:
+    """No Secret is rendered, none is in a plain variable or argument, and who trains cannot approve."""
+    yield from (f"{_title(thing)}: its content would be in Pulumi's state" for thing in _of(objects, "Secret"))
+    for name, thing, pod, container in _containers(objects):
+        for variable in container.get("env", []):
+            if "value" in variable and _ENVIRONMENT_OF_SECRETS.search(variable["name"]):
+                yield f"{name}: {variable['name']} is written out"
+            if "value" in variable and re.search(r"://[^/@\s]*:[^/@\s]+@", variable["value"]):
+                yield f"{name}: {variable['name']} has a password in its address"
+        workload = _template(thing)["metadata"]["labels"][NAME]
+        mounted = str(pod.get("volumes", [])) + str(container.get("env", []))
+        if "signing-approve" in mounted and workload != "controller":
+            yield f"{name}: {workload} could approve models"
+        if "signing-build" in mounted and workload != "training":
+            yield f"{name}: {workload} could sign trainings"
+
+
+def what_lasts_is_outside(objects: Objects, environment: str) -> Iterator[str]:
+    """Bundled stateful parts are for kind and dev."""
+    if environment in ("staging", "prod"):
+        for thing in _of(objects, "StatefulSet"):
+            if thing["metadata"]["name"] in (Database.__name__.lower(), Bucket.__name__.lower()):
+                yield f"{_title(thing)}: bundled in {environment}"
+
+
+def everything_is_labelled(objects: Objects) -> Iterator[str]:
+    for thing in objects:
+        namespaced = thing["metadata"].get("namespace") not in (None, "kube-system")
+        if namespaced and thing["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") != "mlops":
+            yield f"{_title(thing)}: not labelled as part of the platform"
+
+
+EVERYWHERE = (
+    pods_are_restricted,
+    namespaces_enforce_restricted,
+    resources_are_bounded,
+    servers_are_probed,
+    serving_stays_up,
+    selectors_never_change,
+    services_find_pods,
+    tokens_go_to_who_asks,
+    rights_are_small,
+    nobody_talks_unasked,
+    secrets_stay_in_the_cluster,
+    everything_is_labelled,
+)
+BY_ENVIRONMENT = (images_are_exact, what_lasts_is_outside)
+
+
+def violations(objects: Objects, environment: str) -> list[str]:
+    found = [(policy.__name__, policy(objects)) for policy in EVERYWHERE]
+    found += [(policy.__name__, policy(objects, environment)) for policy in BY_ENVIRONMENT]
+    return [f"{name}: {violation}" for name, each in found for violation in each]

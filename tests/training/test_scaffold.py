@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from sklearn import datasets
+
+from mlops import environment, promotion
+from mlops.environment import Environment
+from mlops.errors import UserError
+from tests import synthetic
+from tests.service import Service
+from training import pipeline
+from training.definition import ModelDefinition, load_definition
+from training.scaffold import scaffold_model
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(environment, "MODELS", tmp_path / "models")
+    return tmp_path / "models"
+
+
+def churn(rows: int = 900) -> pl.DataFrame:
+    """Customers of a phone company: other names and types than ours, gaps, an answer in words, no time."""
+    random = np.random.default_rng(4)
+    months, charge = random.integers(1, 72, rows), random.gamma(4, 18, rows).round(2)
+    contract = random.choice(["Month-to-month", "One year", "Two year"], rows, p=[0.55, 0.25, 0.2])
+    leaves = random.random(rows) < 1 / (
+        1 + np.exp(1.2 + months / 24 - charge / 60 - 1.3 * (contract == "Month-to-month"))
+    )
+    return pl.DataFrame({
+        "CustomerID": random.permutation(np.arange(10_000, 10_000 + 7 * rows, 7)),
+        "Customer Key": [f"{n:04d}-XYZ" for n in random.permutation(rows)],
+        "TenureMonths": months,
+        "MonthlyCharges ($)": pl.Series(charge).scatter(random.choice(rows, rows // 12, replace=False), None),
+        "PaperlessBilling": random.random(rows) < 0.5,
+        "Contract": contract,
+        "Payment Method": pl.Series(random.choice(["card", "cheque", "transfer"], rows)).scatter(random.choice(rows, 30, replace=False), None),
+        "Country": ["here"] * rows,
+        "Score": random.normal(size=rows).round(2),
+        "Churned?": pl.Series(np.where(leaves, "yes", "no")).scatter([5, 17, *range(40, 60)], None),
+    })  # fmt: skip
+
+
+def houses(rows: int = 700) -> pl.DataFrame:
+    random = np.random.default_rng(5)
+    area, age = random.normal(120, 40, rows).clip(25).round(), random.integers(0, 90, rows)
+    return pl.DataFrame({
+        "Row": np.arange(rows),
+        "LivingArea": area,
+        "Age": age,
+        "Quarter": random.choice(["Nord", "Süd", "Ost"], rows),
+        "SalePrice": (2500 * area - 900 * age + random.gamma(2, 15_000, rows)).round(-2),
+    })  # fmt: skip
+
+
+def table(name: str) -> tuple[pl.DataFrame, str]:
+    if name in ("breast_cancer", "diabetes"):
+        bundled = getattr(datasets, f"load_{name}")(as_frame=True).frame
+        return pl.DataFrame({str(column): bundled[column].to_numpy() for column in bundled.columns}), "target"
+    return {"churn": (churn(), "Churned?"), "houses": (houses(), "SalePrice")}[name]
+
+
+def drafted(folder: Path, name: str) -> ModelDefinition:
+    rows, target = table(name)
+    rows.write_csv(folder / f"{name}.csv")
+    scaffold_model(folder / f"{name}.csv", target, None, None)
+    return load_definition(name.replace("_", "-"))
+
+
+def ruff(*words: str) -> str:
+    return subprocess.run([sys.executable, "-m", "ruff", *words], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", ["churn", "houses", "breast_cancer"])
+def test_a_draft_reads_as_if_a_person_had_written_it(tmp_path: Path, models: Path, name: str) -> None:
+    made = drafted(tmp_path, name)
+    assert sorted(path.name for path in made.folder.iterdir() if path.is_file()) == [
+        "contract.yaml",
+        "data.py",
+        "parameters.yaml",
+    ]
+    code = (made.folder / "data.py").read_text()
+    assert ast.get_docstring(ast.parse(code).body[-1])  # ty: ignore[invalid-argument-type]
+    assert "would reformat" not in ruff("format", "--check", "--line-length", "140", str(models)).lower()
+    assert "All checks passed" in ruff("check", "--select", "E,F,I,RET,W,RUF", "--ignore", "E501", str(models))
+    contract = (made.folder / "contract.yaml").read_text()
+    assert contract.startswith("# ")
+    assert all(len(line) <= 140 or line.startswith("#") for line in contract.splitlines())
+    assert len([line for line in contract.splitlines() if line.startswith("  ") and "{type: " in line]) == len(
+        made.contract.features
+    )
+    assert yaml.safe_load((made.folder / "parameters.yaml").read_text())["estimator"] in ("boosting", "linear")
+
+
+def test_a_draft_says_what_it_took_each_column_for(tmp_path: Path) -> None:
+    made = drafted(tmp_path, "churn")
+    kinds = {name: (feature.type, feature.missing) for name, feature in made.contract.features.items()}
+    assert kinds == {
+        "tenure_months": ("number", False), "monthly_charges": ("number", True), "paperless_billing": ("boolean", False),
+        "contract": ("category", False), "payment_method": ("category", True), "score_value": ("number", False),
+    }  # fmt: skip
+    text = (made.folder / "contract.yaml").read_text()
+    assert "churned is 1 where the table says 'yes'" in text
+    for name, why in {
+        "customer_id": "numbers the rows",
+        "customer_key": "nearly a value a row",
+        "country": "one value only",
+    }.items():
+        assert f"{name} ({why})" in text
+    loaded = made.load()
+    assert loaded["churned"].to_list() == [answer == "yes" for answer in churn()["Churned?"].drop_nulls()], (
+        "a row without an answer teaches nothing"
+    )
+    assert "regression" in (drafted(tmp_path, "houses").folder / "contract.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["churn", "diabetes", "breast_cancer"])
+def test_a_drafted_model_trains_as_it_is_and_answers(tracked: Environment, tmp_path: Path, name: str) -> None:
+    made = drafted(tmp_path, name)
+    trained = pipeline.train(tracked, made, say=lambda _: None)
+    if name == "breast_cancer":
+        reasons = trained.verdict.reasons
+        assert [reason.partition(":")[0] for reason in reasons] == ["leakage"], reasons
+        assert "--accept leakage" in reasons[0]
+        return
+    assert trained.verdict.passed, trained.verdict.reasons
+    if name == "diabetes":
+        return
+    promotion.release(tracked.model(made.contract.model), trained.digest, "first")
+    again = pipeline.train(tracked, made, seed=1, say=lambda _: None)
+    assert all(len(reason) > 30 for reason in again.verdict.reasons), "a small table may decide nothing, and says so"
+    with Service(tracked, made.contract.model) as service:
+        service.serves(1)
+        row = {"tenure_months": 3, "paperless_billing": True, "contract": "Month-to-month", "score_value": 0.1}
+        likely, unlikely = service.predict(row | {"monthly_charges": 150.0}, row | {"tenure_months": 70})["predictions"]
+        assert likely["score"] > unlikely["score"]
+
+
+def test_a_table_with_time_is_cut_by_it(tmp_path: Path) -> None:
+    synthetic.frame(30, 20).select("at", "size", "color", "y").write_parquet(tmp_path / "Things 2024.parquet")
+    files = scaffold_model(tmp_path / "Things 2024.parquet", "y", None, "at")
+    assert "at:" not in files[0].read_text().partition("features:")[2]
+    made = load_definition("things-2024")
+    assert files[0].parent == made.folder
+    assert made.contract.time is not None
+    assert made.contract.time.column == "at"
+    assert list(made.contract.features) == ["size", "color"]
+    pipeline.smoke(made, made.load(), 0)
+
+
+def test_missing_numbers_of_a_parquet_file_are_missing(tmp_path: Path) -> None:
+    pl.DataFrame({"size": [1.0, float("nan"), 3.0, 4.0] * 50, "y": [0, 1, 1, 0] * 50}).write_parquet(
+        tmp_path / "things.parquet"
+    )
+    scaffold_model(tmp_path / "things.parquet", "y", None, None)
+    assert load_definition("things").contract.features["size"].missing
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "options", "key", "hint"),
+    [
+        ({"a": [1, 2], "y": [0, 1]}, "z", {}, "target", "is not a column; there are a, y"),
+        ({"a": [1, 2], "y": [0, 1]}, "y", {"time": "when"}, "time", "is not a column"),
+        ({"a": [1, 2], "y": [0, 0]}, "y", {}, "target", "nothing to learn"),
+        ({"a": [1, 2, 3], "y": ["red", "green", "blue"]}, "y", {}, "target", "3 classes"),
+        ({"A b": [1, 2], "a_b": [1, 2], "y": [0, 1]}, "y", {}, "data", "the same name"),
+        ({"a": [1, 1], "y": [0, 1]}, "y", {}, "data", "no column to predict from"),
+        ({"a": [1, 2], "y": [0, 1]}, "y", {"name": "2024"}, "name", "begins with a letter"),
+    ],
+)
+def test_what_cannot_be_drafted_is_explained(
+    tmp_path: Path, models: Path, rows: dict[str, list], target: str, options: dict[str, str], key: str, hint: str
+) -> None:
+    pl.DataFrame(rows).write_csv(tmp_path / "things.csv")
+    with pytest.raises(UserError, match=hint) as caught:
+        scaffold_model(tmp_path / "things.csv", target, options.get("name"), options.get("time"))
+    assert caught.value.key == key
+    assert not models.exists(), "nothing is left behind"
+
+
+def test_an_existing_model_is_left_alone(tmp_path: Path, models: Path) -> None:
+    drafted(tmp_path, "houses")
+    (models / "houses" / "contract.yaml").write_text("mine")
+    with pytest.raises(UserError, match="choose another with --name"):
+        scaffold_model(tmp_path / "houses.csv", "SalePrice", None, None)
+    assert (models / "houses" / "contract.yaml").read_text() == "mine"
