@@ -1,24 +1,28 @@
-# Verbs: install demo test up deploy destroy bench prove lock. Works with GNU make 3.81 and BSD tools.
+# Works with GNU make 3.81 and BSD tools.
 SHELL := /bin/sh
-# uv ignores pip's settings, and people behind a package index of their own have set those.
+# uv ignores pip's settings.
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS ?= never
-# Where it is set, every command would compile its libraries anew: seconds each time.
+# Otherwise every command would compile its libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-# The one to be made: as a prerequisite, a path elsewhere could have a space in it.
+# As a prerequisite: a path elsewhere could contain a space.
 OWN_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PARTS := app training mlflow infra dev
+ENV ?= kind
 
-.PHONY: install demo test up deploy destroy bench prove lock clean
-.DEFAULT_GOAL := install
+.PHONY: help install demo up test lint format bench prove deploy destroy lock clean
+.DEFAULT_GOAL := help
 
-install: $(INSTALLED) .venv-infra/installed
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-9s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) .venv-infra/installed ## create .venv and .venv-infra
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -34,47 +38,35 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-# Pulumi's program has an environment of its own, with pip in it: the CLI asks that for the plugins to fetch.
+# Pulumi's program has its own environment, with pip in it: the CLI asks it which plugins to fetch.
 .venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
 	"$(UV)" venv --quiet --allow-existing --seed --python "$(PYTHON)" .venv-infra
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --require-hashes --requirements requirements/infra.txt
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --no-deps --editable .
 	@touch $@
 
-demo: install
+demo: install ## the whole life of a model on real data, each step proved; writes a report
 	$(BIN)/python -m environments.local.demo
 
-up: install
+up: install ## run the platform on this machine until Ctrl-C
 	$(BIN)/mlops run
 
-# make deploy ENV=kind. State and passphrase stay below .mlops/, unless you are logged in to a backend or have set your own.
-ENV ?= kind
-PULUMI = set -e; command -v pulumi >/dev/null || { echo "pulumi is missing: https://www.pulumi.com/docs/install"; exit 2; }; \
-  mkdir -p .mlops/pulumi; export PULUMI_SKIP_UPDATE_CHECK=true; \
-  [ -n "$$PULUMI_BACKEND_URL$$PULUMI_ACCESS_TOKEN" ] || pulumi whoami --non-interactive >/dev/null 2>&1 || export PULUMI_BACKEND_URL=file://./.mlops/pulumi; \
-  if [ -z "$$PULUMI_CONFIG_PASSPHRASE$$PULUMI_CONFIG_PASSPHRASE_FILE" ]; then \
-    [ -s .mlops/pulumi/passphrase ] || (umask 077; openssl rand -hex 24 > .mlops/pulumi/passphrase); \
-    export PULUMI_CONFIG_PASSPHRASE_FILE="$$PWD/.mlops/pulumi/passphrase"; fi; \
-  pulumi stack select --create --stack $(ENV) >/dev/null
+test: lint ## lint, types, all tests: what CI runs
+	$(BIN)/pytest -n 2
 
-deploy: install
-	@if [ $(ENV) = kind ]; then $(BIN)/mlops --env kind images --missing; fi
-	@$(PULUMI); pulumi up --yes --stack $(ENV)
-
-destroy: install
-	@$(PULUMI); pulumi destroy --yes --stack $(ENV)
-
-test: install
+lint: install ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
-	$(BIN)/pytest -n 2
 
-bench: install
+format: install ## apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## compare the app with a bare FastAPI
 	$(BIN)/python -m tests.benchmarks.serving
 
-# make prove NAME: the full form of a bar, recorded in docs/proofs/NAME.json
-prove: install
+prove: install ## make prove NAME: a claim in its full form, recorded in docs/proofs
 	$(BIN)/python -m tests.proofs $(filter-out prove,$(MAKECMDGOALS))
 
 ifeq (prove,$(firstword $(MAKECMDGOALS)))
@@ -82,8 +74,15 @@ $(wordlist 2,99,$(MAKECMDGOALS)):
 	@:
 endif
 
-# uv pip compile refuses groups of an unmanaged project, so it gets a copy that is managed.
-lock: | $(OWN_UV)
+deploy: install ## make deploy ENV=kind: pulumi up
+	@if [ $(ENV) = kind ]; then $(BIN)/mlops --env kind images --missing; fi
+	@environments/pulumi $(ENV) up --yes
+
+destroy: install ## make destroy ENV=kind: pulumi destroy
+	@environments/pulumi $(ENV) destroy --yes
+
+# uv pip compile refuses the groups of an unmanaged project: it gets a managed copy.
+lock: | $(OWN_UV) ## renew requirements/; make lock LOCK=--upgrade: with newer versions
 	rm -rf .lock && mkdir .lock && sed '/^managed/d' pyproject.toml > .lock/pyproject.toml
 	"$(UV)" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(LOCK) \
 	  $(foreach part,$(PARTS),--group .lock/pyproject.toml:$(part)) .lock/pyproject.toml -o requirements/constraints.txt
@@ -91,5 +90,5 @@ lock: | $(OWN_UV)
 	  --constraint requirements/constraints.txt --group .lock/pyproject.toml:$$part .lock/pyproject.toml -o requirements/$$part.txt || exit 1; done
 	rm -rf .lock
 
-clean:
+clean: ## remove the virtual environments and all local data (.mlops)
 	rm -rf .venv .venv-infra .uv .mlops .lock

@@ -1,7 +1,5 @@
 """Which model answers for an entity: a salted hash, so that every replica decides alike without shared state."""
 
-from __future__ import annotations
-
 from hashlib import blake2b
 from typing import Any
 

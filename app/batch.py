@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +17,7 @@ class Live:
 
     release: Release
     model: Model
-    challenger: Challenger | None = None
+    challenger: "Challenger | None" = None
 
 
 class Scores(msgspec.Struct, omit_defaults=True):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,9 +19,8 @@ class Bins(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry):
-        self._counted: tuple[Model, dict[str, np.ndarray]] | None = (
-            None  # replaced as a whole: scrapes read it meanwhile
-        )
+        # Replaced as a whole: scrapes read it meanwhile.
+        self._counted: tuple[Model, dict[str, np.ndarray]] | None = None
         registry.register(self)
 
     def observe(self, model: Model, rows: Sequence[Sequence[Any]], scores: Sequence[float]) -> None:

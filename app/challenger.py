@@ -4,8 +4,6 @@ Whatever it does there (raises, hangs, eats memory, dies) harms no caller: the c
 waits for the challenger no longer than the contract's budget.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -147,9 +145,8 @@ class Challenger:
             fault = "died"
         if self._closed:
             fault = "busy"
-        elif fault == "busy" and connection.stuck(
-            seconds / 2, mine
-        ):  # else another request had it: not the model's fault
+        # Otherwise another request had it: not the model's fault.
+        elif fault == "busy" and connection.stuck(seconds / 2, mine):
             fault = "slow"
         return [Scores(fault=fault) for _ in requests]
 
@@ -179,22 +176,15 @@ class Challenger:
     def _start(self) -> None:
         self._started = time.monotonic()
         ours, theirs = socket.socketpair()
-        command = [
-            sys.executable,
-            "-m",
-            "app.challenger",
-            str(theirs.fileno()),
-            self._folder.name,
-            str(self._memory_mb),
-        ]
+        address = [str(theirs.fileno()), self._folder.name, str(self._memory_mb)]
+        command = [sys.executable, "-m", "app.challenger", *address]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         try:
             ours.settimeout(_START_SECONDS)
             _receive(ours)  # ready
-            connected = asyncio.run_coroutine_threadsafe(
-                self._loop.create_connection(_Connection, sock=ours), self._loop
-            )
+            connecting = self._loop.create_connection(_Connection, sock=ours)
+            connected = asyncio.run_coroutine_threadsafe(connecting, self._loop)
             self._connection: _Connection = connected.result(_START_SECONDS)[1]
         except OSError:
             self._end()

@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-
 class HttpError(Exception):
     """A response other than 200: `detail` is text, or FastAPI's list of {loc, msg, type}."""
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 
 from obstore.exceptions import BaseError
@@ -29,9 +27,7 @@ class Loader:
             return self._load(release, live)
         except (VerificationError, BaseError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # whatever else a hostile bundle causes: the release is refused, and the next one read
+        except Exception as error:  # whatever else a hostile bundle causes: the release is refused
             name, message = type(error).__name__, str(error)[:200]
             raise VerificationError("load", f"release {release.revision}", name, message) from None
 

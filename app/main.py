@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -33,10 +31,12 @@ from mlops.store import Store
 
 log = logging.getLogger("app.access")
 _REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+_REFUSALS = {"401": "no valid API key", "403": "wrong scope", "429": "rate limit", "503": "overloaded, or no model"}
+_INVALID = {"413": "too large", "422": "a field is invalid"}
 _SCOPES: dict[str, Scope] = {"/outcomes": "outcomes", "/model": "predict"}
 
 
-def create_app(settings: Settings) -> Service:
+def create_app(settings: Settings) -> "Service":
     store, metrics = Store(settings.bucket), Metrics()
     auth, bins = Auth(metrics), Bins(metrics.registry)
     model = RegisteredModel(settings.model, settings.env, store, Keyring(settings.keyring))
@@ -77,10 +77,8 @@ def create_app(settings: Settings) -> Service:
         live = watcher.live
         if live is None:
             raise HttpError(503, watcher.reason or "no model released", {"retry-after": "5"})
-        return {
-            "release": live.release.model_dump(mode="json"),
-            "contract": live.model.contract.model_dump(mode="json"),
-        }
+        release, contract = live.release, live.model.contract
+        return {"release": release.model_dump(mode="json"), "contract": contract.model_dump(mode="json")}
 
     @pages.get("/healthz", tags=["probes"])
     def healthz() -> dict[str, bool]:
@@ -112,34 +110,19 @@ def _describe_predict(schema: Any, watcher: Watcher) -> None:
     """Add `/predict`, as the served contract defines it, to FastAPI's page."""
     types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
     shapes, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    content = [{"application/json": {"schema": shape}} for shape in (*shapes, {})]
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    bearer = {"type": "http", "scheme": "bearer"}
-    schema["components"]["securitySchemes"] = {"key": bearer}
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]
-    known = {
-        "401": "no valid API key",
-        "403": "wrong scope",
-        "413": "too large",
-        "422": "a field is invalid",
-        "429": "rate limit exceeded",
-        "503": "no model, or overloaded",
-    }
-    responses: dict[str, Any] = {status: {"description": text} for status, text in known.items()}
-    responses["200"] = {"description": "A prediction a row", "content": {"application/json": {"schema": shapes[0]}}}
-    body = {"required": True, "content": {"application/json": {"schema": shapes[1] if len(shapes) > 1 else {}}}}
-    operation = {
-        "tags": ["predictions"],
-        "summary": "Predict one row or many",
-        "requestBody": body,
-        "responses": responses,
-    }
+    responses: dict[str, Any] = {status: {"description": text} for status, text in (_REFUSALS | _INVALID).items()}
+    responses["200"] = {"description": "A prediction a row", "content": content[0]}
+    operation = {"tags": ["predictions"], "summary": "Predict one row or many", "responses": responses}
+    operation["requestBody"] = {"required": True, "content": content[1]}
     schema["paths"] = {"/predict": {"post": operation}, **schema["paths"]}
-    refusals = {status: {"description": known[status]} for status in ("401", "403", "429", "503")}
-    for methods in schema["paths"].values():
-        for each in methods.values():
-            each["responses"].update(
-                {status: text for status, text in refusals.items() if status not in each["responses"]}
-            )
+    for operations in schema["paths"].values():
+        for each in operations.values():
+            for status, text in _REFUSALS.items():
+                each["responses"].setdefault(status, {"description": text})
 
 
 class Service:

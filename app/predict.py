@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import json
 import math
@@ -95,10 +93,10 @@ class Predict:
         """The rows assigned to the challenger wait for it, as long as the budget allows; it scores the others later."""
         contract, release = batch.live.model.contract, batch.live.release
         batch.results = [None] * len(batch.rows)
-        batch.arms = [
-            int(gets_challenger(release, row, contract.entity_of(row) if contract.entity else batch.key or row_id))
-            for row_id, row in zip(batch.ids, batch.rows, strict=True)
-        ]
+        batch.arms = []
+        for row_id, row in zip(batch.ids, batch.rows, strict=True):
+            key = contract.entity_of(row) if contract.entity else batch.key or row_id
+            batch.arms.append(int(gets_challenger(release, row, key)))
         assigned = [position for position, arm in enumerate(batch.arms) if arm]
         if assigned and not challenger.breaker.open:
             rows = [batch.rows[position] for position in assigned]

@@ -4,8 +4,6 @@ A process may be killed between two writes. The proxy repeats a request whose re
 it can only break off.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

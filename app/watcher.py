@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
@@ -163,11 +161,8 @@ class Watcher:
     def _report(self) -> None:
         """The state of this replica: blue-green waits until all of them are ready for an instant."""
         live, (at, before) = self.live, self._reported
-        state: dict[str, object] = {
-            "serving": live.release.revision if live else 0,
-            "ready": not self.reason,
-            "loaded": sorted(self._loader.models),
-        }
+        served, loaded = live.release.revision if live else 0, sorted(self._loader.models)
+        state: dict[str, object] = {"serving": served, "ready": not self.reason, "loaded": loaded}
         if state != before or time.monotonic() - at > _REPORT_SECONDS:
             replicas.report(self._model, self._settings.replica, **state)
             self._reported = time.monotonic(), state

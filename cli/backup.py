@@ -1,8 +1,6 @@
 """The bucket and MLflow's bundled databases, as files of one folder; and their restoration. A database that was brought
 along is saved by its owner's snapshots."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess
@@ -11,7 +9,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cli.cluster import Cluster
 from mlops.environment import Environment
@@ -20,7 +18,9 @@ from mlops.store import Store
 
 DATABASES = ("mlflow", "mlflow_auth")
 _BUCKET, _POSTGRES = "deploy/controller", "statefulset/database"
-_TOOLS = "export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) PGHOST=127.0.0.1 PGUSER=$POSTGRES_USER PGPASSWORD=$POSTGRES_PASSWORD; "
+_PYTHON = "python -m cli.backup {}"
+_LOGIN = "PGHOST=127.0.0.1 PGUSER=$POSTGRES_USER PGPASSWORD=$POSTGRES_PASSWORD"
+_TOOLS = f"export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) {_LOGIN}; "
 
 
 def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, int]:
@@ -32,9 +32,9 @@ def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
     for name in _databases(cluster):
         say(f"dump {name}")
         file, command = f"{name}.dump", f"{_TOOLS}pg_dump --format=custom --no-owner {name}"
-        sizes[file] = _read(cluster, _POSTGRES, command, folder / file)
+        sizes[file] = _stream(cluster, _POSTGRES, command, folder / file, write=False)
     say("bucket")
-    sizes["bucket.tar"] = _read(cluster, _BUCKET, "python -m cli.backup out", folder / "bucket.tar")
+    sizes["bucket.tar"] = _stream(cluster, _BUCKET, _PYTHON.format("out"), folder / "bucket.tar", write=False)
     (folder / "backup.json").write_text(json.dumps({"environment": cluster.name, "at": time.time(), "bytes": sizes}))
     return sizes
 
@@ -42,12 +42,10 @@ def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
 def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, int]:
     """Into databases and a bucket that may be empty; objects with the same name are overwritten."""
     if not (folder / "backup.json").exists():
-        raise UserError(
-            "folder", str(folder), "is not a complete backup: backup.json, which is written last, is missing"
-        )
+        raise UserError("folder", str(folder), "is incomplete: backup.json, which is written last, is missing")
     sizes = json.loads((folder / "backup.json").read_text())["bytes"]
     say("bucket")
-    _write(cluster, _BUCKET, "python -m cli.backup in", folder / "bucket.tar")
+    _stream(cluster, _BUCKET, _PYTHON.format("in"), folder / "bucket.tar", write=True)
     if not _databases(cluster):
         return sizes
     cluster.ask("scale", "deploy/tracking", "--replicas=0")  # it would write into what is being replaced
@@ -57,7 +55,7 @@ def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
             say(f"restore {name}")
             create = f"psql -d {name} -c '' 2>/dev/null || createdb --encoding=UTF8 --template=template0 {name}"
             again = f"pg_restore --clean --if-exists --no-owner --single-transaction --exit-on-error -d {name}"
-            _write(cluster, _POSTGRES, f"{_TOOLS}{create}; {again}", folder / f"{name}.dump")
+            _stream(cluster, _POSTGRES, f"{_TOOLS}{create}; {again}", folder / f"{name}.dump", write=True)
     finally:
         cluster.ask("scale", "deploy/tracking", "--replicas=1")
     cluster.ask("rollout", "status", "deploy/tracking", "--timeout=300s")
@@ -69,50 +67,38 @@ def _databases(cluster: Cluster) -> tuple[str, ...]:
     return DATABASES if settings["tracking.kind"] == settings["database.kind"] == "bundled" else ()
 
 
-def _read(cluster: Cluster, where: str, command: str, file: Path) -> int:
-    with file.open("wb") as target:
-        run = cluster.kubectl("exec", where, "--", "sh", "-c", command)
-        done = subprocess.run(run, stdout=target, stderr=subprocess.PIPE)
+def _stream(cluster: Cluster, where: str, command: str, file: Path, write: bool) -> int:
+    """Between a local file and a command in a pod."""
+    run = cluster.kubectl("exec", "-i", where, "--", "sh", "-c", command)
+    with file.open("rb" if write else "wb") as local:
+        streams: dict[str, Any] = {"stdin": local, "stdout": subprocess.DEVNULL} if write else {"stdout": local}
+        done = subprocess.run(run, **streams, stderr=subprocess.PIPE)
     if done.returncode:
-        raise UserError("backup", file.name, done.stderr.decode().strip()[-400:])
+        raise UserError("restore" if write else "backup", file.name, done.stderr.decode().strip()[-400:])
     return file.stat().st_size
 
 
-def _write(cluster: Cluster, where: str, command: str, file: Path) -> None:
-    with file.open("rb") as source:
-        run = cluster.kubectl("exec", "-i", where, "--", "sh", "-c", command)
-        done = subprocess.run(run, stdin=source, capture_output=True)
-    if done.returncode:
-        raise UserError("restore", file.name, done.stderr.decode().strip()[-400:])
-
-
-def pack(store: Store, target: BinaryIO) -> int:
-    """Every object as a tar stream, one in memory at a time; returns their number."""
+def pack(store: Store, target: BinaryIO) -> None:
+    """Every object as a tar stream, one in memory at a time."""
     with tarfile.open(fileobj=target, mode="w|") as archive:
-        keys = store.keys("")
-        for key in keys:
+        for key in store.keys(""):
             data = store.get(key)
             if data is not None:  # else it was compacted meanwhile
                 entry = tarfile.TarInfo(key)
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
-    return len(keys)
 
 
-def unpack(store: Store, source: BinaryIO) -> int:
-    count = 0
+def unpack(store: Store, source: BinaryIO) -> None:
     with tarfile.open(fileobj=source, mode="r|") as archive:
         for entry in archive:
             content = archive.extractfile(entry)
             assert content is not None
             store.put(entry.name, content.read())
-            count += 1
-    return count
 
 
 if __name__ == "__main__":
-    here = Environment.load().store
     if sys.argv[1:] == ["out"]:
-        pack(here, sys.stdout.buffer)
+        pack(Environment.load().store, sys.stdout.buffer)
     else:
-        unpack(here, sys.stdin.buffer)
+        unpack(Environment.load().store, sys.stdin.buffer)

@@ -1,7 +1,5 @@
 """An environment on a cluster: its commands run in the controller's pod, so kubectl is the only way in."""
 
-from __future__ import annotations
-
 import atexit
 import base64
 import contextlib
@@ -10,11 +8,11 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -33,17 +31,20 @@ class Cluster:
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str | None) -> Cluster | None:
+    def of(cls, name: str | None) -> Self | None:
         """None if the environment is this machine's own, or this is one of its pods."""
         name = name or os.environ.get("MLOPS_ENV", "local")
         file = ROOT / "environments" / f"Pulumi.{name}.yaml"
         if "MLOPS_BUCKET" in os.environ or not file.exists():
             return None
-        defaults = {
-            key: entry["default"] for key, entry in yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()
-        }
+        declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+        defaults = {key: entry["default"] for key, entry in declared.items()}
+        changed: dict[str, Any] = {}
         try:
-            changed = dict(_paths(yaml.safe_load(file.read_text())["config"] or {}))
+            for key, value in (yaml.safe_load(file.read_text())["config"] or {}).items():
+                name_of = key.removeprefix("mlops:")
+                grouped = isinstance(value, dict)
+                changed |= {f"{name_of}.{path}": each for path, each in value.items()} if grouped else {name_of: value}
         except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise UserError("env", str(file), f"cannot be read as settings: {str(error).splitlines()[0]}") from None
         return cls(name, defaults | changed)
@@ -58,23 +59,18 @@ class Cluster:
         except FileNotFoundError:
             raise UserError("kubectl", "missing", "install it: clusters are reached through it") from None
         if done.returncode:
-            raise UserError(
-                f"kubectl {words[0]}", self.name, done.stderr.decode().strip()[-400:] or f"exit code {done.returncode}"
-            )
+            said = done.stderr.decode().strip()[-400:]
+            raise UserError(f"kubectl {words[0]}", self.name, said or f"exit code {done.returncode}")
         return done.stdout
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         return json.loads(self.ask("get", kind, name, "-o", "json"))
 
-    def secret(self, name: str, key: str) -> str:
-        return base64.b64decode(self.get("secret", name)["data"][key]).decode()
-
     def images(self) -> set[str]:
         """Images that the nodes have."""
         nodes = json.loads(self.ask("get", "nodes", "-o", "json"))["items"]
-        return {
-            name for node in nodes for image in node["status"].get("images", []) for name in image.get("names") or []
-        }
+        images = [image for node in nodes for image in node["status"].get("images", [])]
+        return {name for image in images for name in image.get("names") or []}
 
     def run(self, words: Sequence[str], data: bytes | None = None) -> int:
         """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
@@ -82,32 +78,26 @@ class Cluster:
         command = ["env", f"MLOPS_BY={author()}", "python", "-m", "cli", *words]
         return subprocess.run(self.kubectl("exec", "-i", _CONTROLLER, "--", *command), input=data).returncode
 
-    def job(self, cron_job: str, changes: dict[str, Any] | None = None) -> str:
-        """Make a Job from a CronJob's template, its container changed by `changes`; returns its name."""
-        template = self.get("cronjob", cron_job)["spec"]["jobTemplate"]
-        name = f"{cron_job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        template["spec"]["template"]["spec"]["containers"][0] |= changes or {}
-        job = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {"name": name, **template["metadata"]},
-            "spec": template["spec"],
-        }
-        self.ask("create", "-f", "-", data=json.dumps(job).encode())
-        return name
-
     def train(self, words: Sequence[str]) -> int:
-        """A Job from the training's template; its log is followed to the end, its exit code returned."""
+        """A Job from the CronJob's template; its log is followed to the end, its exit code returned."""
         self._wait_for("deploy/tracking")
-        name = self.job("training", {"command": ["python", "-m", "cli"], "args": list(words)})
+        template, name = (
+            self.get("cronjob", "training")["spec"]["jobTemplate"],
+            time.strftime("training-%Y%m%d-%H%M%S", time.gmtime()),
+        )
+        command = {"command": ["python", "-m", "cli"], "args": list(words)}
+        template["spec"]["template"]["spec"]["containers"][0] |= command
+        job = {"apiVersion": "batch/v1", "kind": "Job", "spec": template["spec"]}
+        job["metadata"] = {"name": name, **template["metadata"]}
+        self.ask("create", "-f", "-", data=json.dumps(job).encode())
         subprocess.run(self.kubectl("logs", "-f", "--pod-running-timeout=2m", f"job/{name}"))
         while True:
             pods = json.loads(self.ask("get", "pods", "-l", f"job-name={name}", "-o", "json"))["items"]
-            states = [status["state"] for pod in pods for status in pod["status"].get("containerStatuses", [])]
-            if ended := states and states[-1].get("terminated"):
-                return ended["exitCode"]
-            if waiting := states and states[-1].get("waiting", {}).get("message"):
-                raise UserError("job", name, f"did not start: {waiting}; see `kubectl describe job {name}`")
+            for state in [each["state"] for pod in pods for each in pod["status"].get("containerStatuses", [])]:
+                if "terminated" in state:
+                    return state["terminated"]["exitCode"]
+                if waiting := state.get("waiting", {}).get("message"):
+                    raise UserError("job", name, f"did not start: {waiting}; see `kubectl describe job {name}`")
             time.sleep(1)
 
     def _wait_for(self, workload: str) -> None:
@@ -122,18 +112,9 @@ class Cluster:
         assert forward.stdout
         if not (port := re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())):
             raise UserError("cluster", self.name, f"no connection; try: {' '.join(command)}")
-        os.environ.setdefault("MLOPS_API_KEY", self.secret("client-key", "client.key"))
-        home = ROOT / ".mlops" / self.name
-        known = {
-            "ENV": self.name,
-            "ENDPOINT": f"http://127.0.0.1:{port.group(1)}",
-            "HOME": home,
-            "BUCKET": home / "bucket",
-        }
-        os.environ |= {f"MLOPS_{key}": str(value) for key, value in known.items()} | {
-            "MLOPS_KEYRING": "none",
-            "MLOPS_TRACKING": "none",
-        }
+        key = base64.b64decode(self.get("secret", "client-key")["data"]["client.key"]).decode()
+        os.environ.setdefault("MLOPS_API_KEY", key)
+        self._use(f"http://127.0.0.1:{port.group(1)}", ROOT / ".mlops" / self.name, Path("none"))
 
     @contextlib.contextmanager
     def keyring(self) -> Generator[None]:
@@ -143,13 +124,7 @@ class Cluster:
         with TemporaryDirectory() as folder:
             path = Path(folder, "keyring.json")
             path.write_text(found["data"]["keyring.json"])
-            os.environ |= {
-                "MLOPS_ENV": self.name,
-                "MLOPS_KEYRING": str(path),
-                "MLOPS_ENDPOINT": "none",
-                "MLOPS_TRACKING": "none",
-            }
-            os.environ |= {"MLOPS_BUCKET": f"{folder}/bucket", "MLOPS_HOME": folder}
+            self._use("none", Path(folder), path)
             yield
             for private in path.parent.glob("*.pem"):
                 role, text = private.stem.partition("-")[0], private.read_text()
@@ -158,22 +133,8 @@ class Cluster:
             found["data"]["keyring.json"] = path.read_text()
             self.ask("replace", "-f", "-", data=json.dumps(found).encode())
 
-
-def _paths(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings by path, as Pulumi.yaml names them."""
-    for key, value in config.items():
-        name = key.removeprefix("mlops:")
-        yield from (
-            ((f"{name}.{inner}", each) for inner, each in value.items()) if isinstance(value, dict) else [(name, value)]
-        )
-
-
-def without(words: Sequence[str], option: str) -> list[str]:
-    """`words` without `option` and its value, in either spelling."""
-    kept, skip = [], False
-    for word in words:
-        if skip or word == option:
-            skip = not skip
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept
+    def _use(self, endpoint: str, home: Path, keyring: Path) -> None:
+        """As the environment of this process."""
+        known = {"ENV": self.name, "ENDPOINT": endpoint, "HOME": home, "BUCKET": home / "bucket"}
+        known |= {"KEYRING": keyring, "TRACKING": "none"}
+        os.environ |= {f"MLOPS_{key}": str(value) for key, value in known.items()}

@@ -1,7 +1,5 @@
 """The three images of the platform: built with whatever builder is here, then loaded into the cluster or pushed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -18,16 +16,16 @@ BUILDERS = ("docker", "podman", "buildah")
 
 
 def deliver(
-    wanted: dict[str, str], context: str, registry: str | None, platform: str | None, commit: str,
-    secrets: dict[str, Path], say: Callable[[str], None],
-) -> dict[str, str]:  # fmt: skip
-    """`wanted`: target → image; `secrets`: pip.conf and ca.pem, for a private package index and certificate authority.
-    Returns target → the image as an environment names it: by digest if it was pushed."""
-    made = {}
+    wanted: dict[str, str], context: str, registry: str | None, options: list[str], tag: str, say: Callable[[str], None]
+) -> dict[str, str]:
+    """`wanted`: target → image; `options`: of the build. Returns target → the image as an environment names it: by digest
+    if it was pushed."""
+    tool, made = builder(), {}
+    command = [tool, *(["bud", "--layers", "--network", "host"] if tool == "buildah" else ["build"]), *options]
     for target in sorted(wanted, key=TARGETS.index):
-        image = f"{registry}/mlops-{target}:{commit[:12]}" if registry else wanted[target].partition("@")[0]
+        image = f"{registry}/mlops-{target}:{tag}" if registry else wanted[target].partition("@")[0]
         say(f"build {image}")
-        build(target, image, platform, commit, secrets)
+        _run([*command, "--target", target, "-t", image, str(ROOT)])
         say(f"push {image}" if registry else f"load {image}")
         made[target] = push(image) if registry else image
     if not registry:
@@ -42,15 +40,6 @@ def builder() -> str:
         if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:
             return name
     raise UserError("builder", "none", f"install and start one of {', '.join(BUILDERS)}")
-
-
-def build(target: str, image: str, platform: str | None, commit: str, secrets: dict[str, Path]) -> None:
-    tool = builder()
-    command = [tool, *(["bud", "--layers", "--network", "host"] if tool == "buildah" else ["build"])]
-    command += ["--target", target, "-t", image, "--build-arg", f"COMMIT={commit}"]
-    command += ["--platform", platform] if platform else []
-    command += [word for key, path in secrets.items() for word in ("--secret", f"id={key},src={path}")]
-    _run([*command, str(ROOT)])
 
 
 def push(image: str) -> str:
@@ -77,9 +66,7 @@ def load(images: list[str], context: str) -> None:
         elif shutil.which("ctr"):
             command = ["ctr", "-n", "k8s.io", "images", "import", str(archive)]
         else:
-            hint = (
-                "is not a cluster of this machine that takes images (kind, containerd); push them: mlops images --push"
-            )
+            hint = "is not a cluster of this machine that takes images; push them: mlops images --push"
             raise UserError("cluster.context", context, hint)
         for image in images:
             archive.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
 """API keys of callers, and signing keys of trainings and approvals."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -11,7 +9,6 @@ from rich.table import Table
 
 from cli.terminal import state
 from mlops import access
-from mlops.errors import UserError
 from mlops.keys import Role, Scheme
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
@@ -26,12 +23,9 @@ def new_api_key(
     per_second: Annotated[float, typer.Option(help="Rate limit of its requests.", min=0.001)] = 1000,
 ) -> None:
     """Create a key. It is shown once; only its hash is kept."""
-    scopes = [each for each in get_args(access.Scope) if each in (scope or get_args(access.Scope))]
-    if unknown := set(scope or ()) - set(scopes):
-        raise UserError("scope", sorted(unknown)[0], "use predict or outcomes")
     state.announce("api-key new")
     expires = datetime.now(UTC) + timedelta(days=expires_days) if expires_days is not None else None
-    key, secret = access.new(state.environment.store, name, scopes, per_second, expires)
+    key, secret = access.new(state.environment.store, name, scope or ["predict", "outcomes"], per_second, expires)
     value = {**key.model_dump(mode="json", exclude={"sha256"}), "key": secret}
     state.result(value, f"{secret}\nstore it now: it is not shown again")
 

@@ -1,13 +1,11 @@
 """The `mlops` command: thin, and quick to start, since each verb imports what it needs."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from obstore.exceptions import BaseError
@@ -16,15 +14,13 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from cli import keys, rollout
-from cli.cluster import Cluster, without
+from cli.cluster import Cluster
 from cli.terminal import Why, err, state
 from mlops.errors import GateError, UserError
 from mlops.releases import Mode, describe, serving
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="The life of a model: train, release, watch, roll back.",
-)  # fmt: skip
+_HELP = "The life of a model: train, release, watch, roll back."
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(keys.api_keys, name="api-key")
 app.add_typer(keys.signing_keys, name="signing-key")
@@ -45,23 +41,21 @@ def common(
     verb = context.invoked_subcommand or ""
     if cluster is None or verb in _FROM_HERE or "--help" in sys.argv:
         return
-    words = without(sys.argv[1:], "--env")
+    words = sys.argv[1:]  # in a pod --env names the environment that it is in
     if verb in _LOCAL:
         raise UserError("env", cluster.name, f"is a cluster; {verb} runs on this machine: leave --env out")
     if verb in ("predict", "replay"):
         cluster.reach()
     elif verb == "train":
         raise typer.Exit(cluster.train(words))
-    elif verb == "signing-key":
+    elif verb == "signing-key" and "list" not in words:
         context.with_resource(cluster.keyring())
     else:
         raise typer.Exit(cluster.run(words))
 
 
 @app.command()
-def run(
-    no_train: Annotated[bool, typer.Option("--no-train", help="Do not train a first model.")] = False,
-) -> None:
+def run(no_train: Annotated[bool, typer.Option("--no-train", help="Do not train a first model.")] = False) -> None:
     """Run the platform on this machine until Ctrl-C."""
     from environments.local.serve import serve
 
@@ -100,9 +94,7 @@ def train(
     windows = [Window.parse(text) if text else None for text in (window, holdout)]
     definition, accepted = load_definition(state.model_name), dict.fromkeys(accept or [], why)
     with err.status("train") as status:
-        trained = pipeline.train(
-            state.environment, definition, *windows, seed=seed, accept=accepted, say=status.update
-        )  # fmt: skip
+        trained = pipeline.train(state.environment, definition, *windows, seed, accepted, status.update)
     digest, verdict = trained.digest[:12], trained.verdict
     value = {
         "digest": trained.digest, "gate": verdict.decision, "reasons": verdict.reasons,
@@ -157,9 +149,7 @@ def release(
     columns = dict(part.partition("=")[::2] for part in cohort or []) or None
     mode = "canary" if columns and mode == "full" else mode
     done = promotion.release(state.model, digest, why, mode, breaking, weight, columns)
-    state.result(
-        done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)} in {state.environment.name}"
-    )
+    state.result(done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)}")
 
 
 @app.command()
@@ -173,37 +163,29 @@ def rollback(why: Why = "rolled back by hand") -> None:
 
 
 @app.command()
-def history(
-    at: Annotated[str | None, typer.Option(help="ISO 8601 time: what was intended and observed then.")] = None,
-) -> None:
+def history(at: Annotated[str | None, typer.Option(help="ISO 8601: intended and observed then.")] = None) -> None:
     """All releases; with --at, the intended and the observed model at that time."""
     log = state.model.releases.read()
     if at:
         from monitoring.history import observed
 
-        moment = _time(at)
+        try:
+            moment = datetime.fromisoformat(at)
+        except ValueError:
+            raise UserError("at", at, "write a time as 2024-05-01T12:00:00Z") from None
+        moment = moment if moment.tzinfo else moment.astimezone()
         wanted, seen = serving(log, moment), observed(state.model, moment)
-        found = [{"digest": digest, "revision": revision, "rows": rows} for (digest, revision), rows in seen.items()]
+        found: list[dict[str, Any]] = [{"digest": d, "revision": r, "rows": n} for (d, r), n in seen.items()]
         value = {"at": moment, "intended": wanted.model_dump(mode="json") if wanted else None, "observed": found}
         intended = f"revision {wanted.revision}, {wanted.champion[:12]}" if wanted else "nothing"
-        answered = ", ".join(
-            f"{each['digest'][:12]} (revision {each['revision']}, {each['rows']} rows)" for each in found
-        )
+        answered = ", ".join(f"{digest[:12]} (revision {revision}, {n} rows)" for (digest, revision), n in seen.items())
         state.result(value, f"intended: {intended}\nobserved: {answered or 'no answers in the log within a minute'}")
         return
     table = Table("revision", "at", "release", "by", "why")
     for each in log:
-        texts = (describe(each), escape(each.by), escape(each.why))
+        texts = map(escape, (describe(each), each.by, each.why))
         table.add_row(str(each.revision), f"{each.at:%Y-%m-%d %H:%M:%S}", *texts)
     state.result({"releases": [each.model_dump(mode="json") for each in log]}, table)
-
-
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError("at", text, "write a time as 2024-05-01T12:00:00Z") from None
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 @app.command()
@@ -217,8 +199,7 @@ def status() -> None:
     environment, model = state.environment, state.model
     current, bundles = model.releases.current(), [digest[:12] for digest in digests(model)]
     try:
-        ready = httpx.get(f"{environment.endpoint}/readyz", timeout=3)
-        service = ready.json()["reason"] or "ready"
+        service = httpx.get(f"{environment.endpoint}/readyz", timeout=3).json()["reason"] or "ready"
     except (httpx.HTTPError, ValueError, KeyError):
         service = "does not answer"
     tracking = "ready" if reachable(environment.tracking) else "does not answer"
@@ -228,20 +209,15 @@ def status() -> None:
         "service": {"url": environment.endpoint, "state": service},
         "tracking": {"url": environment.tracking, "state": tracking},
     }  # fmt: skip
-    lines = [
-        f"model     {model.name} in {environment.name}",
-        f"release   {f'revision {current.revision}, {describe(current)}, {current.why}' if current else 'none yet'}",
-        f"service   {environment.endpoint}: {service}",
-        f"MLflow    {environment.tracking}: {tracking}",
-        f"bucket    {environment.bucket}: {len(bundles)} bundles {' '.join(bundles)}",
-    ]
+    release = f"revision {current.revision}, {describe(current)}, {current.why}" if current else "none yet"
+    lines = [f"model     {model.name} in {environment.name}", f"release   {release}"]
+    lines += [f"service   {environment.endpoint}: {service}", f"MLflow    {environment.tracking}: {tracking}"]
+    lines += [f"bucket    {environment.bucket}: {len(bundles)} bundles {' '.join(bundles)}"]
     state.result(value, "\n".join(lines))
 
 
 @app.command()
-def predict(
-    rows: Annotated[str, typer.Argument(help="JSON: one row or a list of them; - reads standard input.")],
-) -> None:
+def predict(rows: Annotated[str, typer.Argument(help="JSON: a row or a list of them; - reads stdin.")]) -> None:
     """Call the running service."""
     from mlops.client import Client
 
@@ -277,9 +253,7 @@ def replay(
 
 
 @app.command()
-def outcomes(
-    file: Annotated[Path | None, typer.Argument(help="CSV with the columns id and value.")] = None,
-) -> None:
+def outcomes(file: Annotated[Path | None, typer.Argument(help="CSV with the columns id and value.")] = None) -> None:
     """Report outcomes; without a file: show how many predictions have a matching outcome."""
     if file:
         import csv
@@ -292,9 +266,7 @@ def outcomes(
             try:
                 rows = [{"id": row["id"], "value": float(row["value"])} for row in csv.DictReader(lines)]
             except (KeyError, ValueError, TypeError) as error:
-                raise UserError(
-                    "file", str(file), f"needs the columns id and value, numbers in value ({error})"
-                ) from None
+                raise UserError("file", str(file), f"needs the columns id and value, a number ({error})") from None
         found = Client(state.environment).outcomes(rows)
     else:
         from monitoring.outcomes import join_outcomes
@@ -318,11 +290,7 @@ def check(digest: Annotated[str, typer.Argument(help="The bundle's digest, or it
 
 
 @app.command()
-def snapshot(
-    file: Annotated[
-        Path | None, typer.Argument(help="Parquet with the columns of load(); load() if not given.")
-    ] = None,
-) -> None:
+def snapshot(file: Annotated[Path | None, typer.Argument(help="Parquet; load() if not given.")] = None) -> None:
     """Put the data into the bucket, for trainings that cannot reach its source (training.data: snapshot)."""
     from training.definition import load_definition
     from training.source import put_snapshot, to_parquet
@@ -340,7 +308,6 @@ def snapshot(
 def images(
     push: Annotated[str | None, typer.Option(help="Registry and prefix; if not given, this machine's cluster.")] = None,
     platform: Annotated[str | None, typer.Option(help="linux/amd64 or linux/arm64; this machine's by default.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="app, training or mlflow.")] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Only those that the nodes do not have.")] = False,
     pip_conf: Annotated[Path | None, typer.Option(help="For a private package index; in no layer.")] = None,
     ca: Annotated[Path | None, typer.Option(help="For a private certificate authority; in no layer.")] = None,
@@ -349,17 +316,15 @@ def images(
     from cli.images import TARGETS, deliver
     from training.registry import commit
 
-    cluster = state.require_cluster("images")
-    if unknown := set(only or []) - set(TARGETS):
-        raise UserError("only", sorted(unknown)[0], f"use {', '.join(TARGETS)}")
-    wanted = {name: cluster.settings[f"images.{name}"] for name in only or TARGETS}
-    if missing:
-        present = cluster.images()
-        wanted = {name: image for name, image in wanted.items() if image not in present}
-    secrets = {name: path for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)) if path}
+    cluster, revision = state.require_cluster("images"), commit()
+    present = cluster.images() if missing else ()
+    wanted = {name: cluster.settings[f"images.{name}"] for name in TARGETS}
+    wanted = {name: image for name, image in wanted.items() if image not in present}
+    options = ["--build-arg", f"COMMIT={revision}", *(["--platform", platform] if platform else [])]
+    for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)):
+        options += ["--secret", f"id={name},src={path}"] if path else []
     with err.status("images") as status:
-        context = cluster.settings["cluster.context"]
-        made = deliver(wanted, context, push, platform, commit(), secrets, status.update)
+        made = deliver(wanted, cluster.settings["cluster.context"], push, options, revision[:12], status.update)
     lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {made[name]}" for name in made if push]
     state.result({"images": made}, "\n".join(lines or made.values()))
 

@@ -1,7 +1,5 @@
 """Rollouts in progress, and A/B experiments."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -9,6 +7,7 @@ import typer
 from cli.terminal import Why, state, verdict_table
 from mlops.errors import UserError
 from mlops.releases import Release, describe
+from mlops.verdict import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="The rollout in progress: status, pause, resume, promote, abort.")
 
@@ -42,23 +41,19 @@ def promote(
 ) -> None:
     """Advance to the next step now, whatever the judge says."""
     from mlops import promotion, rollout
-    from monitoring.analysis import examine
 
-    model = state.model
-    release, verdict = examine(model)
+    release, verdict = _judged("promote")
     if verdict.decision != "advance" and not why:
         hint = f"the judge does not say advance ({verdict.reasons[0]}); say why you promote it anyway: --why '…'"
         raise UserError("why", "", hint)
-    state.announce("rollout promote")
-    rollout.save_verdict(model, release, verdict.as_dict())
     reason = why or f"rollout {release.rollout}: {verdict.decision}"
     if full:
-        _end(rollout.promote(model, release, reason), release)
+        _end(rollout.promote(state.model, release, reason), release)
         return
-    champion = promotion.champion(model)
+    champion = promotion.champion(state.model)
     if champion is None or champion.digest != release.champion:
         raise UserError("champion", release.champion[:12], "is not valid any more; release another model")
-    done = rollout.advance(model, release, champion.contract.judge, reason)
+    done = rollout.advance(state.model, release, champion.contract.judge, reason)
     state.result(done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)}")
 
 
@@ -66,13 +61,9 @@ def promote(
 def abort(why: Why = "") -> None:
     """The champion alone answers again; the result stays as a page."""
     from mlops import rollout
-    from monitoring.analysis import examine
 
-    model = state.model
-    release, verdict = examine(model)
-    state.announce("rollout abort")
-    rollout.save_verdict(model, release, verdict.as_dict())
-    _end(rollout.abort(model, release, why or f"rollout {release.rollout}: {verdict.decision}"), release)
+    release, verdict = _judged("abort")
+    _end(rollout.abort(state.model, release, why or f"rollout {release.rollout}: {verdict.decision}"), release)
 
 
 def experiment(
@@ -90,18 +81,24 @@ def experiment(
     model = state.model
     std, source = daily_std(model, digest)
     needed = days_needed(std, effect) if std is not None else None
-    if std is None:
-        state.say(f"unknown how many days it takes: {source}")
-    elif needed is None or needed > days:
+    if std is not None and (needed is None or needed > days):
         wait = f"needs {needed or 'more than 1000'} days to show with 80 % power ({source})"
-        raise UserError(
-            "effect", effect, f"{wait}; wait that long with --days {needed or ''}, or look for a larger effect"
-        )
+        raise UserError("effect", effect, f"{wait}; wait longer with --days, or look for a larger effect")
     state.announce("experiment")
     done = promotion.release(model, digest, why or f"A/B for an effect of {effect:g}", mode="ab", weight=weight)
-    shows = f"{needed} days show {effect:g} with 80 % power ({source})" if needed else "see mlops rollout status"
+    shows = f"{needed} days show {effect:g} with 80 % power ({source})" if needed else source
     value = done.model_dump(mode="json") | {"days_needed": needed, "daily_std": std}
     state.result(value, f"revision {done.revision}: rollout {done.rollout}, {describe(done)}; {shows}")
+
+
+def _judged(verb: str) -> tuple[Release, Verdict]:
+    from mlops.rollout import save_verdict
+    from monitoring.analysis import examine
+
+    release, verdict = examine(state.model)
+    state.announce(f"rollout {verb}")
+    save_verdict(state.model, release, verdict.as_dict())
+    return release, verdict
 
 
 def _set_paused(paused: bool, why: str) -> None:

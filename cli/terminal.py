@@ -1,7 +1,5 @@
 """What every verb shares: which environment and model are meant, and how an answer is shown."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -44,14 +42,8 @@ class Context:
 
     def require_cluster(self, verb: str) -> Cluster:
         if self.cluster is None:
-            raise UserError(
-                "env", self.env or "local", f"is not a cluster, which {verb} needs: mlops --env kind {verb}"
-            )
+            raise UserError("env", self.env or "local", f"is not a cluster; {verb} needs one: mlops --env kind {verb}")
         return self.cluster
-
-    def say(self, text: str) -> None:
-        if not self.as_json:
-            err.print(text, highlight=False)
 
     def announce(self, verb: str) -> None:
         """Print the target before staging or prod is changed."""
@@ -72,9 +64,8 @@ state = Context()
 
 def verdict_table(title: str, verdict: dict[str, Any]) -> Table:
     reasons = escape("; ".join(verdict["reasons"]))
-    shown = Table(
-        "check", "", "n", "estimate", "from", "to", "bound", title=f"{title}: {verdict['decision']}, {reasons}"
-    )
+    title = f"{escape(title)}: {verdict['decision']}, {reasons}"
+    shown = Table("check", "", "n", "estimate", "from", "to", "bound", title=title)
     for row in verdict["checks"]:
         numbers = ("" if row[name] is None else f"{row[name]:+.4f}" for name in ("estimate", "low", "high"))
         shown.add_row(escape(row["name"]), row["outcome"], str(row["n"]), *numbers, f"{row['bound']:g}")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pulumi
 import pulumi_kubernetes as k8s
 
@@ -18,10 +16,7 @@ class Platform:
         self.connections = Connections(settings)
         # After a killed `up` some objects exist that the state does not know: the next one adopts and corrects them.
         self.provider = k8s.Provider(
-            "cluster",
-            context=settings.cluster.context or None,
-            upsert_existing_objects=True,
-            enable_patch_force=True,
+            "cluster", context=settings.cluster.context or None, upsert_existing_objects=True, enable_patch_force=True
         )
         self.namespace: pulumi.Input[str] = settings.namespace
         if settings.cluster_scope:

@@ -5,8 +5,6 @@ Secrets are made inside the cluster, so that neither Pulumi's state nor a person
 killed and repeated.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -27,7 +25,7 @@ import httpx
 from mlops import access
 from mlops.environment import Environment
 from mlops.errors import UserError
-from mlops.keys import Key, Keyring, Role
+from mlops.keys import Keyring, Role
 
 # Rights in the bucket by identity. No identity may delete releases or bundles.
 IDENTITIES = {
@@ -37,6 +35,39 @@ IDENTITIES = {
     "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*", "replicas/*"]},
 }
 TRACKING_USERS = ("training", "controller")
+Secrets = dict[str, tuple[str, str]]  # variable → (Secret, key)
+
+
+def _bucket(identity: str, prefix: str = "AWS") -> Secrets:
+    halves = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+    return {f"{prefix}_{half}": (f"bucket-{identity}", f"AWS_{half}") for half in halves}
+
+
+def _login(user: str) -> Secrets:
+    return {
+        f"MLFLOW_TRACKING_{half}": (f"tracking-{user}", f"MLFLOW_TRACKING_{half}") for half in ("USERNAME", "PASSWORD")
+    }
+
+
+_DATABASE: Secrets = {"PGPASSWORD": ("database", "password")}
+_SERVER: Secrets = {
+    "MLFLOW_AUTH_ADMIN_PASSWORD": ("tracking-admin", "password"),
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": ("tracking-admin", "secret-key"),
+}
+_USERS = {f"{user.upper()}_PASSWORD": _login(user)["MLFLOW_TRACKING_PASSWORD"] for user in TRACKING_USERS}
+_IDENTITIES = {name: key for each in ("root", *IDENTITIES) for name, key in _bucket(each, each.upper()).items()}
+# The credentials in the environment of each workload.
+SECRETS: dict[str, Secrets] = {
+    "bucket": {f"ROOT_{name}": ("bucket-root", key) for name, key in
+               (("ACCESS_KEY", "AWS_ACCESS_KEY_ID"), ("SECRET_KEY", "AWS_SECRET_ACCESS_KEY"))},
+    "setup-keys": {},
+    "setup-database": _DATABASE | {"ADMIN_PASSWORD": ("tracking-admin", "password")} | _USERS,
+    "setup-bucket": {"CLIENT_KEY": ("client-key", "client.key")} | _IDENTITIES | _bucket("controller"),
+    "tracking": _DATABASE | _SERVER | _bucket("tracking"),
+    "serving": _bucket("serving"),
+    "training": _bucket("training") | _login("training"),
+    "controller": _bucket("controller") | _login("controller"),
+}  # fmt: skip
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECONDS = 300
 
@@ -49,24 +80,24 @@ class Cluster:
         host = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
         token = {"authorization": f"Bearer {(_ACCOUNT / 'token').read_text()}"}
         trusted = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
-        trusted.verify_flags &= (
-            ~ssl.VERIFY_X509_STRICT
-        )  # many cluster CAs lack extensions that Python 3.13 requires
+        trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT  # many cluster CAs lack extensions that Python 3.13 requires
         self._http = httpx.Client(base_url=host, headers=token, verify=trusted, timeout=20)
 
     def create(self, kind: str, name: str, data: dict[str, str]) -> None:
         """`kind`: secrets or configmaps. Existing ones are not changed."""
-        values = {"stringData": data} if kind == "secrets" else {"data": data}
-        body = {"metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "mlops"}}, **values}
-        answer = self._http.post(f"/api/v1/namespaces/{self._namespace}/{kind}", json=body)
-        if answer.status_code not in (201, 409):
-            raise UserError(f"{kind}/{name}", answer.status_code, answer.json().get("message", "")[:300])
+        metadata = {"name": name, "labels": {"app.kubernetes.io/part-of": "mlops"}}
+        body = {"metadata": metadata, "stringData" if kind == "secrets" else "data": data}
+        self._call("POST", kind, "", (201, 409), body)
 
     def secret(self, name: str) -> dict[str, str]:
-        answer = self._http.get(f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
-        if answer.status_code != 200:
-            raise UserError(f"secrets/{name}", answer.status_code, answer.json().get("message", "")[:300])
-        return {key: base64.b64decode(value).decode() for key, value in answer.json()["data"].items()}
+        data = self._call("GET", "secrets", f"/{name}", (200,))["data"]
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def _call(self, method: str, kind: str, path: str, expected: tuple[int, ...], body: Any = None) -> dict[str, Any]:
+        answer = self._http.request(method, f"/api/v1/namespaces/{self._namespace}/{kind}{path}", json=body)
+        if answer.status_code not in expected:
+            raise UserError(f"{kind}{path}", answer.status_code, answer.json().get("message", "")[:300])
+        return answer.json()
 
 
 class Folder:
@@ -89,75 +120,39 @@ class Folder:
         return {file.name: file.read_text() for file in (self._path / name).iterdir()}
 
 
-def keys(cluster: Cluster | Folder, environment: str) -> None:
+def keys(target: Cluster | Folder, environment: str) -> None:
     """Signing keys and their keyring, passwords, the bucket's identities, one API key."""
     public = []
     for role, scope in (("build", None), ("approve", environment)):
-        cluster.create("secrets", f"signing-{role}", _signing_key(role, scope))
-        public.append(json.loads(cluster.secret(f"signing-{role}")["key.json"]))
-    cluster.create("configmaps", "keyring", {"keyring.json": json.dumps({"keys": public}, indent=1)})
-    cluster.create("secrets", "database", {"password": secrets.token_hex(24)})
-    cluster.create(
-        "secrets", "tracking-admin", {"password": secrets.token_hex(16), "secret-key": secrets.token_hex(32)}
-    )
+        target.create("secrets", f"signing-{role}", _signing_key(role, scope))
+        public.append(json.loads(target.secret(f"signing-{role}")["key.json"]))
+    target.create("configmaps", "keyring", {"keyring.json": json.dumps({"keys": public}, indent=1)})
+    target.create("secrets", "database", {"password": secrets.token_hex(24)})
+    target.create("secrets", "tracking-admin", {"password": secrets.token_hex(16), "secret-key": secrets.token_hex(32)})
     for user in TRACKING_USERS:
-        password = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16)}
-        cluster.create("secrets", f"tracking-{user}", password)
+        login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16)}
+        target.create("secrets", f"tracking-{user}", login)
     for identity in ("root", *IDENTITIES):
-        pair = {
-            "AWS_ACCESS_KEY_ID": f"{identity}-{secrets.token_hex(4)}",
-            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24),
-        }
-        cluster.create("secrets", f"bucket-{identity}", pair)
-    cluster.create("secrets", "client-key", {"client.key": access.new_secret()})
-    cluster.create("secrets", "grafana", {"password": secrets.token_hex(16)})
+        key_id = f"{identity}-{secrets.token_hex(4)}"
+        pair = {"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
+        target.create("secrets", f"bucket-{identity}", pair)
+    target.create("secrets", "client-key", {"client.key": access.new_secret()})
+    target.create("secrets", "grafana", {"password": secrets.token_hex(16)})
 
 
 def files(folder: Folder) -> None:
     """For containers without a cluster: the environment variables of each, and folders with signing keys."""
-    bucket = {identity: folder.secret(f"bucket-{identity}") for identity in ("root", *IDENTITIES)}
-    admin, users = folder.secret("tracking-admin"), {user: folder.secret(f"tracking-{user}") for user in TRACKING_USERS}
-    password = folder.secret("database")["password"]
-    environments: dict[str, dict[str, str]] = {
-        "bucket": {
-            "ROOT_ACCESS_KEY": bucket["root"]["AWS_ACCESS_KEY_ID"],
-            "ROOT_SECRET_KEY": bucket["root"]["AWS_SECRET_ACCESS_KEY"],
-        },
-        "setup-database": {
-            "PGPASSWORD": password,
-            "ADMIN_PASSWORD": admin["password"],
-            **{f"{user.upper()}_PASSWORD": login["MLFLOW_TRACKING_PASSWORD"] for user, login in users.items()},
-        },
-        "setup-bucket": {
-            **{
-                key.replace("AWS", identity.upper()): value
-                for identity, pair in bucket.items()
-                for key, value in pair.items()
-            },
-            **bucket["controller"],
-            "CLIENT_KEY": folder.secret("client-key")["client.key"],
-        },
-        "tracking": {
-            "PGPASSWORD": password,
-            "MLFLOW_AUTH_ADMIN_PASSWORD": admin["password"],
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": admin["secret-key"],
-            **bucket["tracking"],
-        },
-        "serving": bucket["serving"],
-        "training": bucket["training"] | users["training"],
-        "controller": bucket["controller"] | users["controller"],
-    }
-    for name, values in environments.items():
-        folder.create(
-            "files", f"{name}-env", {"env": "".join(f"export {key}={value}\n" for key, value in values.items())}
-        )
+    for workload, variables in SECRETS.items():
+        values = {name: folder.secret(secret)[key] for name, (secret, key) in variables.items()}
+        text = "".join(f"export {name}={value}\n" for name, value in values.items())
+        folder.create("files", f"{workload}-env", {"env": text})
     for role, more in (("build", {}), ("approve", folder.secret("client-key"))):
         folder.create("files", f"keys-{role}", folder.secret("keyring") | folder.secret(f"signing-{role}") | more)
 
 
 def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
-        key: Key = Keyring(Path(folder, "keyring.json")).new(role, environment)
+        key = Keyring(Path(folder, "keyring.json")).new(role, environment)
         return {f"{key.id}.pem": Path(folder, f"{key.id}.pem").read_text(), "key.json": key.model_dump_json()}
 
 
@@ -170,11 +165,8 @@ def database(uri: str, auth_uri: str) -> None:
 
     for each in (uri, auth_uri):
         parts = urlsplit(each)
-        name = parts.path.lstrip("/")
-        server = parts._replace(scheme="postgresql", path="/postgres").geturl()
-        with _patiently(
-            lambda server=server: psycopg.connect(server, autocommit=True, connect_timeout=5)
-        ) as connection:
+        name, server = parts.path.lstrip("/"), parts._replace(scheme="postgresql", path="/postgres").geturl()
+        with _retry(lambda server=server: psycopg.connect(server, autocommit=True, connect_timeout=5)) as connection:
             if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 connection.execute(f"create database \"{name}\" encoding 'UTF8' template template0")
     engine = create_sqlalchemy_engine_with_retry(uri)
@@ -183,10 +175,8 @@ def database(uri: str, auth_uri: str) -> None:
     engine.dispose()
     store = SqlAlchemyStore()
     store.init_db(auth_uri)
-    wanted = {"admin": os.environ["ADMIN_PASSWORD"]} | {
-        user: os.environ[f"{user.upper()}_PASSWORD"] for user in TRACKING_USERS
-    }
-    for user, password in wanted.items():
+    for user in ("admin", *TRACKING_USERS):
+        password = os.environ[f"{user.upper()}_PASSWORD"]
         if store.has_user(user):
             store.update_user(user, password)  # its Secret may have been replaced
         else:
@@ -205,13 +195,10 @@ def _bundled_bucket(name: str, endpoint: str) -> None:
     import boto3
     from botocore.exceptions import ClientError
 
-    root = {
-        "aws_access_key_id": os.environ["ROOT_ACCESS_KEY_ID"],
-        "aws_secret_access_key": os.environ["ROOT_SECRET_ACCESS_KEY"],
-    }
-    session = boto3.Session(**root, region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    root = (os.environ["ROOT_ACCESS_KEY_ID"], os.environ["ROOT_SECRET_ACCESS_KEY"])
+    session = boto3.Session(*root, region_name=os.environ.get("AWS_REGION", "us-east-1"))
     s3 = session.client("s3", endpoint_url=endpoint)
-    _patiently(s3.list_buckets)
+    _retry(s3.list_buckets)
     try:
         s3.create_bucket(Bucket=name)
     except ClientError as error:
@@ -226,19 +213,18 @@ def _bundled_bucket(name: str, endpoint: str) -> None:
 def policy(bucket: str, users: dict[str, str]) -> dict[str, Any]:
     """The bucket's policy; `users`: identity → principal."""
     statements: list[dict[str, Any]] = []
-    for identity, may in IDENTITIES.items():
-        grants = {"s3:GetObject": may["read"], "s3:PutObject": may["write"], "s3:DeleteObject": may.get("delete", [])}
-        statements.append(_statement(users[identity], ["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]))
-        for action, paths in grants.items():
-            if paths:
-                statements.append(
-                    _statement(users[identity], [action], [f"arn:aws:s3:::{bucket}/{path}" for path in paths])
-                )
+
+    def allow(user: str, action: str, paths: list[str]) -> None:
+        resources = [f"arn:aws:s3:::{bucket}{path}" for path in paths]
+        principal = {"AWS": [user]}
+        statements.append({"Effect": "Allow", "Principal": principal, "Action": [action], "Resource": resources})
+
+    for identity, rights in IDENTITIES.items():
+        allow(users[identity], "s3:ListBucket", [""])
+        for right, action in (("read", "s3:GetObject"), ("write", "s3:PutObject"), ("delete", "s3:DeleteObject")):
+            if paths := rights.get(right):
+                allow(users[identity], action, [f"/{path}" for path in paths])
     return {"Version": "2012-10-17", "Statement": statements}
-
-
-def _statement(user: str, actions: list[str], resources: list[str]) -> dict[str, Any]:
-    return {"Effect": "Allow", "Principal": {"AWS": [user]}, "Action": actions, "Resource": resources}
 
 
 def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
@@ -246,25 +232,21 @@ def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
 
-    def ask(path: str, body: str) -> httpx.Response:
-        request = AWSRequest(
-            "PATCH",
-            f"{endpoint}{path}",
-            data=body,
-            headers={"x-amz-content-sha256": hashlib.sha256(body.encode()).hexdigest()},
-        )
+    def patch(path: str, body: str) -> httpx.Response:
+        headers = {"x-amz-content-sha256": hashlib.sha256(body.encode()).hexdigest()}
+        request = AWSRequest("PATCH", f"{endpoint}{path}", data=body, headers=headers)
         SigV4Auth(session.get_credentials(), "s3", session.region_name).add_auth(request)
         return httpx.patch(f"{endpoint}{path}", content=body, headers=dict(request.headers), timeout=20)
 
     account = f"<Account><Access>{user}</Access><Secret>{secret}</Secret><Role>user</Role></Account>"
-    answer = ask("/create-user", account)
+    answer = patch("/create-user", account)
     if answer.status_code == 409:
-        answer = ask(f"/update-user?access={user}", f"<MutableProps><Secret>{secret}</Secret></MutableProps>")
+        answer = patch(f"/update-user?access={user}", f"<MutableProps><Secret>{secret}</Secret></MutableProps>")
     if not answer.is_success:
         raise UserError("bucket user", user, f"was not created: {answer.status_code} {answer.text[:200]}")
 
 
-def _patiently(attempt: Callable[[], Any]) -> Any:
+def _retry(attempt: Callable[[], Any]) -> Any:
     """The server may still be starting."""
     deadline = time.monotonic() + _SECONDS
     while True:
@@ -294,5 +276,5 @@ def main(step: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except UserError as fault:
-        sys.exit(str(fault))
+    except UserError as error:
+        sys.exit(str(error))

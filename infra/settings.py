@@ -1,6 +1,4 @@
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pulumi
 from pulumi.runtime.config import CONFIG, get_config_env
@@ -21,9 +19,8 @@ SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9]
 
 def _no_password(url: str) -> str:
     if "@" in url:
-        raise PydanticCustomError(
-            "password", "must not contain a password, which would be in Pulumi's state: put it into a Secret"
-        )
+        hint = "must not contain a password: it would be in Pulumi's state; put it into a Secret"
+        raise PydanticCustomError("password", hint)  # ty: ignore[invalid-argument-type]
     return url
 
 
@@ -82,24 +79,12 @@ class Database(_Group):
     secret: SecretName
     size: Quantity
 
-    @model_validator(mode="after")
-    def _complete(self) -> Database:
-        if self.kind == "external" and not (self.host and self.secret):
-            raise ValueError("external needs database.host and database.secret")
-        return self
-
 
 class Tracking(_Group):
     kind: Literal["bundled", "external"]
     url: Url
     secret: SecretName
     hosts: str
-
-    @model_validator(mode="after")
-    def _complete(self) -> Tracking:
-        if self.kind == "external" and not self.url:
-            raise ValueError("external needs tracking.url")
-        return self
 
 
 class Serving(_Group):
@@ -113,26 +98,12 @@ class Serving(_Group):
     canary_image: str
     canary_replicas: Annotated[int, Field(ge=1)]
 
-    @model_validator(mode="after")
-    def _room(self) -> Serving:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"serving.maxReplicas is {self.max_replicas}: at least serving.minReplicas, {self.min_replicas}"
-            )
-        return self
-
 
 class Ingress(_Group):
     enabled: bool
     class_: Annotated[str, Field(alias="class")]
     host: str
     tls_secret: SecretName
-
-    @model_validator(mode="after")
-    def _complete(self) -> Ingress:
-        if self.enabled and not self.host:
-            raise ValueError("ingress.enabled needs ingress.host")
-        return self
 
 
 class Training(_Group):
@@ -170,16 +141,6 @@ class Alerts(_Group):
     webhook: UrlOrSecret
     heartbeat: UrlOrSecret
 
-    @model_validator(mode="after")
-    def _complete(self) -> Alerts:
-        if (self.slack_channel or self.email_to) and not self.secret:
-            raise ValueError("alerts.slackChannel and alerts.emailTo need alerts.secret")
-        if "secret" in (self.webhook, self.heartbeat) and not self.secret:
-            raise ValueError("alerts.webhook and alerts.heartbeat: secret need alerts.secret")
-        if self.email_to and not (self.email_from and self.smtp_host):
-            raise ValueError("alerts.emailTo needs alerts.emailFrom and alerts.smtpHost")
-        return self
-
 
 class Settings(_Group):
     """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes, checked and typed."""
@@ -203,28 +164,40 @@ class Settings(_Group):
     alerts: Alerts
 
     @model_validator(mode="after")
-    def _fits_the_environment(self) -> Settings:
-        faults = []
-        if self.environment in ("staging", "prod"):
-            faults += [
-                f"{k}.kind is bundled: for kind and dev alone; use external"
-                for k in ("bucket", "database")
-                if getattr(self, k).kind == "bundled"
-            ]
-        if self.environment != "kind":
-            faults += [
-                f"images.{name} is {image}: outside kind it is named by digest (mlops images --push)"
-                for name in ("app", "training", "mlflow")
-                if "@sha256:" not in (image := getattr(self.images, name))
-            ]
-        if self.serving.scale_on == "keda" and self.monitoring.kind != "bundled" and not self.monitoring.prometheus:
-            faults.append("serving.scaleOn is keda: without the bundled monitoring it needs monitoring.prometheus")
-        if faults:
-            raise ValueError("; ".join(faults))
+    def _consistent(self) -> Self:
+        if problems := [problem for problem, wrong in self._problems().items() if wrong]:
+            raise ValueError("; ".join(problems))
         return self
 
+    def _problems(self) -> dict[str, bool]:
+        database, tracking, serving, alerts = self.database, self.tracking, self.serving, self.alerts
+        smallest, people = serving.min_replicas, bool(alerts.slack_channel or alerts.email_to)
+        lasting, elsewhere = self.environment in ("staging", "prod"), self.monitoring.kind != "bundled"
+        secret_url = "secret" in (alerts.webhook, alerts.heartbeat)
+        problems = {
+            "database.kind is external: needs database.host and database.secret": database.kind == "external"
+            and not (database.host and database.secret),
+            "tracking.kind is external: needs tracking.url": tracking.kind == "external" and not tracking.url,
+            f"serving.maxReplicas is {serving.max_replicas}: must be at least serving.minReplicas, {smallest}":
+                serving.max_replicas < smallest,
+            "serving.scaleOn is keda: needs monitoring.prometheus, or the bundled monitoring": serving.scale_on == "keda"
+            and elsewhere and not self.monitoring.prometheus,
+            "ingress.enabled is true: needs ingress.host": self.ingress.enabled and not self.ingress.host,
+            "alerts.slackChannel, alerts.emailTo: need alerts.secret": people and not alerts.secret,
+            "alerts.webhook, alerts.heartbeat: secret needs alerts.secret": secret_url and not alerts.secret,
+            "alerts.emailTo: needs alerts.emailFrom and alerts.smtpHost": bool(alerts.email_to)
+            and not (alerts.email_from and alerts.smtp_host),
+        }  # fmt: skip
+        for kind in ("bucket", "database"):
+            bundled = getattr(self, kind).kind == "bundled"
+            problems[f"{kind}.kind is bundled: only for kind and dev; use external"] = lasting and bundled
+        for name in ("app", "training", "mlflow"):
+            image, hint = getattr(self.images, name), "outside kind it must be named by digest (mlops images --push)"
+            problems[f"images.{name} is {image}: {hint}"] = self.environment != "kind" and "@sha256:" not in image
+        return problems
+
     @classmethod
-    def load(cls) -> Settings:
+    def load(cls) -> Self:
         """Of the current stack. Raises pulumi.RunError that lists every problem."""
         config = pulumi.Config()
         values: dict[str, Any] = {"environment": pulumi.get_stack()}

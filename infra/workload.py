@@ -1,7 +1,5 @@
 """What all workloads share: names, labels, and pods that meet "restricted", the strictest Pod Security Standard."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,8 +23,12 @@ class Component(pulumi.ComponentResource):
         super().__init__(f"mlops:platform:{type(self).__name__}", name, None, platform.options(*after))
         self.name, self.platform, self.settings = name, platform, platform.settings
         self.child = pulumi.ResourceOptions(parent=self)
+        self.prepare()
         self.create()
         self.register_outputs({})
+
+    def prepare(self) -> None:
+        """What every component of a kind has."""
 
     def create(self) -> None:
         """Make the objects, with `self.child` as their options."""
@@ -51,19 +53,15 @@ class Workload(Component):
     image_is_ours = False
     user = _USER
 
-    def __init__(self, name: str, platform: Platform, *after: pulumi.Resource):
+    def prepare(self) -> None:
         self.volumes: list[Any] = []
-        super().__init__(name, platform, *after)
+        metadata: Any = {"metadata": self.metadata(), "automount_service_account_token": False}
+        self.account = k8s.core.v1.ServiceAccount(self.name, **metadata, opts=self.child)
 
     def awaited(self, name: str | None = None) -> Any:
         """Metadata of an object whose readiness `pulumi up` would wait for."""
         metadata = self.metadata(name)
         return metadata if self.in_request_path else metadata | {"annotations": {"pulumi.com/skipAwait": "true"}}
-
-    def service_account(self) -> pulumi.Resource:
-        return k8s.core.v1.ServiceAccount(
-            self.name, metadata=self.metadata(), automount_service_account_token=False, opts=self.child
-        )
 
     def service(self, port: str, name: str | None = None, headless: bool = False, node_port: int = 0) -> None:
         """`port`: its name. A headless Service resolves to the pods themselves."""
@@ -130,9 +128,8 @@ class Workload(Component):
         subject: Any = {"kind": "ServiceAccount", "name": self.name, "namespace": self.platform.namespace}
         reference: Any = {"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": self.name}
         role = k8s.rbac.v1.Role(self.name, metadata=self.metadata(), rules=rules, opts=self.child)
-        binding = k8s.rbac.v1.RoleBinding(
-            self.name, metadata=self.metadata(), role_ref=reference, subjects=[subject], opts=self.child
-        )
+        about: Any = {"role_ref": reference, "subjects": [subject], "opts": self.child}
+        binding = k8s.rbac.v1.RoleBinding(self.name, metadata=self.metadata(), **about)
         return [role, binding]
 
     def disruption_budget(self) -> None:
@@ -141,11 +138,8 @@ class Workload(Component):
 
     def spread(self) -> list[Any]:
         """Over nodes and zones, as far as there are several."""
-        common = {
-            "max_skew": 1,
-            "when_unsatisfiable": "ScheduleAnyway",
-            "label_selector": {"match_labels": {NAME: self.name}},
-        }
+        label_selector = {"match_labels": {NAME: self.name}}
+        common = {"max_skew": 1, "when_unsatisfiable": "ScheduleAnyway", "label_selector": label_selector}
         keys = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         return [common | {"topology_key": key} for key in keys]
 
@@ -172,18 +166,20 @@ def probe(path: str, port: int, period: int, failures: int | None = None) -> Any
     return without_none({"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing})
 
 
-def container(
-    name: str, image: str, cpu: str, memory: str, mounts: Mapping[str, str] | None = None, **more: Any
-) -> Any:
-    """`cpu` is requested and may be exceeded, `memory` is request and limit; `mounts`: path → volume."""
+Mounts = Mapping[str, str]  # path → volume
+
+
+def container(name: str, image: str, cpu: str, memory: str, mounts: Mounts | None = None, **more: Any) -> Any:
+    """`cpu` is requested and may be exceeded, `memory` is request and limit."""
+
+    def memory_and_disk(disk: str) -> dict[str, str]:
+        return {"memory": memory, "ephemeral-storage": disk}
+
     return {
         "name": name,
         "image": image,
         "image_pull_policy": "IfNotPresent",
-        "resources": {
-            "requests": {"cpu": cpu, "memory": memory, "ephemeral-storage": "64Mi"},
-            "limits": {"memory": memory, "ephemeral-storage": "2Gi"},
-        },
+        "resources": {"requests": {"cpu": cpu, **memory_and_disk("64Mi")}, "limits": memory_and_disk("2Gi")},
         "security_context": {
             "allow_privilege_escalation": False,
             "read_only_root_filesystem": True,

@@ -1,10 +1,8 @@
 """API keys: an append-only log in the bucket holds their hashes, so that every app sees a new one within seconds."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -22,7 +20,7 @@ class ApiKey(BaseModel):
     id: str
     name: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    scopes: list[Scope]
+    scopes: Annotated[list[Scope], Field(min_length=1)]
     per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     created: AwareDatetime
     expires: AwareDatetime | None = None
@@ -72,17 +70,22 @@ def new_secret() -> str:
 
 
 def new(
-    store: Store, name: str, scopes: list[Scope], per_second: float,
+    store: Store, name: str, scopes: Sequence[str], per_second: float,
     expires: datetime | None = None, secret: str | None = None,
 ) -> tuple[ApiKey, str]:  # fmt: skip
     """The key itself is returned this once and kept nowhere. `secret`: one that exists already."""
-    if not scopes:
-        raise UserError("scope", [], "name at least one: predict, outcomes")
     secret = secret or new_secret()
-    key = ApiKey(
-        id=secret.split("_")[1], name=name, sha256=sha256(secret), scopes=scopes, per_second=per_second,
-        created=datetime.now(UTC), expires=expires,
-    )  # fmt: skip
+    fields: dict[str, object] = {
+        "id": secret.split("_")[1],
+        "name": name,
+        "sha256": sha256(secret),
+        "created": datetime.now(UTC),
+    }
+    fields |= {"scopes": scopes, "per_second": per_second, "expires": expires}
+    try:
+        key = ApiKey.model_validate(fields)
+    except ValidationError as error:
+        raise UserError("key", name, "; ".join(explain(error))) from None
     _append(store, lambda keys: [*keys, key])
     return key, secret
 

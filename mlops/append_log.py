@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from mlops.errors import ConflictError, VerificationError
@@ -59,6 +57,4 @@ class AppendLog:
             if written or self.get(revision) == data:
                 return revision
             revision += 1
-        raise ConflictError(
-            self.prefix, revision, "was written by another process meanwhile; read the log and try again"
-        )
+        raise ConflictError(self.prefix, revision, "was written by another process meanwhile; try again")

@@ -1,11 +1,9 @@
 """Signed claims about a bundle: in-toto statements in DSSE envelopes, one object each, never changed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from securesystemslib.dsse import Envelope
@@ -46,7 +44,7 @@ class Attestation(BaseModel):
         }).encode()  # fmt: skip
 
     @classmethod
-    def from_payload(cls, payload: bytes) -> Attestation:
+    def from_payload(cls, payload: bytes) -> Self:
         """Raises ValueError, KeyError or TypeError if it is not one of ours."""
         statement = json.loads(payload)
         [subject] = statement["subject"]
@@ -110,9 +108,8 @@ def read(model: RegisteredModel, digest: str) -> tuple[list[Attestation], list[V
         try:
             attestation = _verify(model.store.get(key, _MAX_BYTES) or b"", model.keyring)
             if attestation.environment not in (None, model.environment):
-                raise VerificationError(
-                    "environment", "environment", attestation.environment, f"is not {model.environment!r}"
-                )
+                name = attestation.environment
+                raise VerificationError("environment", "environment", name, f"is not {model.environment!r}")
             if (attestation.model, attestation.digest) != (model.name, digest):
                 hint = f"is about {attestation.model} {attestation.digest[:12]}"
                 raise VerificationError("attestation", "attestation", key, hint)

@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -30,7 +28,7 @@ class Bundle:
     files: dict[str, bytes]
 
     @classmethod
-    def unpacked(cls, folder: Path) -> Bundle:
+    def unpacked(cls, folder: Path) -> Self:
         return cls({name: (folder / name).read_bytes() for name in FILES})
 
     def unpack(self, folder: Path) -> None:
@@ -61,15 +59,6 @@ class _Entry(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     files: dict[str, _Entry]
-
-
-class _Golden(msgspec.Struct):
-    rows: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
-    scores: list[float]
-
-    def __post_init__(self) -> None:
-        if len(self.rows) != len(self.scores):
-            raise ValueError(f"{len(self.scores)} scores for {len(self.rows)} rows")
 
 
 class _Bins(msgspec.Struct):
@@ -108,9 +97,8 @@ def write(model: RegisteredModel, bundle: Bundle) -> str:
     where, store = folder(model, bundle.digest), model.store
     for name, data in (bundle.files | {"manifest.json": bundle.manifest}).items():
         if not store.put_new(f"{where}/{name}", data) and store.get(f"{where}/{name}") != data:
-            raise UserError(
-                "bundle", f"{where}/{name}", "exists with other bytes; bundles never change: find out who wrote it"
-            )
+            hint = "exists with other bytes; bundles never change: find out who wrote it"
+            raise UserError("bundle", f"{where}/{name}", hint)
     return bundle.digest
 
 
@@ -147,13 +135,10 @@ def read(model: RegisteredModel, digest: str) -> Bundle:
         raise refusal("contract", "contract.json", str(error)) from None
     if contract.model != model.name:
         raise refusal("contract", contract.model, f"is another model's contract, not that of {model.name!r}")
-    for name, kind in (("profile.json", _Profile), ("golden.json", _Golden), ("provenance.json", dict[str, Any])):
-        try:
-            content = msgspec.json.decode(files[name], type=kind)
-            if isinstance(content, _Profile):
-                content.fits(contract)
-        except (ValueError, RecursionError) as error:
-            raise refusal(name.removesuffix(".json"), name, str(error)[:200]) from None
+    try:
+        msgspec.json.decode(files["profile.json"], type=_Profile).fits(contract)
+    except (ValueError, RecursionError) as error:
+        raise refusal("profile", "profile.json", str(error)[:200]) from None
     return bundle
 
 

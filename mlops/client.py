@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -24,9 +22,8 @@ class Client:
 
     def __init__(self, environment: Environment):
         self._url = environment.endpoint
-        self._http = httpx.Client(
-            base_url=self._url, headers={"authorization": f"Bearer {api_key(environment)}"}, timeout=30
-        )
+        headers = {"authorization": f"Bearer {api_key(environment)}"}
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=30)
 
     def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return self._post("/predict", {"rows": rows})
@@ -34,9 +31,8 @@ class Client:
     def outcomes(self, outcomes: list[dict[str, Any]]) -> dict[str, int]:
         totals: dict[str, int] = {}
         for start in range(0, len(outcomes), 10_000):
-            for name, count in self._post("/outcomes", {"outcomes": outcomes[start : start + 10_000]})[
-                "results"
-            ].items():
+            results = self._post("/outcomes", {"outcomes": outcomes[start : start + 10_000]})["results"]
+            for name, count in results.items():
                 totals[name] = totals.get(name, 0) + count
         return totals
 
@@ -44,9 +40,8 @@ class Client:
         try:
             answer = self._http.post(path, json=body)
         except httpx.HTTPError as error:
-            raise UserError(
-                "endpoint", self._url, f"the service does not answer ({type(error).__name__}); start it: make up"
-            ) from None
+            hint = f"the service does not answer ({type(error).__name__}); start it: make up"
+            raise UserError("endpoint", self._url, hint) from None
         if answer.status_code != 200:
             raise UserError(path, answer.status_code, _detail(answer)[:500])
         return answer.json()

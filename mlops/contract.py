@@ -1,9 +1,7 @@
-from __future__ import annotations
-
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -37,7 +35,7 @@ class Feature(_Strict):
     log: Literal["keep", "hash", "drop"] = "keep"
 
     @model_validator(mode="after")
-    def _fits_its_type(self) -> Feature:
+    def _fits_its_type(self) -> Self:
         if self.range and self.type != "number":
             raise ValueError(f"range is {list(self.range)}: only a number has one")
         if self.range and self.range[0] >= self.range[1]:
@@ -62,13 +60,12 @@ class Window(_Strict):
     end: date | float
 
     @classmethod
-    def parse(cls, text: object) -> Window:
+    def parse(cls, text: object) -> Self:
         try:
             start, end = (date.fromisoformat(x) if "-" in x else float(x) for x in str(text).split(".."))
         except ValueError:
-            raise UserError(
-                "window", text, "write START..END, two dates (2024-01-01..2024-03-01) or fractions (0..0.7)"
-            ) from None
+            hint = "write START..END, two dates (2024-01-01..2024-03-01) or fractions (0..0.7)"
+            raise UserError("window", text, hint) from None
         if type(start) is not type(end) or start >= end:  # ty: ignore[unsupported-operator]
             raise UserError("window", text, "the start must precede the end, and both must be dates or both fractions")
         if isinstance(start, float) and not (start >= 0 and end <= 1):  # ty: ignore[unsupported-operator]
@@ -119,18 +116,12 @@ class Judge(_Strict):
     outcomes_from: float = Field(default=0.25, gt=0, le=1)  # from this weight on outcomes must have shown no harm
     min_rows: int = Field(default=500, ge=50)  # scored by both at each weight
     min_days: int = Field(default=7, ge=2)
-    maturity_hours: float = Field(
-        default=24, ge=0
-    )  # younger outcomes are biased: what is known early differs from the rest
+    maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: early ones differ
     budget_ms: float = Field(default=20, gt=0, le=10_000)  # a caller waits so long before the champion answers
     max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, non-finite, died
     max_slow_rate: float = Field(default=0.05, gt=0, lt=1)  # slower than the budget
-    min_correlation: float = Field(
-        default=0.1, gt=-1, lt=1
-    )  # with the champion's scores; honest models fell to 0.2 on two days of a year
-    max_shift: float = Field(
-        default=2.0, gt=0
-    )  # of the mean score: in logits, or the champion's standard deviations; honest: to 1.8
+    min_correlation: float = Field(default=0.1, gt=-1, lt=1)  # with the champion's scores; honest models: ≥ 0.2
+    max_shift: float = Field(default=2.0, gt=0)  # of the mean: logits, or champion's std; honest models: ≤ 1.8
     min_spread: float = Field(default=0.1, ge=0, lt=1)  # standard deviation of the scores over that of the champion's
 
     @field_validator("weights")
@@ -154,7 +145,7 @@ class Golden(_Strict):
     by: float = 0.0
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Golden:
+    def _one_kind(self) -> Self:
         if (self.where is None) != (self.expect is None) or (self.row is None) != (self.change is None):
             raise ValueError("give 'where' with 'expect', or 'row' with 'change'")
         if (self.where is None) == (self.row is None):
@@ -186,13 +177,11 @@ class Contract(_Strict):
     @classmethod
     def _no_multiclass(cls, value: object) -> object:
         if value == "multiclass":
-            raise ValueError(
-                "'multiclass' is not supported yet: use binary or regression, one model a class if need be"
-            )
+            raise ValueError("'multiclass' is not supported yet: use binary or regression, or one model a class")
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Contract:
+    def _consistent(self) -> Self:
         faults = [
             f"features.{name}: known only after the prediction (it is in 'after'); remove it from the features"
             for name in self.features
@@ -217,9 +206,8 @@ class Contract(_Strict):
         ]
         for golden in self.golden:
             used = {**(golden.row or {}), **(golden.change or {})}
-            faults += [
-                f"golden {golden.about!r}: {name!r} is not a feature" for name in used if name not in self.features
-            ]
+            unknown = [name for name in used if name not in self.features]
+            faults += [f"golden {golden.about!r}: {name!r} is not a feature" for name in unknown]
         if not self.time and any(isinstance(w.start, date) for w in (self.windows.train, self.windows.holdout)):
             faults.append("windows: dates need a 'time'; use fractions")
         if faults:
@@ -237,17 +225,14 @@ class Contract(_Strict):
     @property
     def inputs(self) -> dict[str, list[str]]:
         """The inputs of the graph, and the columns of each."""
-        return {
-            name: columns for name, columns in (("numbers", self.numbers), ("categories", self.categories)) if columns
-        }
+        inputs = {"numbers": self.numbers, "categories": self.categories}
+        return {name: columns for name, columns in inputs.items() if columns}
 
     @cached_property
     def logged(self) -> dict[str, list[str]]:
         """Features by what the prediction log does with them."""
-        return {
-            how: [name for name, feature in self.features.items() if feature.log == how]
-            for how in ("keep", "hash", "drop")
-        }
+        features = self.features.items()
+        return {how: [name for name, each in features if each.log == how] for how in ("keep", "hash", "drop")}
 
     @property
     def context(self) -> list[str]:
@@ -280,9 +265,8 @@ def load_contract(source: Path | bytes) -> Contract:
     try:
         raw = yaml.safe_load(source.read_text()) if isinstance(source, Path) else msgspec.json.decode(source)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(
-            "contract", where, f"cannot be read as {'YAML' if isinstance(source, Path) else 'JSON'} ({error})"
-        ) from None
+        kind = "YAML" if isinstance(source, Path) else "JSON"
+        raise UserError("contract", where, f"cannot be read as {kind} ({error})") from None
     if not isinstance(raw, dict):
         raise UserError("contract", where, "a mapping is expected; see docs/contract.md")
     try:

@@ -1,9 +1,7 @@
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel
@@ -28,13 +26,12 @@ class Environment(BaseModel):
     tracking: str
 
     @classmethod
-    def load(cls, name: str | None = None) -> Environment:
+    def load(cls, name: str | None = None) -> Self:
         name = name or os.environ.get("MLOPS_ENV", "local")
         file = ROOT / "environments" / name / "environment.yaml"
         values: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
-        from_process = {
-            k: os.environ[f"MLOPS_{k.upper()}"] for k in cls.model_fields if f"MLOPS_{k.upper()}" in os.environ
-        }
+        variables = {key: os.environ.get(f"MLOPS_{key.upper()}") for key in cls.model_fields}
+        from_process = {key: value for key, value in variables.items() if value is not None}
         home = ROOT / Path(from_process.get("home") or values.get("home") or ".mlops")
         values = {k: str(v).format(home=home) for k, v in values.items()}
         running = home / "running.json"  # written by the embedded platform: its ports may not be the usual ones

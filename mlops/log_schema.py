@@ -1,7 +1,5 @@
 """The records of the prediction log and of the outcomes, and segments of them that a crash cannot make unreadable."""
 
-from __future__ import annotations
-
 import os
 import time
 import zlib

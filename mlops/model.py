@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,9 +19,8 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(
-            bundle.files["model.onnx"], options, providers=["CPUExecutionProvider"]
-        )
+        graph, providers = bundle.files["model.onnx"], ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         self._binary = self.contract.task == "binary"
         self._output = [self._session.get_outputs()[-1].name]
 

@@ -1,7 +1,5 @@
 """The bins of a model's profile: training fills them, serving counts the same ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Promotion of a model into an environment, and rollback."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +30,7 @@ def release(
     if served and not breaking:
         _require_compatible_request(bundle, served)
     if mode != "full" and (served is None or served.digest == digest):
-        raise UserError(
-            "mode", mode, "needs another model that serves, to compare with; release this one with --mode full"
-        )
+        raise UserError("mode", mode, "needs another model that serves; release this one with --mode full")
     if served and cohort:
         _require_cohort(cohort, served.contract)
     if not _is_approved(model, digest):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import getpass
 import os
 import secrets
@@ -7,7 +5,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -44,7 +42,7 @@ class Release(BaseModel):
     nonce: str
 
     @model_validator(mode="after")
-    def _complete(self) -> Release:
+    def _complete(self) -> Self:
         needed = _NEEDS.get(self.mode, ("challenger", "weight"))
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"mode {self.mode} needs a {missing[0]}")
@@ -90,9 +88,7 @@ def parse(revision: int, raw: bytes) -> Release:
         problem = explain(error)[0][:300]
         raise VerificationError("record", f"release {revision}", "unreadable", problem) from None
     if release.revision != revision:
-        raise VerificationError(
-            "record", f"release {revision}", release.revision, "is another revision than its key says"
-        )
+        raise VerificationError("record", f"release {revision}", release.revision, "is not the revision of its key")
     return release
 
 
@@ -128,12 +124,11 @@ class ReleaseLog:
     def append(self, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
         """Write the next revision (compare-and-set by put-if-absent). `after`: raises ConflictError unless that revision
         is still the last; `more`: other fields of the record."""
-        common: dict[str, Any] = {"at": now(), "by": author(), "why": why, "mode": mode, "champion": champion}
-        fields = common | {"nonce": secrets.token_hex(8)} | more
+        common = {"at": now(), "by": author(), "why": why, "mode": mode, "champion": champion}
+        fields: dict[str, Any] = common | {"nonce": secrets.token_hex(8)} | more
 
         def record(revision: int) -> Release:
             return Release(revision=revision, **fields)
 
-        return record(
-            self.log.append(lambda revision: record(revision).model_dump_json(exclude_defaults=True).encode(), after)
-        )
+        make = lambda revision: record(revision).model_dump_json(exclude_defaults=True).encode()  # noqa: E731
+        return record(self.log.append(make, after))

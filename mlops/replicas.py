@@ -1,7 +1,5 @@
 """The state of each replica of the service: one object a replica, overwritten by itself."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 from typing import Any

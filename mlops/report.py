@@ -1,7 +1,5 @@
 """HTML pages that need nothing beside themselves. A part's template extends `page.html`."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,6 @@ def image(path: Path) -> str:
 
 
 def render(template: Path, **values: Any) -> str:
-    templates = Environment(
-        loader=FileSystemLoader([template.parent, _SHARED]),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return templates.get_template(template.name).render(**values)
+    loader = FileSystemLoader([template.parent, _SHARED])
+    pages = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True)
+    return pages.get_template(template.name).render(**values)

@@ -1,8 +1,6 @@
 """The rollout of a challenger: shadow, canary by rising weights, promotion; it can be aborted at any step. Each step is
 one record of the release log."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Iterable

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -35,29 +33,20 @@ class RowSchema:
     def __init__(self, contract: Contract, levels: Mapping[str, Sequence[str]]):
         self.contract = contract
         self.names = [*contract.numbers, *contract.categories]
-        fields: list[Any] = [
-            (
-                name,
-                _type(contract.features[name], levels.get(name, ())),
-                *([None] if contract.features[name].missing else []),
-            )
-            for name in self.names
-        ]
+        fields: list[Any] = []
+        for name in self.names:
+            feature = contract.features[name]
+            fields.append((name, _type(feature, levels.get(name, ())), *([None] if feature.missing else [])))
         event = contract.time.column if contract.time else ""
         fields += [(name, (datetime if name == event else str | int | float) | None, None) for name in contract.context]
         self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
-        self._numbers, self._missing = (
-            len(contract.numbers),
-            any(contract.features[name].missing for name in contract.categories),
-        )
+        self._numbers = len(contract.numbers)
+        self._missing = any(contract.features[name].missing for name in contract.categories)
         rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]
-        key = Annotated[
-            str,
-            msgspec.Meta(max_length=200, description="keeps a caller with one model if the contract names no entity"),
-        ]
-        self.Request = msgspec.defstruct(
-            "PredictRequest", [("rows", rows), ("key", key | None, None)], forbid_unknown_fields=True
-        )
+        about = "keeps a caller with one model if the contract names no entity"
+        key = Annotated[str, msgspec.Meta(max_length=200, description=about)]
+        fields = [("rows", rows), ("key", key | None, None)]
+        self.Request = msgspec.defstruct("PredictRequest", fields, forbid_unknown_fields=True)
         self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.Request)
 
     def row(self, values: Mapping[str, Any]) -> Any:

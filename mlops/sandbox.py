@@ -1,7 +1,5 @@
 """Load a bundle in a child process under limits, before the process that serves does: `python -m mlops.sandbox FOLDER MB`."""
 
-from __future__ import annotations
-
 import json
 import resource
 import subprocess
@@ -58,22 +56,18 @@ def _check_graph(data: bytes, inputs: dict[str, int]) -> None:
         graph = graphs.pop()
         for node in graph.node:
             if node.domain not in _DOMAINS or node.op_type in _FORBIDDEN:
-                raise VerificationError(
-                    "operators", "model.onnx", f"{node.domain}{node.op_type}", "is not an allowed operator"
-                )
+                operator = f"{node.domain}{node.op_type}"
+                raise VerificationError("operators", "model.onnx", operator, "is not an allowed operator")
             sparse = [a.sparse_tensor for a in node.attribute] + [s for a in node.attribute for s in a.sparse_tensors]
             tensors = [a.t for a in node.attribute] + [t for a in node.attribute for t in a.tensors] + _dense(sparse)
             graphs += [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
             _no_external(tensors)
         _no_external([*graph.initializer, *_dense(graph.sparse_initializer)])
-    found = {
-        i.name: i.type.tensor_type.shape.dim[-1].dim_value if i.type.tensor_type.shape.dim else 0
-        for i in model.graph.input
-    }
+    shapes = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input}
+    found = {name: shape[-1].dim_value if shape else 0 for name, shape in shapes.items()}
     if found != inputs:
-        raise VerificationError(
-            "contract", "model.onnx", str(found), f"are the graph's inputs; the contract has {inputs}"
-        )
+        hint = f"are the graph's inputs; the contract has {inputs}"
+        raise VerificationError("contract", "model.onnx", str(found), hint)
 
 
 def _dense(sparse: Iterable[Any]) -> list[Any]:
@@ -82,9 +76,7 @@ def _dense(sparse: Iterable[Any]) -> list[Any]:
 
 def _no_external(tensors) -> None:
     if any(tensor.data_location == tensor.EXTERNAL or tensor.external_data for tensor in tensors):
-        raise VerificationError(
-            "operators", "model.onnx", "external data", "is not allowed: all bytes are in the bundle"
-        )
+        raise VerificationError("operators", "model.onnx", "external data", "is not allowed: a bundle is whole")
 
 
 def limit_memory(more_mb: int) -> None:
@@ -125,9 +117,8 @@ def _child(folder: Path, memory_mb: int) -> float:
         if not abs(score - want) <= TOLERANCE * max(1.0, abs(want)):  # nor is NaN
             raise VerificationError("golden", f"golden row {position % len(rows)}", score, f"is not {want}")
     if latency > contract.gate.max_latency_ms:
-        raise VerificationError(
-            "latency", "model.onnx", f"{latency:.1f} ms", f"a row exceeds {contract.gate.max_latency_ms} ms"
-        )
+        hint = f"a row exceeds {contract.gate.max_latency_ms} ms"
+        raise VerificationError("latency", "model.onnx", f"{latency:.1f} ms", hint)
     return latency
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from datetime import timedelta
@@ -38,9 +36,8 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if limit is not None and found.meta["size"] > limit:
-            raise VerificationError(
-                "size", key.rsplit("/", 1)[-1], found.meta["size"], f"bytes: at most {limit} are allowed"
-            )
+            name, size = key.rsplit("/", 1)[-1], found.meta["size"]
+            raise VerificationError("size", name, size, f"bytes: at most {limit} are allowed")
         return bytes(found.bytes())
 
     def put(self, key: str, data: bytes | Path) -> None:

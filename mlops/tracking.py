@@ -1,7 +1,5 @@
 """MLflow over its REST API, for what does not need its client library."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -34,12 +32,8 @@ class Tracking:
             return []
         current = {a["alias"]: a["version"] for a in registered["registered_model"].get("aliases", [])}
         found = self._ask("GET", "/model-versions/search", filter=f"name = '{model}'", max_results=10_000) or {}
-        versions = {
-            tag["value"]: v["version"]
-            for v in found.get("model_versions", [])
-            for tag in v.get("tags", [])
-            if tag["key"] == "digest"
-        }
+        pairs = [(tag, v["version"]) for v in found.get("model_versions", []) for tag in v.get("tags", [])]
+        versions = {tag["value"]: version for tag, version in pairs if tag["key"] == "digest"}
         changed = []
         for alias, digest in (("champion", champion), ("challenger", challenger or champion)):
             wanted = versions.get(digest)

@@ -1,7 +1,5 @@
 """A rollout as a person asks about it: how long it takes, its verdict now, and the result as a page."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 

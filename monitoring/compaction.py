@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,11 +20,8 @@ def waiting(model: RegisteredModel, kind: str, now: datetime | None = None) -> l
     """Uploaded segments of closed hours."""
     closed = (now or datetime.now(UTC)) - _GRACE
     newest = f"{kind}/{model.name}/{closed:%Y-%m-%d/%H}"
-    return [
-        key
-        for key in model.store.keys(f"{kind}/{model.name}")
-        if key.endswith(".log") and key.rsplit("/", 1)[0] < newest
-    ]
+    keys = [key for key in model.store.keys(f"{kind}/{model.name}") if key.endswith(".log")]
+    return [key for key in keys if key.rsplit("/", 1)[0] < newest]
 
 
 def compact(model: RegisteredModel, kind: str, now: datetime | None = None) -> int:
@@ -61,9 +56,8 @@ def _by_hour(table: pl.DataFrame, kind: str, folder: str) -> Iterator[tuple[str,
     if kind == "predictions":
         yield here, table
         return
-    for (hour,), part in table.with_columns(hour=hour_of_id(pl.col("id")).fill_null(here)).group_by(
-        "hour", maintain_order=True
-    ):
+    table = table.with_columns(hour=hour_of_id(pl.col("id")).fill_null(here))
+    for (hour,), part in table.group_by("hour", maintain_order=True):
         yield str(hour), part.drop("hour")
 
 

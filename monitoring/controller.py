@@ -4,8 +4,6 @@ log, mirrors the release log into MLflow, watches its dependencies.
 Two controllers do no harm, and one that was killed continues where it was: every step starts from the state it finds.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

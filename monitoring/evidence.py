@@ -5,8 +5,6 @@ and again only when one of its files is new, so a look costs what came since the
 with them nothing is promoted.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -79,8 +77,8 @@ class Evidence:
                 for (hour,), part in frame.with_columns(hour=hour_of_id(pl.col("id"))).group_by("hour"):
                     found[_partition(str(hour), now)].append((key, part.drop("hour")))
         return {
-            name: (pl.concat([part for _, part in parts]), frozenset(key for key, _ in parts))
-            for name, parts in found.items()
+            name: (pl.concat([part for _, part in each]), frozenset(key for key, _ in each))
+            for name, each in found.items()
         }
 
     def _read(self, keys: Iterable[str], kind: Kind) -> list[pl.DataFrame | None]:

@@ -1,7 +1,5 @@
 """The prediction log as data frames: segments as the app wrote them, and the Parquet that they become."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from typing import Any, get_args
 
@@ -18,10 +16,8 @@ _TYPES = {str: pl.String, float: pl.Float64, int: pl.Int64}
 
 def _columns(kind: Kind) -> dict[str, Any]:
     """A record's fields except the features, with one type each, whatever the values are."""
-    types = {
-        each.name: next(iter(set(get_args(each.type)) - {type(None)}), each.type)
-        for each in msgspec.structs.fields(kind)
-    }
+    fields = msgspec.structs.fields(kind)
+    types = {each.name: next(iter(set(get_args(each.type)) - {type(None)}), each.type) for each in fields}
     return {name: _TYPES[each] for name, each in types.items() if name != "features"}
 
 
@@ -47,9 +43,8 @@ def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataF
         return pl.DataFrame({name: [_value(row, name) for row in rows] for name in schema}, schema=schema)
     there = pl.read_parquet_schema(BytesIO(content))
     found = pl.read_parquet(BytesIO(content), columns=[name for name in schema if name in there])
-    found = found.with_columns(
-        pl.lit(None).alias(name) for name in schema if name.startswith("feature.") and name not in there
-    )
+    absent = [name for name in schema if name.startswith("feature.") and name not in there]
+    found = found.with_columns(pl.lit(None).alias(name) for name in absent)
     return found.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
 
 

@@ -5,8 +5,6 @@ by days, since the rows of one day share their weather, prices or campaigns. Eve
 looks; the checks that may abort share the chance of a false alarm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from datetime import datetime, time, timedelta
@@ -38,10 +36,8 @@ def judge(contract: Contract, release: Release, sums: Sums) -> Verdict:
     # A good past must not hide a recent fault.
     lately = here.filter(pl.col("day") >= pl.col("day").max() - timedelta(days=_LATELY_DAYS - 1))
     checks: list[Check] = []
-    for rows, when, tests in (
-        (sums.revisions, "since the start", 4),
-        (lately, "lately", 4 * max(sums.days.height, 1)),
-    ):
+    windows = ((sums.revisions, "since the start", 4), (lately, "lately", 4 * max(sums.days.height, 1)))
+    for rows, when, tests in windows:
         checks += [*_rates(contract, rows, when, tests), *_shape(contract, rows, when)]
     loss, split = _loss(contract, release, sums), _split(release, sums)
     checks += [loss, *_slices(contract, sums), *([split] if split else [])]
@@ -99,9 +95,8 @@ def _shape(contract: Contract, revisions: pl.DataFrame, when: str) -> Iterator[C
         return
     # Within days: a whole day that is scored higher or lower is not a matter of shape.
     by_day = revisions.filter(pl.col("n") > 0)
-    within = {
-        a + b: float((by_day[a + b] - by_day[a] * by_day[b] / by_day["n"]).sum()) / n for a, b in ("xx", "yy", "xy")
-    }
+    pairs = ("xx", "yy", "xy")
+    within = {a + b: float((by_day[a + b] - by_day[a] * by_day[b] / by_day["n"]).sum()) / n for a, b in pairs}
     var_x, var_y = max(within["xx"], 0.0), max(within["yy"], 0.0)
     effective, varies = n / _DESIGN_EFFECT, var_x > 1e-9
     spread = math.sqrt(var_y / var_x) if var_x > 0 else 1.0
@@ -186,8 +181,6 @@ def _split(release: Release, sums: Sums) -> Check | None:
     exposed, total, weight = counts.get(1, 0), sum(counts.values()), release.weight
     off = log_e_split([total - exposed, exposed], [1 - weight, weight]) >= math.log(1 / _ALPHA_SPLIT)
     low, high = _interval(exposed, total)
-    why = (
-        f"{exposed} of {total} entities had the challenger, at a weight of {weight:g}{': sample ratio mismatch' * off}"
-    )
+    why = f"{exposed} of {total} entities had the challenger, its weight is {weight:g}{': sample ratio mismatch' * off}"
     outcome: Outcome = "inconclusive" if off else "pass"
     return Check("split", outcome, exposed / max(total, 1), weight, why, total, low, high)

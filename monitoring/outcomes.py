@@ -1,21 +1,16 @@
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from mlops import log_schema
 from mlops.errors import UserError
+from mlops.log_schema import OutcomeRecord, PredictionRecord
 from mlops.registered_model import RegisteredModel
-from mlops.store import Store
 from monitoring.frames import COLUMNS, Kind, read
 
-_PREDICTIONS = {
-    name: COLUMNS[log_schema.PredictionRecord][name]
-    for name in ("id", "at", "revision", "model_version", "score", "prediction", "event")
-}
+_NAMES = ("id", "at", "revision", "model_version", "score", "prediction", "event")
+_PREDICTIONS = {name: COLUMNS[PredictionRecord][name] for name in _NAMES}
 _TRIES = 5
 
 
@@ -29,15 +24,11 @@ class Joined:
 
 def join_outcomes(model: RegisteredModel, since: datetime | None = None) -> Joined:
     """The prediction log with its outcomes. The last outcome received for a prediction counts."""
-    predictions = _read(
-        model.store, f"predictions/{model.name}", since, log_schema.PredictionRecord, _PREDICTIONS
-    ).unique("id")
-    outcomes = _read(
-        model.store, f"outcomes/{model.name}", since, log_schema.OutcomeRecord, COLUMNS[log_schema.OutcomeRecord]
-    ).sort("at")
-    values = outcomes.group_by("id", maintain_order=True).agg(
-        value=pl.col("value").last(), received=pl.len(), distinct=pl.col("value").n_unique()
-    )
+    predictions = _read(model, "predictions", since, PredictionRecord, _PREDICTIONS).unique("id")
+    outcomes = _read(model, "outcomes", since, OutcomeRecord, COLUMNS[OutcomeRecord]).sort("at")
+    value = pl.col("value")
+    summed = {"value": value.last(), "received": pl.len(), "distinct": value.n_unique()}
+    values = outcomes.group_by("id", maintain_order=True).agg(**summed)
     rows = predictions.join(values, on="id", how="left")
     matched = rows.filter(pl.col("value").is_not_null())
     counts = {
@@ -51,15 +42,15 @@ def join_outcomes(model: RegisteredModel, since: datetime | None = None) -> Join
     return Joined(rows.select(*_PREDICTIONS, "value").sort("id"), counts)
 
 
-def _read(store: Store, prefix: str, since: datetime | None, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame:
+def _read(
+    model: RegisteredModel, kind: str, since: datetime | None, record: Kind, schema: dict[str, Any]
+) -> pl.DataFrame:
     """Segments and Parquet; a row that is in both, since it was being compacted, once."""
+    prefix, store = f"{kind}/{model.name}", model.store
+    after = f"{prefix}/{since:%Y-%m-%d/%H}" if since else None
     for _ in range(_TRIES):
-        frames = [
-            read(store, key, kind, schema)
-            for key in store.keys(prefix, after=f"{prefix}/{since:%Y-%m-%d/%H}" if since else None)
-        ]
-        if all(frame is not None for frame in frames):  # otherwise compacted since it was listed
-            return pl.concat([pl.DataFrame(schema=schema), *(frame for frame in frames if frame is not None)]).unique(
-                maintain_order=True
-            )
+        frames = [read(store, key, record, schema) for key in store.keys(prefix, after)]
+        present = [frame for frame in frames if frame is not None]
+        if len(present) == len(frames):  # otherwise one was compacted since it was listed
+            return pl.concat([pl.DataFrame(schema=schema), *present]).unique(maintain_order=True)
     raise UserError("log", prefix, "was compacted each time it was read; try again")

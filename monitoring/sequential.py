@@ -4,8 +4,6 @@ An e-process is on average at most 1 while its hypothesis holds, at every look, 
 most alpha (Ville's inequality). A confidence sequence is such an interval for every look at once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -27,9 +25,8 @@ def log_e_rate(events: int, attempts: int, bound: float) -> float:
     a = 0.5
     b = a * max(1 / (10 * bound) - 1, 1.0)
     prior = special.betaln(a, b) + _log(special.betaincc(a, b, bound))
-    posterior = special.betaln(a + events, b + attempts - events) + _log(
-        special.betaincc(a + events, b + attempts - events, bound)
-    )
+    hits, misses = a + events, b + attempts - events
+    posterior = special.betaln(hits, misses) + _log(special.betaincc(hits, misses, bound))
     return float(posterior - prior - events * math.log(bound) - (attempts - events) * math.log1p(-bound))
 
 

@@ -1,7 +1,5 @@
 """From rows of the prediction log and their outcomes to sums that add up over partitions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -67,10 +65,10 @@ class Measures:
         for arm in (0, 1):
             loss = pl.col("got").filter((pl.col("arm") == arm) & pl.col("got").is_finite())
             answered |= {f"n{arm}": loss.count(), f"l{arm}": loss.sum()}
-        by_slice = [
-            losses.group_by("day", pl.col(name).alias("level")).agg(**paired).with_columns(slice=pl.lit(name[8:]))
-            for name in slices
-        ]
+        by_slice = []
+        for name in slices:
+            grouped = losses.group_by("day", pl.col(name).alias("level")).agg(**paired)
+            by_slice.append(grouped.with_columns(slice=pl.lit(name.removeprefix("feature."))))
         entities = rows.filter(pl.col("entity").is_not_null())
         return Sums(
             self._revisions(rows),

@@ -30,12 +30,12 @@ class Answer(NamedTuple):
     at: float
     status: int
     revision: int
-    model: str
+    model_version: str
 
 
 class _Body(msgspec.Struct):
     revision: int = 0
-    model: str = ""
+    model_version: str = ""
 
 
 _body = msgspec.json.Decoder(_Body).decode
@@ -137,7 +137,7 @@ class _Connection(asyncio.Protocol):
             self._answered(0, _Body())
 
     def _answered(self, status: int, said: _Body) -> None:
-        self._calls.answers.append(Answer(self.sent, time.time(), status, said.revision, said.model))
+        self._calls.answers.append(Answer(self.sent, time.time(), status, said.revision, said.model_version))
         self.sent = 0.0
 
 

@@ -24,7 +24,7 @@ class Answer:
     status: int
     row: dict[str, Any]
     revision: int = 0
-    model: str = ""
+    model_version: str = ""
     prediction: dict[str, Any] = field(default_factory=dict)  # id, prediction, score
 
 

@@ -1,4 +1,4 @@
-"""Bundles with a fault planted into their graph: whole, signed, with golden rows that hold, and bad all the same."""
+"""Bundles with a fault planted into their graph: intact, signed, with golden rows that match, and bad all the same."""
 
 from __future__ import annotations
 

@@ -59,10 +59,10 @@ class Log:
         self.store.put(keys[0], b"".join(map(log_schema.line, scored)))
         if outcomes:
             keys.append(log_schema.segment_key("outcomes", MODEL, at, 0, secrets.token_hex(4)))
-            told = [
+            known = [
                 log_schema.OutcomeRecord(row.id, value, at) for row, value in zip(scored, rows.y.tolist(), strict=True)
             ]
-            self.store.put(keys[1], b"".join(map(log_schema.line, told)))
+            self.store.put(keys[1], b"".join(map(log_schema.line, known)))
         return keys
 
     def _row(self, release: Release, rows: Rows, i: int, first_day: int) -> log_schema.PredictionRecord:

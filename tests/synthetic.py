@@ -18,6 +18,7 @@ from mlops.environment import Environment
 from training import data, estimator, evaluation, package
 from training.definition import ModelDefinition, load_definition
 from training.export import export
+from training.features import preprocess
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 MODEL = "synthetic"
@@ -80,9 +81,9 @@ def frame(days: int = 100, rows_a_day: int = 60, seed: int = 0) -> pl.DataFrame:
 def write_model(
     models: Path, rows: pl.DataFrame, contract: dict[str, Any] | None = None, features: str = ""
 ) -> ModelDefinition:
-    """A model's folder below `models`, as a fork has it."""
+    """A model's folder below `models`, as a fork has it; `features` is the text of its features.py."""
     contract = contract or contract_yaml()
-    folder = models / contract["model_version"]
+    folder = models / contract["model"]
     folder.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(folder / "rows.parquet")
     (folder / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
@@ -91,7 +92,7 @@ def write_model(
     )
     if features:
         (folder / "features.py").write_text(features)
-    return load_definition(contract["model_version"], folder)
+    return load_definition(contract["model"], folder)
 
 
 def build(
@@ -100,30 +101,24 @@ def build(
     """A real bundle in about a second, without a server: what `train` makes, less the gate."""
     contract = contract or Contract.model_validate(contract_yaml())
     rows = data.canonical(frame() if rows is None else rows)
-    train, holdout = (
-        data.cut(rows, contract, contract.windows.train),
-        data.cut(rows, contract, contract.windows.holdout),
-    )
-    from training.features import preprocess
-
-    pipeline = estimator.fit(
-        estimator.build(contract, {"max_iter": 20, **parameters}, seed, preprocess), train.frame, contract
-    )
-    origin = package.provenance(contract, data.fingerprint(rows), train, holdout, seed, parameters)
-    metrics = evaluation.summary(
-        contract, holdout.frame[contract.target].to_numpy(), estimator.score(pipeline, holdout.frame, contract)
-    )
-    scores = estimator.score(pipeline, train.frame, contract)
-    return package.bundle(contract, pipeline, export(pipeline, contract), train.frame, scores, origin, metrics)
+    split = data.split(rows, contract)
+    train, holdout = split.train.frame, split.holdout.frame
+    unfitted = estimator.build(contract, {"max_iter": 20, **parameters}, seed, preprocess)
+    pipeline = estimator.fit(unfitted, train, contract)
+    origin = package.provenance(contract, split, seed, parameters)
+    truth = holdout[contract.target].to_numpy()
+    metrics = evaluation.summary(contract, truth, estimator.score(pipeline, holdout, contract))
+    scores = estimator.score(pipeline, train, contract)
+    return package.bundle(contract, pipeline, export(pipeline, contract), train, scores, origin, metrics)
 
 
 def publish(environment: Environment, bundle: Bundle, verdict: str = "passed") -> str:
     """Write and sign a bundle as a training does; returns the digest. `promotion.release` takes it from there."""
-    model = bundle.contract.model
-    digest = bundles.write(environment.model(model), bundle)
-    attest(environment.model(model), "built", digest)
+    model = environment.model(bundle.contract.model)
+    digest = bundles.write(model, bundle)
+    attest(model, "built", digest)
     reasons = [] if verdict == "passed" else ["loss: planted"]
-    attest(environment.model(model), "gate", digest, verdict=verdict, details={"reasons": reasons})
+    attest(model, "gate", digest, verdict=verdict, details={"reasons": reasons})
     return digest
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops import releases
+from mlops import bundle as bundles
 from mlops.attestations import require_gate
 from mlops.bundle import Bundle
 from mlops.errors import VerificationError
@@ -15,20 +15,19 @@ from tests.proofs import batch, crashes
 @pytest.mark.timeout(600)
 def test_a_training_killed_while_it_signs_leaves_nothing_to_release_and_the_next_one_converges(tmp_path: Path) -> None:
     with crashes.place(tmp_path) as at:
-        store, keyring = at.environment.store, at.environment.keys
+        model = at.environment.model(synthetic.MODEL)
         at.crash("manifest.json", "train")
-        assert not [key for key in store.keys(f"models/{synthetic.MODEL}/bundles") if key.endswith("manifest.json")]
-        at.crash("/gate-", "train")  # the verdict is its last word; MLflow has a version by then
-        (digest,) = {key.split("/")[3] for key in store.keys(f"models/{synthetic.MODEL}/bundles")}
+        assert bundles.digests(model) == []
+        at.crash("/gate-", "train")  # the verdict is written last; MLflow has a version by then
+        [digest] = bundles.digests(model)
         assert not crashes.unsound(at)
         with pytest.raises(VerificationError, match="has no signed 'built' and gate attestation"):
-            require_gate(store, keyring, synthetic.MODEL, digest)
-        assert any("RUNNING" in fault for fault in crashes.unregistered(at, digest)), (
-            "the killed runs say so until then"
-        )
+            require_gate(model, digest)
+        # The killed runs say so until then.
+        assert any("RUNNING" in fault for fault in crashes.unregistered(at, digest))
         assert at.run("train")["digest"] == digest
         assert not crashes.unsound(at) + crashes.unregistered(at, digest)
-        assert require_gate(store, keyring, synthetic.MODEL, digest).verdict == "passed"
+        assert require_gate(model, digest).verdict == "passed"
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_a_release_killed_around_its_record_is_there_or_is_not(published: tuple[
     at, digest = published
 
     def revisions() -> list[int]:
-        return [release.revision for release in releases.read(at.environment.store, synthetic.MODEL)]
+        return [release.revision for release in at.environment.model(synthetic.MODEL).releases.read()]
 
     # Two changes, the approval and the record, each with a step before it and one after.
     at.crash(3, "release", digest)
@@ -51,12 +50,12 @@ def test_a_release_killed_around_its_record_is_there_or_is_not(published: tuple[
     assert at.run("release", digest)["revision"] == 2
 
 
-def test_a_scoring_killed_between_the_files_of_a_part_goes_on(
+def test_scoring_killed_between_the_files_of_a_part_continues(
     published: tuple[crashes.Place, str], tmp_path: Path
 ) -> None:
     at, digest = published
     at.run("release", digest)
     source = batch.write(45_000, tmp_path / "rows.parquet")
     at.run("score", str(source), str(tmp_path / "whole"))
-    # Changes: the job, then the scores, the refused rows and the counts of each part.
+    # Changes: the job, then the refused rows and the scores of each part; killed before the scores of two of them.
     assert not crashes.score_faults(at, tmp_path, source, tmp_path / "whole", [5, 9])

@@ -1,7 +1,5 @@
 """The rows of a training: loaded, validated, put in order, fingerprinted, cut into windows."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from dataclasses import dataclass
@@ -47,9 +45,8 @@ def require_columns(frame: pl.DataFrame, contract: Contract) -> None:
     wanted = [*contract.features, contract.target, *contract.entity, *sorted(times)]
     wanted += [contract.time.column] if contract.time else []
     if missing := [name for name in wanted if name not in frame.columns]:
-        raise UserError(
-            "data.py", missing[0], f"is in the contract, but load() returns only {', '.join(sorted(frame.columns))}"
-        )
+        returned = ", ".join(sorted(frame.columns))
+        raise UserError("data.py", missing[0], f"is in the contract, but load() returns only {returned}")
     values = frame[contract.target].drop_nulls().unique().sort()
     if contract.task == "binary" and not set(values.cast(pl.Float64).to_list()) <= {0.0, 1.0}:
         hint = f"has the values {values.head(4).to_list()}; a binary target is 0 or 1 (false or true)"
@@ -69,9 +66,8 @@ def _dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
     if column.dtype == pl.Date:
         return column
     if not isinstance(column.dtype, pl.Datetime):
-        raise UserError(
-            "time.column", contract.time.column, f"is {column.dtype} in the data; load() must return dates or datetimes"
-        )
+        hint = f"is {column.dtype} in the data; load() must return dates or datetimes"
+        raise UserError("time.column", contract.time.column, hint)
     zoned = column.dt.replace_time_zone("UTC") if column.dtype.time_zone is None else column
     return zoned.dt.convert_time_zone(contract.time.zone).dt.date()
 
@@ -107,9 +103,8 @@ def cut(frame: pl.DataFrame, contract: Contract, window: Window) -> Cut:
             assert isinstance(last, date)
             assert not isinstance(window.end, date)
             span = (last - first).days + 1
-            window = Window(
-                start=first + timedelta(int(span * window.start)), end=first + timedelta(int(span * window.end))
-            )
+            start, end = (first + timedelta(int(span * fraction)) for fraction in (window.start, window.end))
+            window = Window(start=start, end=end)
         rows = frame.filter((dates >= window.start) & (dates < window.end))
     if rows.height == 0:
         raise UserError("window", str(window), "contains no rows")
@@ -129,10 +124,8 @@ class Split:
 
 def split(rows: pl.DataFrame, contract: Contract, train: Window | None = None, holdout: Window | None = None) -> Split:
     """The contract's windows, unless others are given. Raises UserError if they overlap or are empty."""
-    first, second = (
-        cut(rows, contract, train or contract.windows.train),
-        cut(rows, contract, holdout or contract.windows.holdout),
-    )
+    first = cut(rows, contract, train or contract.windows.train)
+    second = cut(rows, contract, holdout or contract.windows.holdout)
     if overlap(first.window, second.window):
         raise UserError("holdout", str(second.window), f"overlaps the training window {first.window}")
     return Split(first, second, fingerprint(pl.concat([first.frame, second.frame])))

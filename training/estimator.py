@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,13 +12,8 @@ from mlops.contract import Contract
 from mlops.errors import UserError
 from training import features
 
-DEFAULTS = {
-    "learning_rate": 0.1,
-    "max_iter": 100,
-    "max_leaf_nodes": 31,
-    "min_samples_leaf": 20,
-    "l2_regularization": 0.0,
-}
+DEFAULTS = {"learning_rate": 0.1, "max_iter": 100, "max_leaf_nodes": 31}
+DEFAULTS |= {"min_samples_leaf": 20, "l2_regularization": 0.0}
 
 
 def build(contract: Contract, parameters: dict[str, Any], seed: int, preprocess: Callable[[Contract], Any]) -> Pipeline:
@@ -58,9 +51,8 @@ def fit(pipeline: Pipeline, frame: pl.DataFrame, contract: Contract) -> Pipeline
     rows, y = features.inputs(frame, contract), frame[contract.target].to_numpy()
     pipeline.fit(rows, y)
     if isinstance(model := pipeline.steps[-1][1], Ridge):
-        model.intercept_ += np.median(
-            y - pipeline.predict(rows)
-        )  # the loss is the absolute error: its constant is the median
+        # The loss is the absolute error: its constant is the median.
+        model.intercept_ += np.median(y - pipeline.predict(rows))
     return pipeline
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any, cast
 
 import numpy as np
@@ -17,18 +15,14 @@ _OPSET = {"": 18, "ai.onnx.ml": 3}
 def export(pipeline: Pipeline, contract: Contract) -> bytes:
     """The fitted pipeline as one graph, from request columns to score."""
     _float32_thresholds(pipeline)
-    types = [
-        (name, (StringTensorType if feature.type == "category" else FloatTensorType)([None, 1]))
-        for name, feature in contract.features.items()
-    ]
+    kinds = {"category": StringTensorType}
+    types = [(name, kinds.get(each.type, FloatTensorType)([None, 1])) for name, each in contract.features.items()]
     options: dict[Any, Any] = {id(pipeline): {"zipmap": False}} if contract.task == "binary" else {}
     try:
         graph = to_onnx(pipeline, initial_types=cast(Any, types), options=options, target_opset=_OPSET)
     except Exception as error:
         step = type(pipeline.steps[-1][1]).__name__
-        raise UserError(
-            "features.py", step, f"cannot be exported to ONNX: {str(error).splitlines()[0][:200]}"
-        ) from None
+        raise UserError("features.py", step, f"has no ONNX form: {str(error).splitlines()[0][:200]}") from None
     return _packed(graph, contract).SerializeToString()
 
 

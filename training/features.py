@@ -1,7 +1,5 @@
 """From request columns to the estimator's inputs: all of it becomes part of the exported graph."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 from sklearn.compose import ColumnTransformer
@@ -15,9 +13,8 @@ from mlops.contract import Contract
 def preprocess(contract: Contract) -> ColumnTransformer:
     """For trees: numbers as they are, categories by number; -1 for one that training did not see."""
     ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
-    return ColumnTransformer(
-        [("numbers", "passthrough", contract.numbers), ("categories", ordinal, contract.categories)]
-    )
+    parts = [("numbers", "passthrough", contract.numbers), ("categories", ordinal, contract.categories)]
+    return ColumnTransformer(parts)
 
 
 def preprocess_linear(contract: Contract) -> ColumnTransformer:

@@ -5,8 +5,6 @@ bootstrap over days. Loss must be shown not to be worse (non-inferiority); slice
 evidence of harm beyond their margin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -165,9 +163,10 @@ def _differences(contract: Contract, evidence: Evidence, other: np.ndarray) -> n
     return mine - theirs
 
 
-def _loss_difference(
-    contract: Contract, evidence: Evidence, other: np.ndarray, weights: _Resampling
-) -> tuple[float, float, float]:
+Bounds = tuple[float, float, float]  # lower, point, upper
+
+
+def _loss_difference(contract: Contract, evidence: Evidence, other: np.ndarray, weights: _Resampling) -> Bounds:
     difference = _differences(contract, evidence, other)
     rows, sums = weights.sums(np.ones(len(difference))), weights.sums(difference)
     return weights.bounds(lambda w: (w @ sums) / (w @ rows))

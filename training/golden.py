@@ -1,7 +1,5 @@
 """The contract's golden rows: facts that no average shows, such as two columns that were swapped."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +9,10 @@ import polars as pl
 from mlops.contract import Contract, Golden
 from mlops.verdict import Check, check
 
+Score = Callable[[list[dict[str, Any]]], list[float]]
 
-def check_golden(
-    contract: Contract, frame: pl.DataFrame, score: Callable[[list[dict[str, Any]]], list[float]]
-) -> list[Check]:
+
+def check_golden(contract: Contract, frame: pl.DataFrame, score: Score) -> list[Check]:
     """`frame`: all rows that training may see; `score`: request rows to scores."""
     return [_data(golden, frame) if golden.where else _model(golden, score) for golden in contract.golden]
 
@@ -26,9 +24,8 @@ def _data(golden: Golden, frame: pl.DataFrame) -> Check:
             return check(name, False, column, "a column", f"'where' names {column!r}, which load() does not return")
         found = found.filter(pl.col(column).cast(pl.String) == pl.lit(value).cast(pl.String))
     if found.height == 0:
-        return check(
-            name, False, "no row", "≥ 1 row", f"load() returns no row with {golden.where}; it must keep the golden rows"
-        )
+        why = f"load() returns no row with {golden.where}; it must keep the golden rows"
+        return check(name, False, "no row", "≥ 1 row", why)
     for column, want in (golden.expect or {}).items():
         got = found[column][0] if column in found.columns else None
         number = isinstance(want, (int, float)) and isinstance(got, (int, float))

@@ -1,7 +1,5 @@
 """One training, from data to a bundle that the gate has judged."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,11 +63,12 @@ def train(
         verdict = gate.decide(contract, evidence, facts, accept or {})
         say("report")
         with tempfile.TemporaryDirectory() as folder:
-            report.write(Path(folder), candidate, split, verdict, champion, registry.commit)
+            served = champion.digest if champion else "none"
+            report.write(Path(folder), candidate, split, verdict, served, registry.commit)
             registry.log(candidate.metrics, {"digest": candidate.digest, "gate": verdict.decision}, folder)
             page = report.keep(Path(folder), environment.home / "reports" / contract.model, candidate.digest)
         say("sign")
-        version = publish(model, candidate, verdict, registry, run, champion)
+        version = publish(model, candidate, verdict, registry, run, served)
     return Trained(candidate.digest, candidate.bundle, verdict, candidate.metrics, version, page)
 
 
@@ -77,9 +76,8 @@ def smoke(definition: ModelDefinition, rows: pl.DataFrame, seed: int) -> None:
     """Fit a few rows, export, compare: a model that cannot be exported fails in seconds, not after hours of fitting."""
     contract = definition.contract
     few = _some(rows, _SMOKE_ROWS)
-    few = pl.concat(
-        [few, *(rows.drop_nulls(name).head(1) for name in contract.features)]
-    )  # no column is empty by chance
+    # No column is empty by chance.
+    few = pl.concat([few, *(rows.drop_nulls(name).head(1) for name in contract.features)])
     if few[contract.target].n_unique() < 2:
         few = pl.concat([few, rows.filter(pl.col(contract.target) != few[contract.target][0]).head(_SMOKE_ROWS)])
     if few[contract.target].n_unique() < 2:
@@ -87,9 +85,8 @@ def smoke(definition: ModelDefinition, rows: pl.DataFrame, seed: int) -> None:
     pipeline = estimator.fit(definition.pipeline(contract, definition.parameters, seed), few, contract)
     graph = export.export(pipeline, contract)
     others = _some(rows[1:], 2 * _SMOKE_ROWS) if rows.height > 1 else rows
-    exported = Model(package.unmeasured(contract, pipeline, graph, few), "").score_arrays(
-        features.arrays(others, contract)
-    )
+    model = Model(package.unmeasured(contract, pipeline, graph, few), "")
+    exported = model.score_arrays(features.arrays(others, contract))
     difference = export.parity(exported, estimator.score(pipeline, others, contract))
     if not difference <= TOLERANCE:  # nor is NaN
         hint = f"exports to a different model: scores differ by {difference:.2g}; encode categories in the pipeline"
@@ -113,13 +110,12 @@ def comparable_champion(model: RegisteredModel, holdout: Window) -> Model | None
 
 
 def publish(
-    model: RegisteredModel, candidate: package.Candidate, verdict: Verdict, registry: Registry, run: str,
-    champion: Model | None,
-) -> str | None:  # fmt: skip
+    model: RegisteredModel, candidate: package.Candidate, verdict: Verdict, registry: Registry, run: str, champion: str
+) -> str | None:
     """In this order a kill at any point leaves nothing that could be released: the gate's verdict comes last."""
     digest = bundles.write(model, candidate.bundle)
     attest(model, "built", digest, details={"commit": registry.commit, "run": run})
     version = registry.register(run, digest, verdict.decision) if verdict.decision == "passed" else None
-    details = verdict.as_dict() | {"metrics": candidate.metrics, "champion": champion.digest if champion else "none"}
+    details = verdict.as_dict() | {"metrics": candidate.metrics, "champion": champion}
     attest(model, "gate", digest, verdict=verdict.decision, details=details)
     return version

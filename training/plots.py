@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from sklearn import metrics
 from mlops.contract import Contract
 from training import evaluation
 
+Importance = dict[str, float]  # by column
 
-def draw(
-    contract: Contract, y: np.ndarray, score: np.ndarray, importance: dict[str, float], folder: Path
-) -> list[Path]:
+
+def draw(contract: Contract, y: np.ndarray, score: np.ndarray, importance: Importance, folder: Path) -> list[Path]:
     """One PNG for each view of the held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
     views: dict[str, Callable[[Axes], Any]] = {

@@ -1,7 +1,5 @@
 """The reference bins of the training rows, and rows that identify the model by their scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

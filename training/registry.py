@@ -1,7 +1,5 @@
 """MLflow: where people look up runs and versions. Nothing that serves depends on it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Generator

@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
-from mlops.model import Model
 from mlops.report import image, render
 from mlops.verdict import Verdict
 from training import evaluation, plots
@@ -14,16 +11,14 @@ from training.package import Candidate
 _TEMPLATE = Path(__file__).parent / "templates" / "gate.html"
 
 
-def write(
-    folder: Path, candidate: Candidate, split: Split, verdict: Verdict, champion: Model | None, commit: str
-) -> None:
+def write(folder: Path, candidate: Candidate, split: Split, verdict: Verdict, champion: str, commit: str) -> None:
     """report.json, report.html, plots and the bundle of one training."""
     contract, rows = candidate.model.contract, split.holdout.frame
     importance = evaluation.permutation_importance(contract, candidate.model, rows)
     drawn = plots.draw(contract, rows[contract.target].to_numpy(), candidate.scores, importance, folder / "plots")
     facts = {
         "digest": candidate.digest,
-        "champion": champion.digest if champion else "none",
+        "champion": champion,
         "train": str(split.train.window),
         "holdout": str(split.holdout.window),
         "fingerprint": split.fingerprint,

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -13,6 +11,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from mlops import environment
 from mlops.contract import Contract
 from mlops.errors import UserError
+from mlops.report import render
 from training import estimator, evaluation, features, source
 
 _MANY_LEVELS = 0.5
@@ -21,6 +20,7 @@ _LINE = 120
 _LONGEST, _LONGEST_MODEL = 63, 41
 _TAKEN = {"score", "numbers", "categories"}  # names that the bundle and its graph use
 _FOLDS = 5
+_DATA_PY = Path(__file__).parent / "templates" / "data.py.j2"
 
 
 def scaffold_model(path: Path, target: str, name: str | None, time: str | None) -> list[Path]:
@@ -101,63 +101,42 @@ def _contract(model: str, table: pl.DataFrame, target: str, time: str | None, bi
         if series.name not in (target, time) and not _left_out(series):
             kind = "boolean" if series.dtype == pl.Boolean else "number" if series.dtype.is_numeric() else "category"
             columns[series.name] = {"type": kind} | ({"missing": True} if series.null_count() else {})
-    contract: dict = {
-        "model": model,
-        "task": "binary" if binary else "regression",
-        "question": f"What is {target}?",
-        "target": target,
-    }
-    if time:
-        contract["time"] = {"column": time}
+    contract: dict = {"model": model, "task": "binary" if binary else "regression", "question": f"What is {target}?"}
+    contract |= {"target": target} | ({"time": {"column": time}} if time else {})
     return contract | {"features": columns, "windows": {"train": "0.0..0.7", "holdout": "0.7..1.0"}}
 
 
 def _contract_yaml(contract: dict, table: pl.DataFrame, positive: str | None) -> str:
-    """A feature a line, under what was decided on the way."""
+    """A feature a line, below the decisions made."""
     target, time = contract["target"], contract.get("time", {}).get("column")
     left_out = [f"{s.name} ({why})" for s in table if s.name not in (target, time) and (why := _left_out(s))]
     notes = ["Read every line: the model's interface, and the bounds it must meet (docs/contract.md)."]
-    notes += (
-        [f"{target} has {table[target].n_unique()} different numbers, so the task is regression."]
-        if positive is None
-        else []
-    )
+    if positive is None:
+        notes.append(f"{target} has {table[target].n_unique()} different numbers, so the task is regression.")
     notes += [f"{target} is 1 where the table says {positive!r}."] if positive else []
     notes += [f"Left out: {', '.join(left_out)}."] if left_out else []
     parts = {name: value for name, value in contract.items() if name != "features"}
-    lines = "".join(f"  {name}: {_flow(feature)}\n" for name, feature in contract["features"].items())
-    body = yaml.safe_dump(parts, sort_keys=False, width=120, allow_unicode=True)
-    return "".join(f"# {note}\n" for note in notes) + body + "features:\n" + lines
-
-
-def _flow(feature: dict) -> str:
-    return yaml.safe_dump(feature, sort_keys=False, default_flow_style=True, width=1000).strip()
+    lines = [f"# {note}\n" for note in notes]
+    lines += [yaml.safe_dump(parts, sort_keys=False, width=120, allow_unicode=True), "features:\n"]
+    for name, feature in contract["features"].items():
+        flow = yaml.safe_dump(feature, sort_keys=False, default_flow_style=True, width=1000).strip()
+        lines.append(f"  {name}: {flow}\n")
+    return "".join(lines)
 
 
 def _data_py(
     path: Path, renamed: dict[str, str], table: pl.DataFrame, target: str, positive: str | None, time: str | None
 ) -> str:
-    changed = {old: new for old, new in renamed.items() if old != new}
-    names = "".join(f"    {_quoted(old)}: {_quoted(new)},\n" for old, new in changed.items())
+    names = {_quoted(old): _quoted(new) for old, new in renamed.items() if old != new}
     steps = ["read(DATA)"]
-    steps += [".rename(NAMES)"] if changed else []
+    steps += [".rename(NAMES)"] if names else []
     steps += [f'.with_columns({target}=pl.col("{target}").cast(pl.String) == {_quoted(positive)})'] if positive else []
     known = [column for column in (target, time) if column and table[column].null_count()]
     steps += [f".drop_nulls([{', '.join(map(_quoted, known))}])"] if known else []
-    chain = "".join(steps)
-    if len(chain) > _LINE:
-        chain = "(\n        " + "\n        ".join(steps) + "\n    )"
-    return f'''import polars as pl
-
-from training.source import read
-
-DATA = {_quoted(str(path.absolute()))}
-{f"NAMES = {{{chr(10)}{names}}}{chr(10)}" if changed else ""}
-
-def load() -> pl.DataFrame:
-    """For a database: read("postgresql://${{DB_USER}}:${{DB_PASSWORD}}@host/db", "select …")."""
-    return {chain}
-'''
+    expression = "".join(steps)
+    if len(expression) > _LINE - len("    return "):
+        expression = "\n        ".join(["(", *steps]) + "\n    )"
+    return render(_DATA_PY, path=_quoted(str(path.absolute())), names=names, expression=expression) + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -174,9 +153,8 @@ def _better(contract: Contract, table: pl.DataFrame) -> str:
     for kind in ("boosting", "linear"):
         scores = np.empty(len(y))
         for most, rest in folds.split(y, y):
-            pipeline = estimator.fit(
-                estimator.build(contract, {"estimator": kind}, 0, features.preprocess), rows[most], contract
-            )
+            unfitted = estimator.build(contract, {"estimator": kind}, 0, features.preprocess)
+            pipeline = estimator.fit(unfitted, rows[most], contract)
             scores[rest] = estimator.score(pipeline, rows[rest], contract)
         losses[kind] = evaluation.loss(contract, y, scores)
     gain = losses["linear"] - losses["boosting"]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import csv
 import fcntl
 import json
@@ -37,19 +35,20 @@ def score_file(
     reason). A part appears whole or not at all, so a run that was killed continues after its last part.
     """
     loaded = _load(environment.model(name), digest)
-    totals = {"digest": loaded.digest, "scored": 0, "refused": 0, "parts": 0}
-    size, modified = _size(source), source.stat().st_mtime_ns
+    if not source.is_file():
+        raise UserError("source", str(source), "no such file")
+    size, modified = source.stat().st_size, source.stat().st_mtime_ns
     job = {"source": str(source.absolute()), "bytes": size, "modified": modified, "digest": loaded.digest}
+    totals = {"digest": loaded.digest, "scored": 0, "refused": 0, "parts": 0}
     with _job(folder, job):
         rows = enumerate(_rows(source, [*loaded.schema.names, *loaded.contract.context]))
         for number, part in groupby(rows, lambda row: row[0] // _PART_ROWS):
-            counts = folder / f"part-{number:05d}.json"
-            if not counts.exists():
+            scored, refused = folder / f"part-{number:05d}.parquet", folder / f"refused-{number:05d}.jsonl"
+            if not scored.exists():
                 # Everything in a CSV is a string, so there a string may be a number.
-                _score_part(loaded, part, number, folder, counts, strict=source.suffix != ".csv")
-            found = json.loads(counts.read_text())
-            totals["scored"] += found["scored"]
-            totals["refused"] += found["refused"]
+                _score_part(loaded, part, scored, refused, strict=source.suffix != ".csv")
+            totals["scored"] += pa.parquet.read_metadata(scored).num_rows
+            totals["refused"] += refused.read_bytes().count(b"\n") if refused.exists() else 0
             totals["parts"] += 1
             say(f"score: {totals['scored'] + totals['refused']} rows")
     return totals
@@ -68,12 +67,6 @@ def _load(model: RegisteredModel, digest: str | None) -> Model:
     return Model(bundle, digest)
 
 
-def _size(source: Path) -> int:
-    if not source.is_file():
-        raise UserError("source", str(source), "no such file")
-    return source.stat().st_size
-
-
 @contextmanager
 def _job(folder: Path, job: dict[str, Any]) -> Generator[None]:
     """The folder belongs to one job, and to one process at a time."""
@@ -85,9 +78,8 @@ def _job(folder: Path, job: dict[str, Any]) -> Generator[None]:
         except BlockingIOError:
             raise UserError("folder", str(folder), "another process is scoring into it") from None
         if file.exists() and json.loads(file.read_text()) != job:
-            raise UserError(
-                "folder", str(folder), f"has the scores of another job ({file}); use another folder or empty this one"
-            )
+            hint = f"has the scores of another job ({file}); use another folder or empty this one"
+            raise UserError("folder", str(folder), hint)
         _write(file, json.dumps(job).encode())
         yield
     finally:
@@ -134,24 +126,17 @@ def _csv(source: Path, names: list[str]) -> Iterator[dict[str, Any] | str]:
         for cells in filter(None, lines):
             if len(cells) != len(header):
                 yield f"has {len(cells)} cells, the header has {len(header)}"
-            elif not (text := "".join(cells)).isascii() and any(
-                "\ud800" <= character <= "\udfff" for character in text
-            ):
+            elif not (text := "".join(cells)).isascii() and any("\ud800" <= each <= "\udfff" for each in text):
                 yield "is not UTF-8"
             else:
                 yield {name: None if (cell := cells[position]) in _MISSING else cell for name, position in present}
 
 
 def _score_part(
-    model: Model,
-    part: Iterator[tuple[int, dict[str, Any] | str]],
-    number: int,
-    folder: Path,
-    counts: Path,
-    strict: bool,
+    model: Model, part: Iterator[tuple[int, dict[str, Any] | str]], scored: Path, refused: Path, strict: bool
 ) -> None:
     scores: dict[int, float] = {}
-    refused: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     while chunk := list(islice(part, _CHUNK_ROWS)):
         rows = {}
         for position, values in chunk:
@@ -160,27 +145,22 @@ def _score_part(
                     raise msgspec.ValidationError(values)
                 rows[position] = msgspec.convert(values, model.schema.Row, strict=strict)
             except msgspec.ValidationError as error:
-                refused[position] = str(error)
+                reasons[position] = str(error)
         for position, found in zip(rows, model.score(rows.values()) if rows else [], strict=True):
             if math.isfinite(found):
                 scores[position] = found
             else:
-                refused[position] = "the model returned a non-finite score"
-    table = pa.table(
-        {
-            "row": pa.array(scores, pa.int64()),
-            "score": pa.array(scores.values(), pa.float32()),
-            "prediction": pa.array(model.contract.predictions(list(scores.values())), pa.float32()),
-        }
-    )
-    temporary = folder / f"part-{number:05d}.tmp"
+                reasons[position] = "the model returned a non-finite score"
+    if reasons:
+        lines = [json.dumps({"row": position, "reason": reason}) + "\n" for position, reason in sorted(reasons.items())]
+        _write(refused, "".join(lines).encode())
+    predictions = model.contract.predictions(list(scores.values()))
+    table = pa.table({
+        "row": pa.array(scores, pa.int64()),
+        "score": pa.array(scores.values(), pa.float32()),
+        "prediction": pa.array(predictions, pa.float32()),
+    })  # fmt: skip
+    # Last: its presence says that the part is complete.
+    temporary = scored.with_suffix(".tmp")
     pa.parquet.write_table(table, temporary)
-    temporary.replace(folder / f"part-{number:05d}.parquet")
-    if refused:
-        lines = [
-            json.dumps({"row": position, "reason": reason}).encode() + b"\n"
-            for position, reason in sorted(refused.items())
-        ]
-        _write(folder / f"refused-{number:05d}.jsonl", b"".join(lines))
-    # Last: it says that the part is complete.
-    _write(counts, json.dumps({"scored": len(scores), "refused": len(refused)}).encode())
+    temporary.replace(scored)

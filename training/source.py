@@ -1,9 +1,8 @@
-from __future__ import annotations
-
 import os
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -34,9 +33,8 @@ def read(uri: str, query: str | None = None) -> pl.DataFrame:
         if resolved.endswith((".parquet", ".pq")):
             return pl.read_parquet(resolved)
         if resolved.endswith((".csv", ".csv.gz")):
-            return pl.read_csv(
-                resolved, infer_schema_length=None, null_values=["", "NA", "NaN", "null"], try_parse_dates=True
-            )
+            how: Any = {"infer_schema_length": None, "try_parse_dates": True}
+            return pl.read_csv(resolved, null_values=["", "NA", "NaN", "null"], **how)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("data", uri, f"cannot be read: {str(error).splitlines()[0]}") from None
     raise UserError("data", uri, "is neither .csv nor .parquet; for a database give a query as well")
@@ -48,33 +46,28 @@ def to_parquet(frame: pl.DataFrame) -> bytes:
     return content.getvalue()
 
 
+def snapshot_key(model: str) -> str:
+    return f"data/{model}.parquet"
+
+
 def put_snapshot(store: Store, model: str, content: bytes) -> str:
     """`content`: Parquet. Returns its key."""
     try:
         pl.read_parquet_schema(BytesIO(content))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
-    store.put(key := _snapshot(model), content)
+    store.put(key := snapshot_key(model), content)
     return key
 
 
 def read_snapshot(store: Store, model: str) -> pl.DataFrame:
-    content = store.get(_snapshot(model))
+    content = store.get(key := snapshot_key(model))
     if content is None:
-        raise UserError(
-            "snapshot", _snapshot(model), "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot"
-        )
+        raise UserError("snapshot", key, "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
     return pl.read_parquet(BytesIO(content))
 
 
-def _snapshot(model: str) -> str:
-    return f"data/{model}.parquet"
-
-
 def _secret(match: re.Match[str]) -> str:
-    name = match.group(1)
-    if name not in os.environ:
-        raise UserError(
-            "data", f"${{{name}}}", f"set {name} in the environment (a secret, not a file in the repository)"
-        )
+    if (name := match.group(1)) not in os.environ:
+        raise UserError("data", match.group(), f"set {name} in the environment (a secret, not a file in git)")
     return os.environ[name]

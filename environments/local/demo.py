@@ -1,10 +1,9 @@
 """`make demo`: the whole life of a model on this machine, each step proved. Exit code 0 only if every step passed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,11 +126,10 @@ class Demo:
         log = self.model.releases.read()
         own = [position for position, release in enumerate(log) if release.challenger == digest]
         records = log[own[0] : own[-1] + 2]
-        steps = [
-            f"{release.mode if release.weight is None else f'{release.mode} {release.weight:.0%}'}"
-            f" after {(release.at - records[0].at).total_seconds():.0f} s"
-            for release in records
-        ]
+        started, steps = records[0].at, []
+        for release in records:
+            weight = "" if release.weight is None else f" {release.weight:.0%}"
+            steps.append(f"{release.mode}{weight} after {(release.at - started).total_seconds():.0f} s")
         return [", ".join(steps), records[-1].why]
 
     def none_failed(self, traffic: Traffic) -> str:
@@ -139,9 +137,8 @@ class Demo:
         return f"{len(traffic.answers)} requests so far, none failed"
 
     def refused(self) -> float:
-        lines = httpx.get(f"{self.environment.endpoint}/metrics").text.splitlines()
-        name = "mlops_release_refused_total"
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+        text = httpx.get(f"{self.environment.endpoint}/metrics").text
+        return sum(map(float, re.findall(r"^mlops_release_refused_total\S* (\S+)$", text, re.MULTILINE)))
 
 
 def run(demo: Demo) -> None:
@@ -237,7 +234,7 @@ def corrupted_bundle(demo: Demo, better: str, rows: list[dict[str, Any]]) -> Non
 
 
 def release_corrupted(demo: Demo, digest: str) -> None:
-    """A bundle is signed, approved and released by hand; then one byte of it changes."""
+    """A bundle that was signed and approved before one byte of it changed is released by hand."""
     model, good = demo.model, bundles.read(demo.model, digest)
     twin = Bundle(good.files | {"card.md": good.files["card.md"] + b"\nA twin, to be corrupted.\n"})
     bundles.write(model, twin)
@@ -297,9 +294,8 @@ def write_report(demo: Demo, home: Path) -> Path:
     log, folder = demo.model.releases.read(), home / "reports" / demo.model.name
     picture = image(timeline(log, demo.answers, home / "timeline.png"))
     reports = [path.name for path in sorted(folder.glob("*.html"))]
-    page = render(
-        _HERE / "demo.html", model=demo.model.name, steps=demo.steps, log=log, picture=picture, reports=reports
-    )
+    about = {"model": demo.model.name, "steps": demo.steps, "log": log, "picture": picture, "reports": reports}
+    page = render(_HERE / "demo.html", **about)
     (folder / "demo.html").write_text(page)
     return folder / "demo.html"
 

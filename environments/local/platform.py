@@ -1,7 +1,5 @@
 """The embedded environment: MLflow, controller and app as processes of this machine, over one folder."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -11,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 import httpx
 from rich.console import Console
@@ -58,7 +57,7 @@ class Platform:
         self._ports = {"app": free_port(8080), "mlflow": free_port(5001), "controller": free_port(9100)}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Platform:
+    def __enter__(self) -> Self:
         try:
             self._make_keys()
             for name in self._commands():
@@ -128,11 +127,9 @@ class Platform:
             )  # fmt: skip
         # After each start, so that a successor finds the children of a killed predecessor.
         temporary = self._running.with_suffix(".new")
-        addresses = {
-            key: f"http://127.0.0.1:{self._ports[part]}" for key, part in (("endpoint", "app"), ("tracking", "mlflow"))
-        }
+        endpoint, tracking = (f"http://127.0.0.1:{self._ports[name]}" for name in ("app", "mlflow"))
         pids = {child: process.pid for child, process in self._children.items()}
-        temporary.write_text(json.dumps(addresses | {"pids": pids}))
+        temporary.write_text(json.dumps({"endpoint": endpoint, "tracking": tracking, "pids": pids}))
         temporary.replace(self._running)
 
     def _commands(self) -> dict[str, tuple[list[str], dict[str, str]]]:
@@ -141,21 +138,14 @@ class Platform:
         mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", ports["mlflow"], "--workers", "1"]
         mlflow += ["--backend-store-uri", f"sqlite:///{self.home}/mlflow.db"]
         mlflow += ["--artifacts-destination", f"{environment.bucket}/mlflow"]
-        controller = {
-            "MODEL": self.model,
-            "CONTROLLER_PORT": ports["controller"],
-            "HOST": "127.0.0.1",
-            "HOME": self.home,
-        }
+        controller = {"MODEL": self.model, "CONTROLLER_PORT": ports["controller"]}
+        controller |= {"HOST": "127.0.0.1", "HOME": str(self.home)}
         app = {
             "ENV": environment.name, "MODEL": self.model, "BUCKET": environment.bucket, "KEYRING": environment.keyring,
             "PORT": ports["app"], "REPLICA": "app", "SPOOL": self.home / "spool",
         }  # fmt: skip
-        return {
-            "mlflow": (mlflow, _MLFLOW),
-            "controller": (["monitoring.controller"], _variables(controller)),
-            "app": (["app"], _variables(app)),
-        }
+        modules = {"mlflow": (mlflow, _MLFLOW), "controller": (["monitoring.controller"], _variables(controller))}
+        return modules | {"app": (["app"], _variables(app))}
 
     def _make_keys(self) -> None:
         """What is missing; nothing that exists changes."""
@@ -181,7 +171,7 @@ class Platform:
             self._running.unlink()
 
 
-def _variables(settings: dict[str, object]) -> dict[str, str]:
+def _variables(settings: Mapping[str, object]) -> dict[str, str]:
     return {f"MLOPS_{key}": str(value) for key, value in settings.items()}
 
 

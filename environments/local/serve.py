@@ -1,7 +1,5 @@
 """`mlops run`: the platform in the foreground, with a first model."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shlex

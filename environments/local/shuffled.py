@@ -16,9 +16,6 @@ def load() -> pl.DataFrame:
     rows, target = original.load().with_row_index("position"), original.contract.target
     window = Window.parse(os.environ["DEMO_HOLDOUT"])
     held_out = data.cut(rows, original.contract, window).frame["position"]
-    label = (
-        pl.when(pl.col("position").is_in(held_out.implode()))
-        .then(pl.col(target))
-        .otherwise(pl.col(target).shuffle(seed=1))
-    )
+    true = pl.col("position").is_in(held_out.implode())
+    label = pl.when(true).then(pl.col(target)).otherwise(pl.col(target).shuffle(seed=1))
     return rows.with_columns(label.alias(target)).drop("position")

@@ -1,9 +1,7 @@
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -31,7 +29,7 @@ class Traffic:
     per_second: float = 50
     answers: list[Answer] = field(default_factory=list)
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Self:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

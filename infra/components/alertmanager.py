@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import yaml
@@ -17,7 +15,6 @@ class Alertmanager(Workload):
     def create(self) -> None:
         alerts, number = self.settings.alerts, PORTS["alertmanager"]
         texts = {file.name: file.read_text() for file in sorted((FILES / "alertmanager" / "templates").glob("*.tmpl"))}
-        self.service_account()
         self.service("http")
         self.volume("config", self.config_map(self.name, {"alertmanager.yaml": configuration(alerts)}))
         self.volume("templates", self.config_map(f"{self.name}-templates", texts))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 from infra.ports import PORTS
@@ -13,9 +11,7 @@ class Bucket(Workload):
 
     def create(self) -> None:
         number = PORTS["bucket"]
-        keys = {"ROOT_ACCESS_KEY": "AWS_ACCESS_KEY_ID", "ROOT_SECRET_KEY": "AWS_SECRET_ACCESS_KEY"}
         listening: Any = {"tcp_socket": {"port": number}, "period_seconds": 5}
-        self.service_account()
         self.service("s3")
         self.volume("scratch")
         gateway = container(
@@ -24,7 +20,7 @@ class Bucket(Workload):
             cpu="50m",
             memory="512Mi",
             args=["--port", f":{number}", "--iam-dir", "/data/iam", "posix", "/data/buckets"],
-            env=env({}, {name: ("bucket-root", key) for name, key in keys.items()}),
+            env=env({}, self.platform.connections.secrets(self.name)),
             ports=[port("s3", number)],
             mounts={"/data/buckets": "data", "/data/iam": "data", "/tmp": "scratch"},
             startup_probe=listening | {"failure_threshold": 60},

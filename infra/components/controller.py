@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 from infra.ports import PORTS
@@ -16,8 +14,6 @@ class Controller(Workload):
         connections, number = self.platform.connections, PORTS["controller"]
         database = f"{connections.database_host}:{self.settings.database.port}"
         local = {"MLOPS_DATABASE": database, "HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}
-        bucket, login = connections.bucket_keys(self.name), connections.tracking_login(self.name)
-        self.service_account()
         self.service("metrics", headless=True)
         self.volume("scratch", size="8Gi")
         self.volume("keys", signing_keys("approve", {"secret": {"name": "client-key"}}))
@@ -27,7 +23,7 @@ class Controller(Workload):
             cpu="50m",
             memory="2Gi",
             command=["python", "-m", "monitoring.controller"],
-            env=[*env(connections.values | local | connections.bucket_values, bucket), *env({}, login)],
+            env=env(connections.values | local, connections.secrets(self.name)),
             ports=[port("metrics", number)],
             mounts={"/tmp": "scratch", "/keys": "keys"},
             startup_probe=probe("/metrics", number, 2, 60),

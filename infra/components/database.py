@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 from infra.ports import PORTS
@@ -13,13 +11,9 @@ class Database(Workload):
 
     def create(self) -> None:
         settings, number = self.settings.database, PORTS["database"]
-        ready: Any = {
-            "exec": {"command": ["pg_isready", "-h", "127.0.0.1", "-U", settings.user]},
-            "period_seconds": 5,
-            "timeout_seconds": 5,
-        }
+        check = ["pg_isready", "-h", "127.0.0.1", "-U", settings.user]
+        ready: Any = {"exec": {"command": check}, "period_seconds": 5, "timeout_seconds": 5}
         values = {"POSTGRES_USER": settings.user, "POSTGRES_DB": "postgres", "PGDATA": "/var/lib/postgresql/data/files"}
-        self.service_account()
         self.service("postgres", headless=True)
         self.volume("scratch")
         postgres = container(

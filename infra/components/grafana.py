@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from infra.components.prometheus import FILES
 from infra.ports import PORTS
 from infra.workload import Workload, container, env, port, probe
@@ -25,7 +23,6 @@ class Grafana(Workload):
     def create(self) -> None:
         number = PORTS["grafana"]
         datasource, provider = ((FILES / "grafana" / f"{kind}.yaml").read_text() for kind in ("datasource", "provider"))
-        self.service_account()
         self.service("http")
         self.volume("data")
         self.volume("scratch")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pulumi
 
 from infra.ports import PORTS
@@ -19,10 +17,8 @@ class KubeStateMetrics(Workload):
     def create(self) -> None:
         number = PORTS["kube-state-metrics"]
         watched = ",".join(kind for kinds in _WATCHED.values() for kind in kinds)
-        self.service_account()
-        self.role(
-            [{"api_groups": [group], "resources": k, "verbs": ["list", "watch"]} for group, k in _WATCHED.items()]
-        )
+        may = ["list", "watch"]
+        self.role([{"api_groups": [api], "resources": kinds, "verbs": may} for api, kinds in _WATCHED.items()])
         self.service("http", headless=True)
         namespaces = pulumi.Output.concat("--namespaces=", self.platform.namespace)
         exporter = container(

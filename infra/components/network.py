@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,7 @@ import pulumi_kubernetes as k8s
 
 from infra.ports import PORTS
 from infra.settings import Settings
-from infra.workload import NAME, Component
+from infra.workload import NAME, Component, without_none
 
 ANYWHERE, API = "anywhere", "the Kubernetes API"
 DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
@@ -39,9 +37,8 @@ class Network(Component):
             ingress = [{"from": _peers(f.source), "ports": _ports(f)} for f in allowed if f.target == workload]
             egress = [{"to": _peers(f.target), "ports": _ports(f)} for f in allowed if f.source == workload]
             spec = {"pod_selector": {"match_labels": {NAME: workload}}, "policy_types": ["Ingress", "Egress"]}
-            self._policy(
-                workload, spec | ({"ingress": ingress} if ingress else {}) | ({"egress": egress} if egress else {})
-            )
+            spec |= without_none({"ingress": ingress or None, "egress": egress or None})
+            self._policy(workload, spec)
 
     def _policy(self, name: str, spec: Any) -> None:
         metadata = self.metadata(name)
@@ -51,14 +48,10 @@ class Network(Component):
 
 def flows(settings: Settings) -> list[Flow]:
     """The whole matrix, as docs/cluster.md shows it."""
-    bundled = {
-        kind: getattr(settings, kind).kind == "bundled" for kind in ("bucket", "database", "tracking", "monitoring")
-    }
-    outside = {
-        "bucket": settings.bucket.endpoint or "https://aws",
-        "database": f"tcp://database:{settings.database.port}",
-        "tracking": settings.tracking.url,
-    }
+    kinds = ("bucket", "database", "tracking", "monitoring")
+    bundled = {kind: getattr(settings, kind).kind == "bundled" for kind in kinds}
+    outside = {"bucket": settings.bucket.endpoint or "https://aws", "tracking": settings.tracking.url}
+    outside["database"] = f"tcp://database:{settings.database.port}"
     users = {
         "bucket": ["serving", "training", "controller", "tracking", "setup-bucket"],
         "database": ["tracking", "controller", "setup-database"],

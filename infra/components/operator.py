@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pulumi_kubernetes as k8s
@@ -31,6 +29,5 @@ class OperatorObjects(Component):
         metadata = self.metadata(name)
         metadata["labels"] |= {NAME: name, **self.settings.monitoring.selected}
         version = "monitoring.coreos.com/v1"
-        k8s.apiextensions.CustomResource(
-            f"{kind}-{name}", api_version=version, kind=kind, metadata=metadata, spec=spec, opts=self.child
-        )
+        full = f"{kind}-{name}"
+        k8s.apiextensions.CustomResource(full, version, kind, metadata=metadata, spec=spec, opts=self.child)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 from infra.ports import PORTS
@@ -18,7 +16,6 @@ class Prometheus(Workload):
     def create(self) -> None:
         settings, number = self.settings.monitoring, PORTS["prometheus"]
         config = (FILES / "prometheus" / "prometheus.yaml").read_text().replace("$NAMESPACE", self.settings.namespace)
-        self.service_account()
         self.service("http")
         self.volume("config", self.config_map(self.name, {"prometheus.yaml": config}))
         self.volume("rules", self.config_map(f"{self.name}-rules", rules()))

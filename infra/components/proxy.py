@@ -1,5 +1,5 @@
-from __future__ import annotations
-
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import pulumi_kubernetes as k8s
@@ -7,66 +7,8 @@ import pulumi_kubernetes as k8s
 from infra.ports import PORTS
 from infra.workload import Workload, container, port, probe
 
+_CONFIG = Template((Path(__file__).parent / "haproxy.cfg").read_text())
 _SLOTS = 20  # pods of the app that it can know at a time
-
-# A pod that dies loses no request: what it had not answered is sent to another one. A prediction changes nothing, so
-# repeating it is safe. A response of 503 means "not me": no model yet, or overloaded. A request is passed on once its body
-# is here (16 KiB of it): HAProxy keeps no copy of one that was passed on in parts.
-_CONFIG = """\
-global
-  maxconn 4096
-  hard-stop-after 30s
-
-# Its resolver knows no search domains, so names are whole.
-resolvers cluster
-  parse-resolv-conf
-  hold valid 1s
-  hold obsolete 10s
-  hold nx 10s
-  hold timeout 30s
-  hold refused 30s
-  timeout resolve 1s
-  timeout retry 1s
-
-defaults
-  mode http
-  timeout connect 500ms
-  timeout client 60s
-  timeout server 30s
-  timeout http-request 10s
-  timeout http-keep-alive 30s
-  option http-server-close
-  option http-buffer-request
-  option redispatch 1
-  retries 3
-  retry-on conn-failure empty-response 503
-
-frontend predictions
-  bind :{port}
-  use_backend outcomes if {{ path /outcomes }}
-  default_backend serving
-
-backend serving
-  balance leastconn
-  option httpchk GET /readyz
-  http-check expect status 200
-  default-server check inter 1s fastinter 250ms downinter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down
-  default-server resolvers cluster resolve-prefer ipv4 init-addr none
-  server-template pod {slots} {service}:{serving_port}
-
-backend outcomes
-  # An outcome is written once it was accepted: repeated only if no pod was reached.
-  retry-on conn-failure
-  option httpchk GET /readyz
-  http-check expect status 200
-  default-server check inter 1s fall 2 rise 1 resolvers cluster resolve-prefer ipv4 init-addr none
-  server-template pod {slots} {service}:{serving_port}
-
-frontend metrics
-  bind :{metrics_port}
-  http-request use-service prometheus-exporter if {{ path /metrics }}
-  http-request return status 200 if {{ path /healthz }}
-"""
 
 
 class Proxy(Workload):
@@ -78,8 +20,7 @@ class Proxy(Workload):
         number, metrics = PORTS["proxy"], PORTS["proxy-metrics"]
         service = f"serving.{self.settings.namespace}.svc.{self.settings.cluster.domain}"
         ports = {"port": number, "metrics_port": metrics, "serving_port": PORTS["serving"]}
-        config = _CONFIG.format(slots=_SLOTS, service=service, **ports)
-        self.service_account()
+        config = _CONFIG.substitute(slots=_SLOTS, service=service, **ports)
         self.service("http", node_port=self.settings.serving.node_port)
         self.service("metrics", "proxy-metrics", headless=True)
         self.volume("config", self.config_map(self.name, {"haproxy.cfg": config}))
@@ -97,9 +38,9 @@ class Proxy(Workload):
             # New connections go elsewhere first; SIGUSR1 then lets open ones end by themselves.
             lifecycle={"pre_stop": {"exec": {"command": ["sh", "-c", "sleep 5; kill -USR1 1; sleep 5"]}}},
         )
-        spread = {"topology_spread_constraints": self.spread(), "termination_grace_period_seconds": 60}
+        template = self.pod(haproxy, topology_spread_constraints=self.spread(), termination_grace_period_seconds=60)
         rolling = {"type": "RollingUpdate", "rolling_update": {"max_unavailable": 0, "max_surge": 1}}
-        self.deployment(self.pod(haproxy, **spread), replicas=2, strategy=rolling)
+        self.deployment(template, replicas=2, strategy=rolling)
         self.disruption_budget()
         if self.settings.ingress.enabled:
             self._ingress()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pulumi_kubernetes as k8s
@@ -19,7 +17,6 @@ class Serving(Workload):
 
     def create(self) -> None:
         settings = self.settings.serving
-        self.service_account()
         self.service("http", headless=True)
         self.volume("scratch")
         self.volume("spool")
@@ -42,7 +39,7 @@ class Serving(Workload):
             cpu=settings.cpu,
             memory=settings.memory,
             command=["python", "-m", "app"],
-            env=env(connections.serving | local | connections.bucket_values, connections.bucket_keys("serving")),
+            env=env(connections.serving | local, connections.secrets(self.name)),
             ports=[port("http", number)],
             mounts={"/tmp": "scratch", "/spool": "spool", "/keys": "keys"},
             startup_probe=probe("/healthz", number, 1, 60),
@@ -53,15 +50,8 @@ class Serving(Workload):
         drained = {"termination_grace_period_seconds": _DRAIN_SECONDS + 40}
         template = self.pod(app, track, topology_spread_constraints=self.spread(), **drained)
         rolling = {"type": "RollingUpdate", "rolling_update": {"max_unavailable": 0, "max_surge": 1}}
-        self.deployment(
-            template,
-            name,
-            track,
-            replicas=replicas,
-            strategy=rolling,
-            min_ready_seconds=3,
-            progress_deadline_seconds=300,
-        )
+        times = {"min_ready_seconds": 3, "progress_deadline_seconds": 300}
+        self.deployment(template, name, track, replicas=replicas, strategy=rolling, **times)
 
     def _autoscaler(self) -> None:
         """On CPU, or on requests in flight by the metric of a prometheus-adapter (monitoring/prometheus/adapter.yaml)."""
@@ -78,10 +68,7 @@ class Serving(Workload):
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "metrics": metrics,
-            "behavior": {
-                "scale_up": _pace("scale_up"),
-                "scale_down": _pace("scale_down"),
-            },
+            "behavior": {"scale_up": _pace(2, 15, 0), "scale_down": _pace(1, 30, 120)},
         }
         k8s.autoscaling.v2.HorizontalPodAutoscaler(self.name, metadata=self.metadata(), spec=spec, opts=self.child)
 
@@ -97,17 +84,11 @@ class Serving(Workload):
             "maxReplicaCount": settings.max_replicas,
             "triggers": [{"type": "prometheus", "metadata": trigger}],
         }
-        k8s.apiextensions.CustomResource(
-            self.name,
-            api_version="keda.sh/v1alpha1",
-            kind="ScaledObject",
-            metadata=self.metadata(),
-            spec=spec,
-            opts=self.child,
-        )
+        about: Any = {"metadata": self.metadata(), "spec": spec, "opts": self.child}
+        k8s.apiextensions.CustomResource(self.name, "keda.sh/v1alpha1", "ScaledObject", **about)
 
 
-def _pace(direction: str) -> Any:
-    window, pods, period = (0, 2, 15) if direction == "scale_up" else (120, 1, 30)
+def _pace(pods: int, period: int, window: int) -> Any:
+    """At most so many pods within a period, both it and the stabilization window in seconds."""
     policy = {"type": "Pods", "value": pods, "period_seconds": period}
     return {"stabilization_window_seconds": window, "policies": [policy]}

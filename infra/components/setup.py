@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pulumi
@@ -8,14 +6,10 @@ import pulumi_kubernetes as k8s
 from infra.workload import Workload, container, env, hashed, job
 
 # Create, and read no more than the signing keys, of which the keyring needs the public halves.
+_SIGNING = ["signing-build", "signing-approve"]
 _MAY_CREATE: Any = [
     {"api_groups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"]},
-    {
-        "api_groups": [""],
-        "resources": ["secrets"],
-        "resource_names": ["signing-build", "signing-approve"],
-        "verbs": ["get"],
-    },
+    {"api_groups": [""], "resources": ["secrets"], "resource_names": _SIGNING, "verbs": ["get"]},
 ]
 
 
@@ -25,12 +19,14 @@ class Setup(Workload):
     image_is_ours = True
 
     def create(self) -> None:
-        step, image = self.name.removeprefix("setup-"), self.settings.images.mlflow
-        self.in_request_path = step in ("keys", "bucket")
-        values, secrets = self.platform.connections.setup(step)
-        uses_api, ready = step == "keys", [self.service_account()]
-        if uses_api:
-            ready += self.role(_MAY_CREATE)
+        step, image, connections = (
+            self.name.removeprefix("setup-"),
+            self.settings.images.mlflow,
+            self.platform.connections,
+        )
+        self.in_request_path, uses_api = step in ("keys", "bucket"), step == "keys"
+        values, secrets = connections.setup(step), connections.secrets(self.name)
+        ready = [self.account, *(self.role(_MAY_CREATE) if uses_api else ())]
         self.volume("scratch")
         command = ["python", "-m", "infra.provision", step]
         setup = container(

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from infra.ports import PORTS
 from infra.workload import Workload, container, env, port, probe
 
@@ -27,13 +25,8 @@ class Tracking(Workload):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "HOME": "/tmp",
+            **connections.bucket,
         }
-        secrets = {
-            "PGPASSWORD": (connections.database_secret, "password"),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": ("tracking-admin", "password"),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": ("tracking-admin", "secret-key"),
-        }
-        self.service_account()
         self.service("http")
         self.volume("scratch", size="4Gi")
         self.volume("config", self.config_map(f"{self.name}-auth", {"auth.ini": _AUTH.format(uri=connections.auth)}))
@@ -45,7 +38,7 @@ class Tracking(Workload):
             memory="2Gi",
             command=[*serve, "--app-name", "basic-auth"],
             args=["--artifacts-destination", f"{self.settings.bucket.url}/mlflow", "--allowed-hosts", ",".join(hosts)],
-            env=[*env(values, secrets), *env(connections.bucket_values, connections.bucket_keys("tracking"))],
+            env=env(values, connections.secrets(self.name)),
             ports=[port("http", number)],
             mounts={"/tmp": "scratch", "/etc/mlflow": "config"},
             startup_probe=probe("/health", number, 3, 80),

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pulumi_kubernetes as k8s
@@ -19,8 +17,6 @@ class Training(Workload):
     def create(self) -> None:
         settings, connections = self.settings.training, self.platform.connections
         local = {"MLOPS_DATA": settings.data, "HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}
-        bucket, login = connections.bucket_keys(self.name), connections.tracking_login(self.name)
-        self.service_account()
         self.volume("scratch", size="8Gi")
         self.volume("keys", signing_keys("build"))
         train = container(
@@ -30,7 +26,7 @@ class Training(Workload):
             memory=settings.memory,
             command=["python", "-m", "cli", "--json"],
             args=["train"],
-            env=[*env(connections.values | local | connections.bucket_values, bucket), *env({}, login)],
+            env=env(connections.values | local, connections.secrets(self.name)),
             env_from=[{"secret_ref": {"name": settings.secret}}] if settings.secret else [],
             mounts={"/tmp": "scratch", "/keys": "keys"},
         )
@@ -38,15 +34,13 @@ class Training(Workload):
         # A refusal by the gate is a result; repeating the training gives the same one.
         refused = {"container_name": "train", "operator": "In", "values": [3]}
         policy = {"rules": [{"action": "FailJob", "on_exit_codes": refused}]}
+        run = job(template, backoff=2, seconds=_HOURS * 3600)
         kept = {"pod_failure_policy": policy, "ttl_seconds_after_finished": 7 * 24 * 3600}
         spec: Any = {
             "schedule": settings.schedule or _NEVER,
             "suspend": not settings.schedule,
             "concurrency_policy": "Forbid",
             "starting_deadline_seconds": 3600,
-            "job_template": {
-                "metadata": {"labels": template["metadata"]["labels"]},
-                "spec": job(template, backoff=2, seconds=_HOURS * 3600) | kept,
-            },
+            "job_template": {"metadata": {"labels": template["metadata"]["labels"]}, "spec": run | kept},
         }
         k8s.batch.v1.CronJob(self.name, metadata=self.metadata(), spec=spec, opts=self.child)

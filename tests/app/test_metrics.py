@@ -19,7 +19,7 @@ from tests.service import Service, environment
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     made = environment(tmp_path_factory.mktemp("metrics"))
-    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made.model(synthetic.MODEL), synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         yield service
@@ -99,7 +99,7 @@ def test_totals_are_what_the_client_counted(service: Service) -> None:
     assert totals() - before == {"200": 301, "422": 7, "401": 5, "all": 313, "timed": 313, "rows": 350, "logged": 350}
     assert service.metric("mlops_log_dropped_rows_total") == 0
     assert service.metric("mlops_requests_in_flight") == 0
-    assert service.metric("mlops_model_info", digest=load.good[0].model) == 1
+    assert service.metric("mlops_model_info", model=synthetic.MODEL, model_version=load.good[0].model_version) == 1
 
 
 def test_bins_count_what_was_sent(service: Service, first_bundle: Bundle) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from mlops import log_schema, promotion
 from mlops.bundle import Bundle
+from mlops.log_schema import OutcomeRecord
+from monitoring.outcomes import join_outcomes
 from tests import synthetic
 from tests.service import Service, environment
 
@@ -17,7 +20,7 @@ from tests.service import Service, environment
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[Service]:
     made = environment(tmp_path_factory.mktemp("outcomes"))
-    promotion.release(made, synthetic.MODEL, synthetic.publish(made, first_bundle), "test")
+    promotion.release(made.model(synthetic.MODEL), synthetic.publish(made, first_bundle), "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         yield service
@@ -64,7 +67,7 @@ def test_another_value_is_contradictory_and_the_last_one_counts(service: Service
     assert send(service, (which, 1))["results"] == {"accepted": 1}
     assert send(service, (which, 0))["results"] == {"contradictory": 1}
     assert arrives(service, which) == [1.0, 0.0]
-    found = joined(service.environment.store, synthetic.MODEL)
+    found = join_outcomes(service.environment.model(synthetic.MODEL))
     assert dict(found.rows.select("id", "value").iter_rows())[which] == 0
 
 
@@ -133,8 +136,6 @@ def test_nobody_makes_the_service_read_outcomes_without_a_key_or_without_end(ser
 
 def arrives(service: Service, which: str) -> list[float]:
     """The values of that id in the bucket, oldest first, once they no longer change."""
-    import msgspec
-
     service.until(lambda: not any(service.spool.glob("*outcomes*")))
     store, decode = service.environment.store, msgspec.json.Decoder(OutcomeRecord).decode
     time.sleep(0.6)  # the queue is written twice a second
@@ -146,11 +147,11 @@ def arrives(service: Service, which: str) -> list[float]:
 
 def test_outcomes_survive_in_the_bucket_of_a_replica_that_was_terminated(tmp_path: Path, first_bundle: Bundle) -> None:
     home = environment(tmp_path)
-    promotion.release(home, synthetic.MODEL, synthetic.publish(home, first_bundle), "test")
+    promotion.release(home.model(synthetic.MODEL), synthetic.publish(home, first_bundle), "test")
     with Service(home, synthetic.MODEL, segment_seconds=60) as service:
         service.serves(1)
         which = predicted(service)
         send(service, (which, 1))
-    assert joined(home.store, synthetic.MODEL).counts == {
+    assert join_outcomes(home.model(synthetic.MODEL)).counts == {
         "predictions": 1, "matched": 1, "waiting": 0, "duplicate": 0, "contradictory": 0, "unknown": 0,
     }  # fmt: skip

@@ -13,6 +13,6 @@ def test_a_release_answers_and_the_next_one_takes_over(
         empty = service.http.post("/predict", json={"rows": [synthetic.request()]})
         assert (empty.status_code, empty.json()["detail"]) == (503, "no model released")
         for revision, bundle in enumerate((first_bundle, second_bundle), 1):
-            promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, bundle), "test")
+            promotion.release(environment.model(synthetic.MODEL), synthetic.publish(environment, bundle), "test")
             service.serves(revision)
             assert service.predict(synthetic.request())["model_version"] == bundle.digest

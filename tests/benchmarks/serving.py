@@ -47,7 +47,7 @@ class Prediction(BaseModel):
     score: float
 
 class Answer(BaseModel):
-    model: str
+    model_version: str
     revision: int
     predictions: list[Prediction]
 
@@ -55,7 +55,7 @@ app = FastAPI()
 
 @app.post("/predict")
 async def predict(body: PredictRequest) -> Answer:
-    return Answer(model="0" * 64, revision=1, predictions=[Prediction(id="0" * 36, prediction=1, score=0.5) for _ in body.rows])
+    return Answer(model_version="0" * 64, revision=1, predictions=[Prediction(id="0" * 36, prediction=1, score=0.5) for _ in body.rows])
 
 uvicorn.run(app, port=int(sys.argv[1]), access_log=False, log_level="warning")
 """
@@ -133,7 +133,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         here = service.environment(Path(folder))
         with service.Service(here, synthetic.MODEL, segment_seconds=10, poll_seconds=2) as ours:
-            promotion.release(here, synthetic.MODEL, synthetic.publish(here, bundle), "benchmark")
+            promotion.release(here.model(synthetic.MODEL), synthetic.publish(here, bundle), "benchmark")
             ours.serves(1)
             assert ours.process
             program, port = Path(folder, "bare.py"), free_port(28080)

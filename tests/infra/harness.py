@@ -87,8 +87,8 @@ def _plain(value: Any) -> Any:
 
 
 def configuration(environment: str, changes: dict[str, Any] | None = None) -> dict[str, str]:
-    """As the CLI gives it: the environment's values, `changes` (by path), and the defaults of Pulumi.yaml for the rest; groups
-    as JSON, everything a string."""
+    """As the CLI gives it: the environment's values, `changes` (by path), and the defaults of Pulumi.yaml for the rest;
+    groups as JSON, everything a string."""
     file = ROOT / PROJECT["stackConfigDir"] / f"Pulumi.{environment}.yaml"
     found: dict[str, Any] = yaml.safe_load(file.read_text())["config"] if file.exists() else {}
     for path, value in ({"model": "churn"} | (changes or {})).items():
@@ -140,9 +140,13 @@ def _program(main: Path) -> None:
 
 
 def write(environment: str, folder: Path, changes: dict[str, Any] | None = None) -> list[Path]:
+    return write_objects(render(environment, changes).objects, folder)
+
+
+def write_objects(objects: list[dict[str, Any]], folder: Path) -> list[Path]:
     """One file an object."""
     files = []
-    for thing in render(environment, changes).objects:
+    for thing in objects:
         files.append(folder / f"{thing['kind']}-{thing['metadata']['name']}.yaml".lower().replace(":", "-"))
         files[-1].write_text(yaml.safe_dump(thing, sort_keys=False))
     return files

@@ -1,4 +1,8 @@
-"""What every rendered object must hold, whatever a fork changes: plain functions from objects to violations."""
+"""Policies that the rendered objects of every environment must meet.
+
+They are plain functions from objects to violations. What kube-score and checkov check as well is left to them: see
+tests/infra/test_manifests.py.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,13 @@ from infra.workload import NAME
 Objects = list[dict[str, Any]]
 _WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
 _SERVERS = ("Deployment", "StatefulSet")
+_PROBES = ("readinessProbe", "livenessProbe")
 _SCRATCH = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim", "downwardAPI")
 # Who asks the Kubernetes API, and therefore has a token.
 _ASKS_THE_API = ("setup-keys", "kube-state-metrics")
+# What `pulumi up` waits for: a request is answered by these, or by what they created.
+_REQUEST_PATH = ("setup-keys", "setup-bucket", "bucket", "serving", "proxy")
+_SKIP_AWAIT = "pulumi.com/skipAwait"
 _OURS = ("mlops-app", "mlops-training", "mlops-mlflow")
 _ENVIRONMENT_OF_SECRETS = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CLIENT_KEY")
 
@@ -44,26 +52,14 @@ def _containers(objects: Objects) -> Iterator[tuple[str, dict[str, Any], dict[st
             yield f"{_title(thing)} {container['name']}", thing, pod, container
 
 
-def pods_are_restricted(objects: Objects) -> Iterator[str]:
-    """The Pod Security Standard "restricted"."""
+def pods_are_confined(objects: Objects) -> Iterator[str]:
+    """No root, and nothing of the host's disk."""
     for thing, pod in _pods(objects):
         security, name = pod.get("securityContext", {}), _title(thing)
         if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
             yield f"{name}: runs as root"
-        if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-            yield f"{name}: no seccomp profile"
-        yield from (f"{name}: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key))
         for volume in pod.get("volumes", []):
             yield from (f"{name}: volume of kind {kind}" for kind in set(volume) - {"name"} - set(_SCRATCH))
-    for name, _, _, container in _containers(objects):
-        security = container.get("securityContext", {})
-        if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
-            yield f"{name}: privileges may be raised"
-        if security.get("capabilities", {}).get("drop") != ["ALL"] or security["capabilities"].get("add"):
-            yield f"{name}: capabilities"
-        if security.get("readOnlyRootFilesystem") is not True:
-            yield f"{name}: root file system can be written"
-        yield from (f"{name}: host port" for port in container.get("ports", []) if port.get("hostPort"))
 
 
 def namespaces_enforce_restricted(objects: Objects) -> Iterator[str]:
@@ -74,34 +70,22 @@ def namespaces_enforce_restricted(objects: Objects) -> Iterator[str]:
 
 def resources_are_bounded(objects: Objects) -> Iterator[str]:
     for name, _, pod, container in _containers(objects):
-        resources = container.get("resources", {})
-        requests, limits = resources.get("requests", {}), resources.get("limits", {})
-        yield from (f"{name}: no {what} request" for what in ("cpu", "memory") if what not in requests)
-        if "memory" not in limits:
-            yield f"{name}: no memory limit"
-        if "cpu" in limits:
+        if "cpu" in container.get("resources", {}).get("limits", {}):
             yield f"{name}: a CPU limit throttles, it protects nobody"
         yield from (
-            f"{name}: {v['name']} has no size"
-            for v in pod.get("volumes", [])
-            if "emptyDir" in v and not v["emptyDir"].get("sizeLimit")
+            f"{name}: {volume['name']} has no size"
+            for volume in pod.get("volumes", [])
+            if "emptyDir" in volume and not volume["emptyDir"].get("sizeLimit")
         )
 
 
-def servers_are_probed(objects: Objects) -> Iterator[str]:
+def liveness_needs_no_model(objects: Objects) -> Iterator[str]:
+    """A replica that has no model yet is not ready, and is not killed for it."""
     for name, thing, _, container in _containers(objects):
-        if thing["kind"] in _SERVERS:
-            yield from (
-                f"{name}: no {probe}" for probe in ("readinessProbe", "livenessProbe") if probe not in container
-            )
-            ready, alive = container.get("readinessProbe"), container.get("livenessProbe")
-            if (
-                "serving" in name
-                and ready
-                and alive
-                and ready.get("httpGet", {}).get("path") == alive.get("httpGet", {}).get("path")
-            ):
-                yield f"{name}: a replica without a model would be killed: liveness asks what readiness asks"
+        if thing["metadata"].get("labels", {}).get(NAME) == "serving":
+            asked = [container.get(probe, {}).get("httpGet", {}).get("path") for probe in _PROBES]
+            if asked[0] == asked[1] is not None:
+                yield f"{name}: liveness asks what readiness asks"
 
 
 def serving_stays_up(objects: Objects) -> Iterator[str]:
@@ -123,17 +107,21 @@ def serving_stays_up(objects: Objects) -> Iterator[str]:
         ]
         if not budgets:
             yield f"{name}: no PodDisruptionBudget"
-        scaled = [
-            a
-            for a in _of(objects, "HorizontalPodAutoscaler")
-            if a["spec"]["scaleTargetRef"]["name"] == thing["metadata"]["name"]
-        ]
-        if scaled and "replicas" in spec:
+        least = _least_replicas(objects, thing["metadata"]["name"])
+        if least is not None and "replicas" in spec:
             yield f"{name}: replicas and an autoscaler fight"
-        if (scaled[0]["spec"]["minReplicas"] if scaled else spec.get("replicas", 1)) < 2 and spec["selector"][
-            "matchLabels"
-        ]["track"] == "stable":
+        stable = spec["selector"]["matchLabels"]["track"] == "stable"
+        if stable and (spec.get("replicas", 1) if least is None else least) < 2:
             yield f"{name}: one replica"
+
+
+def _least_replicas(objects: Objects, deployment: str) -> int | None:
+    """As its autoscaler has it; None without one."""
+    for kind, least in (("HorizontalPodAutoscaler", "minReplicas"), ("ScaledObject", "minReplicaCount")):
+        for scaler in _of(objects, kind):
+            if scaler["spec"]["scaleTargetRef"]["name"] == deployment:
+                return scaler["spec"][least]
+    return None
 
 
 def selectors_never_change(objects: Objects) -> Iterator[str]:
@@ -160,8 +148,6 @@ def images_are_exact(objects: Objects, environment: str) -> Iterator[str]:
         image = container["image"]
         if not re.search(r"(:[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})$", image) and environment != "kind":
             yield f"{name}: {image} is no exact version"
-        if image.endswith(":latest") or ":" not in image.rsplit("/", 1)[-1]:
-            yield f"{name}: {image} is whatever is newest"
         if any(ours in image for ours in _OURS) and environment != "kind" and "@sha256:" not in image:
             yield f"{name}: {image} is not named by digest"
         if container.get("imagePullPolicy") != "IfNotPresent":
@@ -255,16 +241,27 @@ def what_lasts_is_outside(objects: Objects, environment: str) -> Iterator[str]:
 
 def everything_is_labelled(objects: Objects) -> Iterator[str]:
     for thing in objects:
-        namespaced = thing["metadata"].get("namespace") not in (None, "kube-system")
+        namespaced = thing["metadata"].get("namespace") is not None
         if namespaced and thing["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") != "mlops":
             yield f"{_title(thing)}: not labelled as part of the platform"
 
 
+def only_the_request_path_is_awaited(objects: Objects) -> Iterator[str]:
+    """Nothing else may hold up `pulumi up`."""
+    for thing in _of(objects, "Deployment", "StatefulSet", "Job", "Service"):
+        workload = thing["metadata"].get("labels", {}).get(NAME)
+        skipped = thing["metadata"].get("annotations", {}).get(_SKIP_AWAIT)
+        if workload in _REQUEST_PATH and skipped is not None:
+            yield f"{_title(thing)}: is in the request path, and not awaited"
+        if workload not in _REQUEST_PATH and skipped != "true":
+            yield f"{_title(thing)}: is not in the request path, and may hold up a deployment"
+
+
 EVERYWHERE = (
-    pods_are_restricted,
+    pods_are_confined,
     namespaces_enforce_restricted,
     resources_are_bounded,
-    servers_are_probed,
+    liveness_needs_no_model,
     serving_stays_up,
     selectors_never_change,
     services_find_pods,
@@ -273,6 +270,7 @@ EVERYWHERE = (
     nobody_talks_unasked,
     secrets_stay_in_the_cluster,
     everything_is_labelled,
+    only_the_request_path_is_awaited,
 )
 BY_ENVIRONMENT = (images_are_exact, what_lasts_is_outside)
 

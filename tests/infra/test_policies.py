@@ -28,30 +28,21 @@ def without(objects: Objects, kind: str, name: str) -> None:
     objects.remove(thing(objects, kind, name))
 
 
+# Those that are for kube-score and checkov to catch are in tests/infra/test_manifests.py.
 MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
-    "runs as root": ("pods_are_restricted", lambda o: pod(o)["securityContext"].update(runAsUser=0)),
-    "no seccomp profile": ("pods_are_restricted", lambda o: pod(o)["securityContext"].pop("seccompProfile")),
-    "on the host's network": ("pods_are_restricted", lambda o: pod(o).update(hostNetwork=True)),
+    "runs as root": ("pods_are_confined", lambda o: pod(o)["securityContext"].update(runAsUser=0)),
     "a folder of the host": (
-        "pods_are_restricted",
+        "pods_are_confined",
         lambda o: pod(o)["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
     ),
-    "privileged": ("pods_are_restricted", lambda o: app(o)["securityContext"].update(privileged=True)),
-    "capabilities kept": (
-        "pods_are_restricted",
-        lambda o: app(o)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
-    ),
-    "root can be written": ("pods_are_restricted", lambda o: app(o)["securityContext"].pop("readOnlyRootFilesystem")),
     "namespace lets all pods in": (
         "namespaces_enforce_restricted",
         lambda o: thing(o, "Namespace", "mlops")["metadata"]["labels"].clear(),
     ),
-    "no memory limit": ("resources_are_bounded", lambda o: app(o)["resources"]["limits"].pop("memory")),
     "a CPU limit": ("resources_are_bounded", lambda o: app(o)["resources"]["limits"].update(cpu="1")),
     "scratch without a size": ("resources_are_bounded", lambda o: pod(o)["volumes"][0]["emptyDir"].clear()),
-    "no readiness": ("servers_are_probed", lambda o: app(o).pop("readinessProbe")),
     "liveness asks for a model": (
-        "servers_are_probed",
+        "liveness_needs_no_model",
         lambda o: app(o)["livenessProbe"]["httpGet"].update(path="/readyz"),
     ),
     "an update takes replicas away": (
@@ -82,7 +73,6 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         "services_find_pods",
         lambda o: thing(o, "Service", "proxy")["spec"].update(type="LoadBalancer"),
     ),
-    "the newest image": ("images_are_exact", lambda o: app(o).update(image="docker.io/library/app:latest")),
     "ours by tag": ("images_are_exact", lambda o: app(o).update(image="registry.example.com/mlops-app:v1")),
     "a token for the app": ("tokens_go_to_who_asks", lambda o: pod(o).update(automountServiceAccountToken=True)),
     "another's identity": ("tokens_go_to_who_asks", lambda o: pod(o).update(serviceAccountName="tracking")),
@@ -96,7 +86,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
     ),
     "administrator": (
         "rights_are_small",
-        lambda o: thing(o, "ClusterRoleBinding", "mlops")["roleRef"].update(name="cluster-admin"),
+        lambda o: thing(o, "RoleBinding", "setup-keys")["roleRef"].update(kind="ClusterRole", name="cluster-admin"),
     ),
     "no default deny": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "default-deny")),
     "egress to everybody": (
@@ -133,6 +123,18 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         lambda o: thing(o, "StatefulSet", "prometheus")["metadata"].update(name="database"),
     ),
     "not labelled": ("everything_is_labelled", lambda o: thing(o, "Service", "proxy")["metadata"].pop("labels")),
+    "a deployment waits for MLflow": (
+        "only_the_request_path_is_awaited",
+        lambda o: thing(o, "Deployment", "tracking")["metadata"].pop("annotations"),
+    ),
+    "a deployment waits for a Service of the controller": (
+        "only_the_request_path_is_awaited",
+        lambda o: thing(o, "Service", "controller")["metadata"]["annotations"].clear(),
+    ),
+    "a deployment does not wait for the app": (
+        "only_the_request_path_is_awaited",
+        lambda o: thing(o, "Deployment", "serving")["metadata"].update(annotations={"pulumi.com/skipAwait": "true"}),
+    ),
 }
 
 

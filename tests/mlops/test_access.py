@@ -26,7 +26,7 @@ def test_only_the_hash_of_a_key_is_kept(store: Store) -> None:
     assert secret.removeprefix(f"mlops_{key.id}_").encode() not in everything(store)
 
 
-def test_keys_add_up_and_revoking_one_leaves_the_others(store: Store) -> None:
+def test_keys_accumulate_and_revoking_one_leaves_the_others(store: Store) -> None:
     first, _ = access.new(store, "first", ["predict"], per_second=5)
     second, _ = access.new(store, "second", ["outcomes"], per_second=5, expires=datetime.now(UTC) + timedelta(days=1))
     access.revoke(store, first.id)
@@ -38,21 +38,27 @@ def test_no_two_keys_are_alike(store: Store) -> None:
     assert len({secret for _, secret in made}) == len({key.id for key, _ in made}) == 5
 
 
-def test_an_unknown_key_cannot_be_revoked_nor_one_without_scope_made(store: Store) -> None:
-    with pytest.raises(UserError, match="see `mlops key list`"):
+def test_an_unknown_key_cannot_be_revoked_and_a_key_needs_a_scope(store: Store) -> None:
+    with pytest.raises(UserError, match="see `mlops api-key list`"):
         access.revoke(store, "nobody")
-    with pytest.raises(UserError, match="name at least one"):
+    with pytest.raises(UserError, match=r"scopes: .* at least 1"):
         access.new(store, "x", [], per_second=5)
+    with pytest.raises(UserError, match=r"scopes.0 is 'admin'.*'predict'"):
+        access.new(store, "x", ["admin"], per_second=5)
+    assert access.read(store) == []
 
 
 @pytest.mark.parametrize("garbage", [
     b"", b"\xff", b"[" * 100_000, b'{"keys": []}', b'{"nonce": "", "keys": [{"id": "x"}]}', b" " * (2 * 2**20 + 1),
-    *(b'{"nonce": "", "keys": [{"id": "x", "name": "", "scopes": [], "sha256": "%s", "per_second": %s, "created": "%s"}]}' % changed
-      for changed in ((b"ab", b"1", b"2024-01-01T00:00:00Z"), (b"a" * 64, b"0", b"2024-01-01T00:00:00Z"), (b"a" * 64, b"1", b"2024-01-01"))),
+    *(b'{"nonce": "", "keys": [{"id": "x", "name": "", "scopes": [%s], "sha256": "%s", "per_second": %s, "created": "%s"}]}' % changed
+      for changed in (
+          (b'"predict"', b"ab", b"1", b"2024-01-01T00:00:00Z"), (b'"predict"', b"a" * 64, b"0", b"2024-01-01T00:00:00Z"),
+          (b'"predict"', b"a" * 64, b"1", b"2024-01-01"), (b"", b"a" * 64, b"1", b"2024-01-01T00:00:00Z"),
+          (b'"admin"', b"a" * 64, b"1", b"2024-01-01T00:00:00Z"))),
 ])  # fmt: skip
 def test_a_record_that_cannot_be_read_counts_as_never_written(store: Store, garbage: bytes) -> None:
     key, _ = access.new(store, "client", ["predict"], per_second=5)
-    access.journal(store).append(lambda _: garbage)
+    access.access_log(store).append(lambda _: garbage)
     with pytest.raises(VerificationError) as refused:
         access.parse(2, garbage)
     assert refused.value.reason == "access"

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from mlops import log_schema
-from mlops.log_schema import PredictionRecord
+from mlops.log_schema import OutcomeRecord, PredictionRecord
 
 
 def scored(number: int = 0) -> PredictionRecord:
@@ -16,7 +16,7 @@ def scored(number: int = 0) -> PredictionRecord:
         id=log_schema.new_id(),
         at=1.0,
         revision=1,
-        model="a" * 64,
+        model_version="a" * 64,
         score=0.25,
         prediction=0,
         features=features,
@@ -28,18 +28,19 @@ def read(segment: bytes) -> list[PredictionRecord]:
     return [msgspec.json.decode(body, type=PredictionRecord) for body in log_schema.lines(segment)]
 
 
-def test_a_segment_gives_back_what_was_written() -> None:
+def test_a_segment_is_read_as_written() -> None:
     rows = [scored(number) for number in range(100)]
     assert read(b"".join(map(log_schema.line, rows))) == rows
     outcome = OutcomeRecord(log_schema.new_id(), 1.0, 2.0)
-    assert [msgspec.json.decode(body, type=OutcomeRecord) for body in log_schema.lines(log_schema.line(outcome))] == [outcome]
+    [body] = log_schema.lines(log_schema.line(outcome))
+    assert msgspec.json.decode(body, type=OutcomeRecord) == outcome
 
 
-def test_a_line_is_a_line_whatever_it_holds() -> None:
+def test_a_record_is_one_line_whatever_it_contains() -> None:
     assert log_schema.line(scored()).count(b"\n") == 1
 
 
-def test_of_a_segment_cut_anywhere_every_whole_line_is_read() -> None:
+def test_every_whole_line_of_a_segment_cut_anywhere_is_read() -> None:
     rows = [scored(number) for number in range(3)]
     lines = [log_schema.line(row) for row in rows]
     whole = b"".join(lines)
@@ -55,7 +56,7 @@ def test_what_follows_a_torn_line_is_read() -> None:
     assert read(log_schema.line(first) + log_schema.line(torn)[:40] + b"\n" + log_schema.line(last)) == [first, last]
 
 
-def test_a_line_with_any_bit_flipped_is_passed_over() -> None:
+def test_a_line_with_any_bit_flipped_is_skipped() -> None:
     line = log_schema.line(scored())
     for position in range(len(line) - 1):
         for bit in range(8):
@@ -64,11 +65,11 @@ def test_a_line_with_any_bit_flipped_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("junk", [b"", b"\n\n\n", b"x", b"\0" * 1000, b"00000000 ", b"\xff" * 50 + b"\n"])
-def test_junk_holds_no_records(junk: bytes) -> None:
+def test_junk_contains_no_records(junk: bytes) -> None:
     assert [body for body in log_schema.lines(junk) if body] == []
 
 
-def test_ids_are_uuid_7_unlike_and_sort_by_time() -> None:
+def test_ids_are_distinct_uuids_of_version_7_and_sort_by_time() -> None:
     made = []
     for _ in range(5):
         made.append([log_schema.new_id() for _ in range(200)])
@@ -99,7 +100,7 @@ def test_an_id_says_when_it_was_made() -> None:
         "-" * 36,
     ],
 )
-def test_what_is_no_id_of_ours_has_no_time(text: str) -> None:
+def test_an_id_that_is_not_ours_has_no_time(text: str) -> None:
     assert log_schema.id_time(text) is None
 
 

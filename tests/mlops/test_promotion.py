@@ -6,30 +6,37 @@ from typing import Any
 import pytest
 
 from mlops import bundle as bundles
-from mlops import log_schema, promotion, releases
+from mlops import log_schema, promotion
 from mlops.attestations import attest, require_approval
 from mlops.bundle import Bundle, canonical
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.errors import UserError, VerificationError
+from mlops.registered_model import RegisteredModel
 from mlops.releases import Mode, Release
+from monitoring.history import observed
 from tests import synthetic
 from tests.synthetic import contract_yaml
 
 MODEL = synthetic.MODEL
 
 
+@pytest.fixture
+def model(environment: Environment) -> RegisteredModel:
+    return environment.model(MODEL)
+
+
 def answered(
-    environment: Environment, release: Release, at: float | None = None, rows: int = 3, name: str = "replica"
+    model: RegisteredModel, release: Release, at: float | None = None, rows: int = 3, name: str = "replica"
 ) -> None:
-    """A segment of the prediction log, as the app writes it for that release."""
+    """Write a segment of the prediction log, as the app does under that release."""
     at = at or time.time()
     scored = [
         log_schema.PredictionRecord(log_schema.new_id(), at, release.revision, release.champion, 0.5, 1.0, {})
         for _ in range(rows)
     ]
     key = log_schema.segment_key("predictions", MODEL, at, release.revision, name)
-    environment.store.put(key, b"".join(map(log_schema.line, scored)))
+    model.store.put(key, b"".join(map(log_schema.line, scored)))
 
 
 def released(environment: Environment, bundle: Bundle, why: str = "test", **how: Any) -> Release:
@@ -37,23 +44,17 @@ def released(environment: Environment, bundle: Bundle, why: str = "test", **how:
 
 
 def placed(environment: Environment, bundle: Bundle) -> Release:
-    """Released as the door does, without trying the model first: for tests of what comes later."""
-    digest = synthetic.publish(environment, bundle)
-    attest(environment.model(MODEL), "approved", digest, environment=environment.name)
-    return environment.model(MODEL).releases.append(digest, "test")
-
-
-def serving(environment: Environment) -> str:
-    current = releases.serving(environment.model(MODEL).releases.read(), releases.now())
-    return current.champion if current else ""
+    """Approved and released without the sandbox: for tests of what comes later."""
+    digest, model = synthetic.publish(environment, bundle), environment.model(MODEL)
+    attest(model, "approved", digest, environment=environment.name)
+    return model.releases.append(digest, "test")
 
 
 def test_a_release_is_checked_approved_and_written(environment: Environment, first_bundle: Bundle) -> None:
     done = released(environment, first_bundle, "first")
     assert (done.revision, done.champion, done.why, done.mode) == (1, first_bundle.digest, "first", "full")
     assert environment.model(MODEL).releases.read() == [done]
-    approval = require_approval(environment.store, environment.keys, MODEL, first_bundle.digest, environment.name)
-    assert approval.details["why"] == "first"
+    assert require_approval(environment.model(MODEL), first_bundle.digest).details["why"] == "first"
 
 
 def test_a_released_model_is_released_again_under_the_same_approval(
@@ -70,36 +71,23 @@ def _refused_by_the_gate(environment: Environment, bundle: Bundle) -> None:
 
 
 def _passed_then_refused(environment: Environment, bundle: Bundle) -> None:
-    digest = synthetic.publish(environment, bundle)
-    attest(
-        environment.store,
-        environment.keys,
-        "gate",
-        MODEL,
-        digest,
-        verdict="refused",
-        details={"reasons": ["loss: planted"]},
-    )
+    digest, details = synthetic.publish(environment, bundle), {"reasons": ["loss: planted"]}
+    attest(environment.model(MODEL), "gate", digest, verdict="refused", details=details)
 
 
 def _without_gate(environment: Environment, bundle: Bundle) -> None:
-    attest(environment.model(MODEL), "built", bundles.write(environment.model(MODEL), bundle))
+    model = environment.model(MODEL)
+    attest(model, "built", bundles.write(model, bundle))
 
 
 def _without_origin(environment: Environment, bundle: Bundle) -> None:
-    attest(
-        environment.store,
-        environment.keys,
-        "gate",
-        MODEL,
-        bundles.write(environment.model(MODEL), bundle),
-        verdict="passed",
-    )
+    model = environment.model(MODEL)
+    attest(model, "gate", bundles.write(model, bundle), verdict="passed")
 
 
 def _tampered(environment: Environment, bundle: Bundle) -> None:
     digest = synthetic.publish(environment, bundle)
-    environment.store.put(f"{bundles.folder(MODEL, digest)}/card.md", b"x")
+    environment.store.put(f"{bundles.folder(environment.model(MODEL), digest)}/card.md", b"x")
 
 
 def _by_a_revoked_key(environment: Environment, bundle: Bundle) -> None:
@@ -119,7 +107,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
-def test_what_may_not_pass_is_neither_approved_nor_released(
+def test_what_fails_a_check_is_neither_approved_nor_released(
     environment: Environment, first_bundle: Bundle, make: Callable[[Environment, Bundle], None], why: str
 ) -> None:
     make(environment, first_bundle)
@@ -127,7 +115,7 @@ def test_what_may_not_pass_is_neither_approved_nor_released(
         promotion.release(environment.model(MODEL), first_bundle.digest, "test")
     assert environment.model(MODEL).releases.read() == []
     with pytest.raises(VerificationError):
-        require_approval(environment.store, environment.keys, MODEL, first_bundle.digest, environment.name)
+        require_approval(environment.model(MODEL), first_bundle.digest)
 
 
 def test_a_model_that_the_app_could_not_load_is_not_approved(environment: Environment, first_bundle: Bundle) -> None:
@@ -138,7 +126,7 @@ def test_a_model_that_the_app_could_not_load_is_not_approved(environment: Enviro
     assert not [key for key in environment.store.keys(f"models/{MODEL}/attestations") if "approved" in key]
 
 
-def test_without_the_approval_key_nobody_releases(environment: Environment, first_bundle: Bundle) -> None:
+def test_nobody_releases_without_the_approval_key(environment: Environment, first_bundle: Bundle) -> None:
     for pem in environment.keyring.parent.glob("approve-*.pem"):
         pem.unlink()
     with pytest.raises(UserError, match="no active private key"):
@@ -157,18 +145,18 @@ def test_a_challenger_needs_a_champion_that_is_another_model(
 
 
 @pytest.mark.parametrize(
-    ("segment", "says"), [({"size": "1"}, "size"), ({"shape": "x"}, "shape"), ({"color": "red"}, "")]
+    ("cohort", "says"), [({"size": "1"}, "size"), ({"shape": "x"}, "shape"), ({"color": "red"}, "")]
 )
-def test_a_segment_is_made_of_columns_that_the_request_has(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle, segment: dict[str, str], says: str
+def test_a_cohort_is_defined_by_columns_of_the_request(
+    environment: Environment, first_bundle: Bundle, second_bundle: Bundle, cohort: dict[str, str], says: str
 ) -> None:
     placed(environment, first_bundle)
     if says:
         with pytest.raises(UserError, match=says):
-            released(environment, second_bundle, mode="canary", segment=segment)
+            released(environment, second_bundle, mode="canary", cohort=cohort)
     else:
-        release = released(environment, second_bundle, mode="canary", segment=segment)
-        assert (release.segment, release.weight) == (segment, 1.0)
+        release = released(environment, second_bundle, mode="canary", cohort=cohort)
+        assert (release.cohort, release.weight) == (cohort, 1.0)
 
 
 NARROWER: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -211,7 +199,7 @@ def test_a_wider_request_passes(change: Callable[[dict[str, Any]], object]) -> N
     assert promotion.narrower(_changed(change), Contract.model_validate(contract_yaml())) == []
 
 
-def test_a_release_that_refuses_requests_of_today_needs_breaking(
+def test_a_release_that_refuses_requests_of_callers_needs_breaking(
     environment: Environment, first_bundle: Bundle
 ) -> None:
     placed(environment, first_bundle)
@@ -221,11 +209,13 @@ def test_a_release_that_refuses_requests_of_today_needs_breaking(
     narrow = Bundle(first_bundle.files | {"contract.json": contract.json_bytes()})
     with pytest.raises(UserError, match=r"narrower range.*--breaking"):
         released(environment, narrow)
-    assert serving(environment) == first_bundle.digest
+    current = environment.model(MODEL).releases.current()
+    assert current is not None
+    assert current.champion == first_bundle.digest
     assert released(environment, narrow, breaking=True).revision == 2
 
 
-def test_a_level_that_is_rejected_now_needs_breaking(environment: Environment, first_bundle: Bundle) -> None:
+def test_a_level_that_is_now_rejected_needs_breaking(environment: Environment, first_bundle: Bundle) -> None:
     profile = first_bundle.json("profile.json")
     profile["levels"]["region"].append("west")
     wide = Bundle(first_bundle.files | {"profile.json": canonical(profile)})
@@ -235,7 +225,7 @@ def test_a_level_that_is_rejected_now_needs_breaking(environment: Environment, f
     assert released(environment, first_bundle, breaking=True).revision == 2
 
 
-def test_a_record_written_by_hand_neither_stops_a_release_nor_hides_what_serves(
+def test_a_record_written_by_hand_neither_blocks_a_release_nor_hides_the_champion(
     environment: Environment, first_bundle: Bundle, second_bundle: Bundle
 ) -> None:
     placed(environment, first_bundle)
@@ -246,82 +236,75 @@ def test_a_record_written_by_hand_neither_stops_a_release_nor_hides_what_serves(
     assert released(environment, second_bundle).revision == 3
 
 
-def test_rollback_goes_to_what_answered_not_to_what_was_only_released(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+def test_rollback_returns_to_what_answered_not_to_what_was_only_released(
+    environment: Environment, model: RegisteredModel, first_bundle: Bundle, second_bundle: Bundle
 ) -> None:
     ran = placed(environment, first_bundle)
-    answered(environment, ran)
+    answered(model, ran)
     never_ran = placed(environment, Bundle(first_bundle.files | {"card.md": b"never ran"}))
     current = placed(environment, second_bundle)
-    answered(environment, current)
-    done = promotion.rollback(environment.model(MODEL), "bad")
+    answered(model, current)
+    done = promotion.rollback(model, "bad")
     assert (done.revision, done.champion) == (4, ran.champion)
     assert done.champion != never_ran.champion
     assert done.why == "bad (back to revision 1)"
 
 
-def test_without_anything_that_answered_there_is_no_way_back(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+def test_without_a_model_that_answered_there_is_no_rollback(
+    environment: Environment, model: RegisteredModel, first_bundle: Bundle, second_bundle: Bundle
 ) -> None:
     with pytest.raises(UserError, match="nothing is released yet"):
-        promotion.rollback(environment.model(MODEL), "bad")
+        promotion.rollback(model, "bad")
     for bundle in (first_bundle, second_bundle):
         current = placed(environment, bundle)
-    answered(environment, current)
+    answered(model, current)
     with pytest.raises(UserError, match="observed serving"):
-        promotion.rollback(environment.model(MODEL), "bad")
+        promotion.rollback(model, "bad")
 
 
-def test_rollback_passes_over_what_holds_no_more(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+def test_rollback_skips_what_no_longer_verifies(
+    environment: Environment, model: RegisteredModel, first_bundle: Bundle, second_bundle: Bundle
 ) -> None:
     oldest = placed(environment, first_bundle)
     corrupt = placed(environment, Bundle(first_bundle.files | {"card.md": b"corrupt"}))
     for release in (oldest, corrupt, placed(environment, second_bundle)):
-        answered(environment, release)
-    environment.store.put(f"{bundles.folder(MODEL, corrupt.champion)}/card.md", b"x")
-    assert promotion.rollback(environment.model(MODEL), "bad").champion == oldest.champion
+        answered(model, release)
+    model.store.put(f"{bundles.folder(model, corrupt.champion)}/card.md", b"x")
+    assert promotion.rollback(model, "bad").champion == oldest.champion
 
 
-def test_rollback_from_a_record_written_by_hand_goes_to_what_answers(
-    environment: Environment, first_bundle: Bundle
+def test_rollback_from_a_record_written_by_hand_returns_to_what_answered(
+    environment: Environment, model: RegisteredModel, first_bundle: Bundle
 ) -> None:
-    answered(environment, placed(environment, first_bundle))
-    environment.model(MODEL).releases.append("f" * 64, "by hand")
-    environment.store.put(f"predictions/{MODEL}/nothing-of-ours.txt", b"")
-    assert promotion.rollback(environment.model(MODEL), "bad").champion == first_bundle.digest
+    answered(model, placed(environment, first_bundle))
+    model.releases.append("f" * 64, "by hand")
+    model.store.put(f"predictions/{MODEL}/nothing-of-ours.txt", b"")
+    assert promotion.rollback(model, "bad").champion == first_bundle.digest
 
 
-def test_the_prediction_log_says_who_answered_when(environment: Environment) -> None:
-    first, second = (environment.model(MODEL).releases.append(letter * 64, "") for letter in "ab")
+def test_the_prediction_log_says_which_model_answered_when(model: RegisteredModel) -> None:
+    first, second = (model.releases.append(letter * 64, "") for letter in "ab")
     hour = datetime(2024, 5, 1, 12, tzinfo=UTC)
-    answered(environment, first, hour.timestamp() - 30, rows=2)
-    answered(environment, second, hour.timestamp() + 30, rows=5, name="one")
-    answered(environment, second, hour.timestamp() + 40, rows=1, name="two")
-    environment.store.put(
-        f"predictions/{MODEL}/2024-05-01/12/00000002-junk.log",
-        b"00000000 {}\n\xff" + log_schema.line(log_schema.OutcomeRecord("x", 1, 1)),
-    )
-    seen = {
-        shift: dict(observed(environment.model(MODEL), hour + timedelta(seconds=shift)))
-        for shift in (-120, -60, -1, 31, 75, 200)
-    }
+    answered(model, first, hour.timestamp() - 30, rows=2)
+    answered(model, second, hour.timestamp() + 30, rows=5, name="one")
+    answered(model, second, hour.timestamp() + 40, rows=1, name="two")
+    junk = b"00000000 {}\n\xff" + log_schema.line(log_schema.OutcomeRecord("x", 1, 1))
+    model.store.put(f"predictions/{MODEL}/2024-05-01/12/00000002-junk.log", junk)
+    shifts = (-120, -60, -1, 31, 75, 200)
+    seen = {shift: dict(observed(model, hour + timedelta(seconds=shift))) for shift in shifts}
     a, b = (first.champion, 1), (second.champion, 2)
     assert seen == {-120: {}, -60: {a: 2}, -1: {a: 2}, 31: {b: 5}, 75: {b: 1}, 200: {}}
 
 
-def test_check_says_of_each_thing_why_it_does_not_hold(
+def test_check_says_why_each_verification_fails(
     environment: Environment, first_bundle: Bundle, second_bundle: Bundle
 ) -> None:
-    digest = placed(environment, first_bundle).champion
-    found = promotion.check(environment.model(MODEL), digest[:8])
-    assert (found["digest"], found["holds"], set(found["checks"])) == (
-        digest,
-        True,
-        {"bundle", "model", "gate", "approval"},
-    )
-    refused = promotion.check(environment.model(MODEL), synthetic.publish(environment, second_bundle, "refused"))
-    assert not refused["holds"]
+    digest, model = placed(environment, first_bundle).champion, environment.model(MODEL)
+    found = promotion.check(model, digest[:8])
+    assert (found["digest"], found["valid"]) == (digest, True)
+    assert set(found["checks"]) == {"bundle", "model", "gate", "approval"}
+    refused = promotion.check(model, synthetic.publish(environment, second_bundle, "refused"))
+    assert not refused["valid"]
     assert {name for name, why in refused["checks"].items() if why} == {"gate", "approval"}
-    environment.store.put(f"{bundles.folder(MODEL, digest)}/golden.json", b"x")
-    assert "golden.json" in promotion.check(environment.model(MODEL), digest)["checks"]["bundle"]
+    model.store.put(f"{bundles.folder(model, digest)}/golden.json", b"x")
+    assert "golden.json" in promotion.check(model, digest)["checks"]["bundle"]

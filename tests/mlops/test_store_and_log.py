@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlops.append_log import AppendLog
-from mlops.errors import UserError, VerificationError
+from mlops.errors import ConflictError, UserError, VerificationError
 from mlops.store import Store
 
 
@@ -14,7 +14,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(str(tmp_path / "bucket") if request.param == "folder" else request.getfixturevalue("s3_bucket"))
 
 
-def test_what_was_put_is_found(store: Store, tmp_path: Path) -> None:
+def test_an_object_is_found_after_it_was_put(store: Store, tmp_path: Path) -> None:
     store.put("a/b/one", b"1")
     (tmp_path / "file").write_bytes(b"2")
     store.put("a/b/two", tmp_path / "file")
@@ -50,7 +50,7 @@ def test_more_bytes_than_allowed_are_not_read(store: Store) -> None:
         store.get("k", 4)
 
 
-def test_another_kind_of_address_is_refused() -> None:
+def test_an_unsupported_address_is_refused() -> None:
     with pytest.raises(UserError, match="write a folder"):
         Store("ftp://somewhere")
 
@@ -66,7 +66,7 @@ def test_concurrent_appends_get_revisions_of_their_own_without_gaps(store: Store
     with ThreadPoolExecutor(8) as pool:
         claimed = dict(pair for pairs in pool.map(append, range(8)) for pair in pairs)
     assert sorted(claimed) == list(range(1, 41))
-    assert dict(AppendLog(store, "log").read()) == claimed
+    assert dict(AppendLog(store, "log").tail()) == claimed
 
 
 class _Unreliable(Store):
@@ -82,10 +82,10 @@ class _Unreliable(Store):
         return written
 
 
-def test_a_lost_reply_is_found_again_by_what_was_written(tmp_path: Path) -> None:
+def test_a_lost_reply_is_recognised_by_what_was_written(tmp_path: Path) -> None:
     log = AppendLog(_Unreliable(str(tmp_path)), "log")
     assert log.append(lambda revision: b"mine %d" % revision) == 1
-    assert dict(log.read()) == {1: b"mine 1"}
+    assert dict(log.tail()) == {1: b"mine 1"}
 
 
 def test_a_lost_reply_to_a_write_that_another_won_is_an_error(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_lost_reply_to_a_write_that_another_won_is_an_error(tmp_path: Path) ->
     assert log.get(1) == b"theirs"
 
 
-def test_a_number_out_of_line_changes_nothing(store: Store) -> None:
+def test_a_stray_number_changes_nothing(store: Store) -> None:
     log = AppendLog(store, "log")
     assert (log.last(), log.append(lambda _: b"1")) == (0, 1)
     for name in (log.key(3), log.key(9000), "log/00000002.txt", "log/2.json", "log-2/00000002.json"):
@@ -108,7 +108,7 @@ def test_a_number_out_of_line_changes_nothing(store: Store) -> None:
     assert log.last() == 1
     assert log.key(9000) in log.listed()[1]
     assert log.append(lambda _: b"2") == 2
-    assert log.last() == 3  # what lay in wait is in line now, and its reader judges it as any other
+    assert log.last() == 3  # the stray is part of the run now, and its reader judges it as any other
     assert log.append(lambda _: b"4") == 4
 
 
@@ -119,7 +119,7 @@ def test_a_record_larger_than_any_we_write_reads_as_empty(tmp_path: Path) -> Non
     assert log.append(lambda _: b"next") == 2
 
 
-def test_a_log_that_others_always_write_faster_ends_with_a_word(tmp_path: Path) -> None:
+def test_a_writer_that_always_loses_gives_up_with_a_conflict(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     log = AppendLog(store, "log")
 
@@ -127,5 +127,21 @@ def test_a_log_that_others_always_write_faster_ends_with_a_word(tmp_path: Path) 
         store.put_new(log.key(revision), b"theirs")
         return b"mine"
 
-    with pytest.raises(UserError, match="meanwhile"):
+    with pytest.raises(ConflictError, match="meanwhile"):
         log.append(outrun)
+
+
+def test_a_log_is_read_from_any_revision_on(store: Store) -> None:
+    log = AppendLog(store, "log")
+    for text in (b"1", b"2", b"3"):
+        log.append(lambda _, text=text: text)
+    assert list(log.tail(1)) == [(2, b"2"), (3, b"3")]
+    assert list(log.tail(3)) == []
+
+
+def test_an_append_after_another_revision_than_the_last_is_a_conflict(store: Store) -> None:
+    log = AppendLog(store, "log")
+    assert [log.append(lambda _: b"1", after=0), log.append(lambda _: b"2", after=1)] == [1, 2]
+    with pytest.raises(ConflictError, match="meanwhile"):
+        log.append(lambda _: b"late", after=1)
+    assert dict(log.tail()) == {1: b"1", 2: b"2"}

@@ -4,11 +4,11 @@ import socket
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.monitoring.test_compact import logged
 
 from mlops.environment import Environment
 from mlops.tracking import Tracking
 from monitoring.controller import Controller
+from tests.monitoring.test_compaction import logged
 from tests.synthetic import MODEL, build, publish
 
 
@@ -16,22 +16,22 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
     return registry.get_sample_value(name, labels)
 
 
-def test_it_says_what_answers_and_what_does_not(environment: Environment) -> None:
+def test_it_exports_which_dependencies_answer(environment: Environment) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         controller = Controller(environment, MODEL, f"127.0.0.1:{listening.getsockname()[1]}")
-        controller.look()
+        controller.watch()
         up = {
             name: value(controller.metrics.registry, "mlops_dependency_up", dependency=name)
             for name in ("tracking", "database", "bucket")
         }
         assert up == {"tracking": 0, "database": 1, "bucket": 1}
-    controller.look()
+    controller.watch()
     assert value(controller.metrics.registry, "mlops_dependency_up", dependency="database") == 0
 
 
-def test_a_step_that_fails_is_counted_and_keeps_no_other_from_its_turn(
+def test_a_failed_step_is_counted_and_delays_no_other(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller = Controller(environment, MODEL)
@@ -39,7 +39,7 @@ def test_a_step_that_fails_is_counted_and_keeps_no_other_from_its_turn(
     logged(environment.store, 2)
 
     def broken() -> None:
-        raise OSError("the bucket is away")
+        raise OSError("the bucket is unreachable")
 
     monkeypatch.setitem(controller._steps, "mirror", (10.0, broken))
     controller.tick()
@@ -63,7 +63,7 @@ def test_the_newest_verdict_counts(environment: Environment) -> None:
     assert value(controller.metrics.registry, "mlops_released_timestamp_seconds", model=MODEL)
 
 
-def test_an_alias_moved_by_hand_goes_back(tracked: Environment) -> None:
+def test_an_alias_moved_by_hand_is_reset(tracked: Environment) -> None:
     import mlflow
 
     model = f"mirrored-{tracked.home.name.replace('_', '-')[-20:]}"

@@ -1,5 +1,5 @@
-"""A real Prometheus with the real rules scrapes a real app and a real controller during a rollout, itself, and what others of a cluster
-say: each panel has an answer."""
+"""A real Prometheus with the real rules scrapes a real app and a real controller during a rollout, itself, and recorded
+metrics of the other programs of a cluster: each panel has an answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def controller(service: Service) -> Iterator[tuple[Controller, str]]:
 
 @pytest.fixture
 def others() -> Iterator[str]:
-    """What runs beside the app in a cluster: `/<job>` answers as it did once, but that its counters count on."""
+    """The other programs of a cluster: `/<job>` is a recorded answer, whose counters increase."""
     passed = count()
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ def others() -> Iterator[str]:
 
 @pytest.fixture
 def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, str], others: str) -> Iterator[str]:
-    """Its rules are those of the platform, in a hurry: nothing has to last before it counts."""
+    """With the rules of the platform, but without their intervals and delays."""
     rules = tmp_path / "rules"
     rules.mkdir()
     for file in (PROMETHEUS / "rules").glob("*.yaml"):
@@ -119,31 +119,35 @@ def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, s
 
 @pytest.fixture
 def service(tmp_path: Path, second_bundle: Bundle) -> Iterator[Service]:
-    """After a release that nobody approved a challenger is on rollout. It is held, and has all the time that a busy machine takes, so
-    that it stays."""
+    """A canary after a release without an approval. It is paused, and its budget is long enough for a busy machine, so that
+    it stays."""
     made = environment(tmp_path)
+    model = made.model(synthetic.MODEL)
     contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": 10_000}))
     champion = synthetic.publish(made, synthetic.build(contract, seed=1))
-    promotion.release(made, synthetic.MODEL, champion, "test")
+    promotion.release(model, champion, "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
-        releases.append(made.store, synthetic.MODEL, "0" * 64, "refused: nobody approved it")
+        model.releases.append("0" * 64, "refused: it is not approved")
         service.until(lambda: service.metric("mlops_release_refused_total") > 0)
         challenger = synthetic.publish(made, second_bundle)
-        promotion.release(made, synthetic.MODEL, challenger, "test", mode="canary", weight=0.5, paused=True)
-        service.serves(3)
+        promotion.release(model, challenger, "test", mode="canary", weight=0.5)
+        rollout.set_paused(model, True, "test")
+        service.serves(4)
         yield service
 
 
-def tell_of_days(service: Service, days: int, rows: int) -> None:
-    """Predictions for days that are over, and what became true of them: so much that the judge knows the loss."""
+def report_days(service: Service, days: int, rows: int) -> None:
+    """Predictions for past days and their outcomes: enough for the judge to know the loss."""
     for day in range(2, days + 2):
         at = releases.now() - timedelta(days=day)
         asked = [
             synthetic.request(at=f"{at:%Y-%m-%dT12:%M:%SZ}", size=i / rows, customer=f"d{day}-{i}") for i in range(rows)
         ]
         answer = service.predict(*asked)["predictions"]
-        outcomes = [{"id": each["id"], "value": day % 2} for each in answer]  # so each model has its days
+        outcomes = [
+            {"id": each["id"], "value": day % 2} for each in answer
+        ]  # each model is the better one on some days
         service.http.post("/outcomes", json={"outcomes": outcomes}).raise_for_status()
 
 
@@ -151,7 +155,7 @@ def has_data(prometheus: str, query: str) -> bool:
     query = query.replace("$namespace", "test").replace("$feature", "color").replace("$__rate_interval", "30s")
     try:
         answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": query}, timeout=5)
-    except httpx.TransportError:  # it still starts
+    except httpx.TransportError:  # it is starting
         return False
     found = answer.json()
     assert found["status"] == "success", f"{query}: {found['error']}"
@@ -160,7 +164,7 @@ def has_data(prometheus: str, query: str) -> bool:
 
 def test_every_panel_shows_something(service: Service, controller: tuple[Controller, str], prometheus: str) -> None:
     assert len(PANEL) > 60
-    tell_of_days(service, days=9, rows=60)
+    report_days(service, days=9, rows=60)
     missing, deadline = PANEL, time.monotonic() + 60
     with Load(service, 60):
         while missing and time.monotonic() < deadline:
@@ -171,4 +175,4 @@ def test_every_panel_shows_something(service: Service, controller: tuple[Control
             time.sleep(0.5)
             missing = {query: panel for query, panel in missing.items() if not has_data(prometheus, query)}
     assert missing == {}
-    assert rollout.current(service.environment.store, synthetic.MODEL).weight == 0.5
+    assert rollout.current(service.environment.model(synthetic.MODEL)).weight == 0.5

@@ -1,10 +1,11 @@
-"""What the judge says of planted faults, of honest challengers, and of what is missing."""
+"""The judge's decision on planted faults, on honest challengers, and on missing data."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,11 +15,15 @@ from polars.testing import assert_frame_equal
 
 from mlops import log_schema, releases
 from mlops.contract import Contract
+from mlops.keys import Keyring
+from mlops.registered_model import RegisteredModel
 from mlops.releases import Mode, Release
 from mlops.store import Store
+from mlops.verdict import Verdict
 from monitoring.compaction import compact
 from monitoring.evidence import Evidence
-from monitoring.judge import Verdict, judge
+from monitoring.judge import judge
+from monitoring.sums import Measures
 from tests.rollout_log import Log, Rows
 from tests.synthetic import MODEL, contract_yaml
 
@@ -26,8 +31,12 @@ CONTRACT = Contract.model_validate(contract_yaml())
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(str(tmp_path / "bucket"))
+def model(tmp_path: Path) -> RegisteredModel:
+    return RegisteredModel(MODEL, "local", Store(str(tmp_path / "bucket")), Keyring(tmp_path / "keyring.json"))
+
+
+def evidence_of(model: RegisteredModel) -> Evidence:
+    return Evidence(model, Measures(CONTRACT))
 
 
 def record(mode: Mode = "canary", weight: float | None = 0.5, revision: int = 1) -> Release:
@@ -37,9 +46,8 @@ def record(mode: Mode = "canary", weight: float | None = 0.5, revision: int = 1)
     )  # fmt: skip
 
 
-def look(store: Store, release: Release, evidence: Evidence | None = None) -> Verdict:
-    seen = (evidence or Evidence(store, CONTRACT)).look(1, release.at, releases.now())
-    return judge(CONTRACT, release, seen)
+def look(model: RegisteredModel, release: Release) -> Verdict:
+    return judge(CONTRACT, release, evidence_of(model).look(1, release.at, releases.now()))
 
 
 def inverted(rows: Rows) -> None:
@@ -74,13 +82,13 @@ def failing(kind: str, every: int) -> Callable[[Rows], None]:
         (failing("slow", 5), 2, "budget"),
         (inverted, 1, "correlate"),
         (constant, 1, "vary"),
-        (shifted, 1, "off"),
+        (shifted, 1, "its mean score differs by +"),
         (bad_on_one_slice, 21, "color=blue"),
         (lambda rows: None, 9, ""),
     ],
     ids=[
         "raises",
-        "no number now and then",
+        "non-finite now and then",
         "dies now and then",
         "slow now and then",
         "inverted",
@@ -90,21 +98,21 @@ def failing(kind: str, every: int) -> Callable[[Rows], None]:
         "honest",
     ],
 )
-def test_a_planted_fault_is_named_and_an_honest_challenger_goes_on(
-    store: Store, plant: Callable[[Rows], None], days: int, says: str
+def test_a_planted_fault_is_named_and_an_honest_challenger_advances(
+    model: RegisteredModel, plant: Callable[[Rows], None], days: int, says: str
 ) -> None:
     release, rows = record(), Rows(days=days)
     plant(rows)
-    Log(store).write(release, rows)
-    verdict = look(store, release)
+    Log(model.store).write(release, rows)
+    verdict = look(model, release)
     assert verdict.decision == ("abort" if says else "advance"), verdict.reasons
     assert any(says in reason for reason in verdict.reasons)
 
 
-def test_worse_by_its_outcomes_alone_is_taken_back(store: Store) -> None:
+def test_a_challenger_that_is_worse_by_outcomes_alone_is_aborted(model: RegisteredModel) -> None:
     release = record()
-    Log(store).write(release, Rows(days=16, worse=1.5))
-    verdict = look(store, release)
+    Log(model.store).write(release, Rows(days=16, worse=1.5))
+    verdict = look(model, release)
     assert verdict.decision == "abort"
     assert "the loss changes by +" in verdict.reasons[0]
 
@@ -119,48 +127,48 @@ def test_worse_by_its_outcomes_alone_is_taken_back(store: Store) -> None:
         ("ab", 0.5, 9, "inconclusive"),
     ],
 )
-def test_outcomes_are_needed_before_many_get_it_and_an_a_b_test_needs_a_gain(
-    store: Store, mode: Mode, weight: float | None, days: int, decision: str
+def test_outcomes_are_needed_before_high_weights_and_an_a_b_test_needs_a_gain(
+    model: RegisteredModel, mode: Mode, weight: float | None, days: int, decision: str
 ) -> None:
     release = record(mode, weight)
-    Log(store).write(release, Rows(days=days, a_day=600))
-    assert look(store, release).decision == decision
+    Log(model.store).write(release, Rows(days=days, a_day=600))
+    assert look(model, release).decision == decision
 
 
 @pytest.mark.parametrize(
     "missing", ["log", "outcomes", "rows at this weight", "scores", "a file", "days that are over"]
 )
-def test_what_is_missing_promotes_nobody(store: Store, missing: str) -> None:
+def test_missing_data_never_advances(model: RegisteredModel, missing: str) -> None:
     release, rows = record(), Rows(days=9)
     if missing == "scores":
         rows.fault = ["dropped"] * len(rows.y)
     if missing == "days that are over":
         rows = Rows(days=7)
     if missing != "log":
-        keys = Log(store).write(record(revision=1), rows, outcomes=missing != "outcomes")
+        keys = Log(model.store).write(record(revision=1), rows, outcomes=missing != "outcomes")
     if missing == "a file":
         body = msgspec.json.encode({"not": "ours"})
-        store.put(keys[0].replace(".log", "x.log"), b"%08x %s\n" % (zlib.crc32(body), body))
+        model.store.put(keys[0].replace(".log", "x.log"), b"%08x %s\n" % (zlib.crc32(body), body))
     if missing == "rows at this weight":
         release = record(revision=2)
-    assert look(store, release).decision == "inconclusive"
+    assert look(model, release).decision == "inconclusive"
 
 
-def test_arms_that_were_not_split_by_the_weight_promote_nobody(store: Store) -> None:
+def test_arms_that_were_not_split_by_the_weight_never_advance(model: RegisteredModel) -> None:
     release, rows = record(), Rows(days=9)
     rows.draw = rows.draw + 0.1
-    Log(store).write(release, rows)
-    verdict = look(store, release)
+    Log(model.store).write(release, rows)
+    verdict = look(model, release)
     assert (verdict.decision, len(verdict.reasons)) == ("inconclusive", 1)
-    assert "not split so" in verdict.reasons[0]
+    assert "sample ratio mismatch" in verdict.reasons[0]
 
 
-def test_a_look_after_each_batch_sees_what_one_look_sees_at_the_end_compacted_or_not(store: Store) -> None:
-    release, log, evidence = record(), Log(store), Evidence(store, CONTRACT)
+def test_looks_after_each_batch_and_one_look_at_the_end_see_the_same_compacted_or_not(model: RegisteredModel) -> None:
+    release, log, evidence = record(), Log(model.store), evidence_of(model)
     for day in range(5):
         log.write(release, Rows(seed=day), first_day=day, outcomes=day != 2)
         stepwise = evidence.look(1, release.at, releases.now())
-    store.put(  # late
+    model.store.put(  # late
         log_schema.segment_key("outcomes", MODEL, log.at.timestamp() + 3600, 0, "late"),
         b"".join(
             log_schema.line(log_schema.OutcomeRecord(id_, 1.0, log.at.timestamp() + 3600)) for id_ in log.ids[600:900]
@@ -169,20 +177,17 @@ def test_a_look_after_each_batch_sees_what_one_look_sees_at_the_end_compacted_or
     stepwise = evidence.look(1, release.at, releases.now())
     assert stepwise.days["n"].to_list() == [300] * 5
     for kind in ("predictions", "outcomes"):
-        compact(store, kind, MODEL, releases.now() + timedelta(hours=5))
-    assert not [key for key in store.keys("") if key.endswith(".log")]
-    for seen in (
-        evidence.look(1, release.at, releases.now()),
-        Evidence(store, CONTRACT).look(1, release.at, releases.now()),
-    ):
+        compact(model, kind, releases.now() + timedelta(hours=5))
+    assert not [key for key in model.store.keys("") if key.endswith(".log")]
+    for seen in (evidence.look(1, release.at, releases.now()), evidence_of(model).look(1, release.at, releases.now())):
         for name in ("revisions", "days", "slices", "entities"):
             one, other = (getattr(each, name) for each in (stepwise, seen))
             keys = [column for column in one.columns if one[column].dtype in (pl.String, pl.Date, pl.Int64)]
             assert_frame_equal(one.sort(keys), other.select(one.columns).sort(keys), check_exact=False)
 
 
-def test_a_second_look_reads_only_what_is_new(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, log, evidence = record(), Log(store), Evidence(store, CONTRACT)
+def test_a_second_look_reads_only_what_is_new(model: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, log, evidence = record(), Log(model.store), evidence_of(model)
     log.write(release, Rows())
     evidence.look(1, release.at, releases.now())
     read: list[str] = []
@@ -195,9 +200,9 @@ def test_a_second_look_reads_only_what_is_new(store: Store, monkeypatch: pytest.
     assert sorted(read) == sorted(new)
 
 
-def test_rows_of_a_clock_that_is_ahead_and_of_other_releases_do_not_count(store: Store) -> None:
+def test_rows_of_a_clock_that_is_ahead_and_of_other_releases_do_not_count(model: RegisteredModel) -> None:
     release = record(revision=2)
-    Log(store).write(record(revision=1), Rows())
-    ahead = Log(store, at=releases.now() + timedelta(minutes=30))
+    Log(model.store).write(record(revision=1), Rows())
+    ahead = Log(model.store, at=releases.now() + timedelta(minutes=30))
     ahead.write(release, Rows())
-    assert judge(CONTRACT, release, Evidence(store, CONTRACT).look(2, release.at, releases.now())).rows == 0
+    assert judge(CONTRACT, release, evidence_of(model).look(2, release.at, releases.now())).rows == 0

@@ -1,4 +1,4 @@
-"""The way of a challenger through the controller, over a log as the app would write it."""
+"""Rollouts by the real controller, over a log as the app would write it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mlops import promotion, releases, rollout
 from mlops.attestations import attest
 from mlops.bundle import Bundle
 from mlops.environment import Environment
-from mlops.errors import UserError
 from mlops.releases import Mode, Release
 from mlops.store import Store
 from monitoring.controller import Controller
@@ -24,15 +23,14 @@ from tests.synthetic import MODEL, publish
 @pytest.fixture
 def digests(environment: Environment, first_bundle: Bundle, second_bundle: Bundle) -> list[str]:
     found = [publish(environment, bundle) for bundle in (first_bundle, second_bundle)]
-    attest(
-        environment.store, environment.keys, "approved", MODEL, found[0], verdict="passed", environment=environment.name
-    )
-    environment.model(MODEL).releases.append(found[0], "first")
+    model = environment.model(MODEL)
+    attest(model, "approved", found[0], verdict="passed", environment=environment.name)
+    model.releases.append(found[0], "first")
     return found
 
 
-def tried(environment: Environment, digests: list[str], mode: Mode = "shadow", **more: Any) -> Release:
-    return rollout.begin(environment.model(MODEL), *digests, "try", mode=mode, **more)
+def begin(environment: Environment, digests: list[str], mode: Mode = "shadow", **more: Any) -> Release:
+    return rollout.begin(environment.model(MODEL), *digests, "test", mode=mode, **more)
 
 
 def now_serving(environment: Environment) -> Release:
@@ -41,31 +39,31 @@ def now_serving(environment: Environment) -> Release:
     return found
 
 
-def way(environment: Environment) -> list[tuple[str, float | None]]:
+def steps(environment: Environment) -> list[tuple[str, float | None]]:
     return [(release.mode, release.weight) for release in environment.model(MODEL).releases.read()]
 
 
-def test_an_honest_challenger_goes_the_whole_way_a_step_at_a_time(environment: Environment, digests: list[str]) -> None:
+def test_an_honest_challenger_is_promoted_step_by_step(environment: Environment, digests: list[str]) -> None:
     controller, log = Controller(environment, MODEL), Log(environment.store)
-    tried(environment, digests)
+    begin(environment, digests)
     for step in range(6):
         controller.judge()
         controller.judge()  # nothing new: no step
         log.write(now_serving(environment), Rows(days=9, seed=step))
         controller.judge()
     weights = [0.01, 0.05, 0.25, 0.5, 1.0]
-    assert way(environment) == [
+    assert steps(environment) == [
         ("full", None),
         ("shadow", None),
         *(("canary", weight) for weight in weights),
         ("full", None),
     ]
     assert now_serving(environment).champion == digests[1]
-    experiments = {release.rollout for release in environment.model(MODEL).releases.read() if release.in_rollout}
-    assert len(experiments) == 1
-    told = rollout.read_verdicts(environment.model(MODEL), experiments.pop())
-    assert {verdict["decision"] for verdict in told} == {"inconclusive", "advance"}
-    assert all(criterion["why"] for verdict in told for criterion in verdict["checks"])
+    rollouts = {release.rollout for release in environment.model(MODEL).releases.read() if release.in_rollout}
+    assert len(rollouts) == 1
+    verdicts = rollout.read_verdicts(environment.model(MODEL), rollouts.pop())
+    assert {verdict["decision"] for verdict in verdicts} == {"inconclusive", "advance"}
+    assert all(check["why"] for verdict in verdicts for check in verdict["checks"])
     controller.judge()
     assert controller.metrics.registry.get_sample_value("mlops_rollout_step_timestamp_seconds") == 0
 
@@ -77,10 +75,10 @@ def inverted(seed: int = 0) -> Rows:
 
 
 @pytest.mark.parametrize("weight", [None, 0.5])
-def test_a_bad_one_goes_back_and_the_log_says_why(
+def test_a_bad_one_is_aborted_and_the_log_has_the_reason(
     environment: Environment, digests: list[str], weight: float | None
 ) -> None:
-    release = tried(environment, digests, "canary" if weight else "shadow", weight=weight)
+    release = begin(environment, digests, "canary" if weight else "shadow", weight=weight)
     Log(environment.store).write(release, inverted())
     controller = Controller(environment, MODEL)
     controller.judge()
@@ -90,45 +88,37 @@ def test_a_bad_one_goes_back_and_the_log_says_why(
     assert controller.metrics.registry.get_sample_value("mlops_release_steps_total", {"step": "abort"}) == 1
 
 
-def test_held_it_takes_no_step_on_but_one_back_and_resumed_it_goes_on(
+def test_a_paused_rollout_may_be_aborted_but_advances_only_when_resumed(
     environment: Environment, digests: list[str]
 ) -> None:
     controller, log = Controller(environment, MODEL), Log(environment.store)
-    tried(environment, digests)
-    held = rollout.set_paused(environment.model(MODEL), True, "let me see")
-    log.write(held, Rows(days=9))
+    begin(environment, digests)
+    paused = rollout.set_paused(environment.model(MODEL), True, "let me see")
+    log.write(paused, Rows(days=9))
     controller.judge()
-    assert now_serving(environment).revision == held.revision
+    assert now_serving(environment).revision == paused.revision
     resumed = rollout.set_paused(environment.model(MODEL), False, "go on")
-    assert (resumed.rollout, resumed.mode) == (held.rollout, "shadow")
+    assert (resumed.rollout, resumed.mode) == (paused.rollout, "shadow")
     log.write(resumed, Rows(days=9))
     controller.judge()
     assert now_serving(environment).weight == 0.01
-    held = rollout.set_paused(environment.model(MODEL), True, "let me see")
-    log.write(held, inverted())
+    paused = rollout.set_paused(environment.model(MODEL), True, "let me see")
+    log.write(paused, inverted())
     controller.judge()
     assert now_serving(environment).mode == "full"
 
 
-def test_forced_it_takes_the_next_step_without_evidence(environment: Environment, digests: list[str]) -> None:
-    tried(environment, digests)
-    assert [promotion.force(environment, MODEL, "I know").weight for _ in range(5)] == [0.01, 0.05, 0.25, 0.5, 1.0]
-    assert promotion.force(environment, MODEL, "I know").champion == digests[1]
-    with pytest.raises(UserError, match="no challenger is on rollout"):
-        promotion.force(environment, MODEL, "I know")
-
-
 def test_a_rollback_during_a_rollout_keeps_the_champion(environment: Environment, digests: list[str]) -> None:
-    tried(environment, digests, "canary", weight=0.5)
+    begin(environment, digests, "canary", weight=0.5)
     back = promotion.rollback(environment.model(MODEL), "no")
     assert (back.mode, back.champion, back.challenger) == ("full", digests[0], None)
 
 
-def test_an_a_b_test_and_a_segment_are_for_people_to_end(environment: Environment, digests: list[str]) -> None:
-    for mode, segment in (("ab", None), ("canary", {"color": "red"})):
-        release = tried(environment, digests, mode, weight=0.5, segment=segment)
+def test_an_a_b_test_and_a_cohort_are_ended_by_people(environment: Environment, digests: list[str]) -> None:
+    for mode, cohort in (("ab", None), ("canary", {"color": "red"})):
+        release = begin(environment, digests, mode, weight=0.5, cohort=cohort)
         rows = Rows(days=20)
-        rows.challenger = rows.y * 0.8 + 0.1  # it knows
+        rows.challenger = rows.y * 0.8 + 0.1  # it knows the outcome
         Log(environment.store).write(release, rows)
         Controller(environment, MODEL).judge()
         assert now_serving(environment).revision == release.revision
@@ -138,7 +128,7 @@ def test_an_a_b_test_and_a_segment_are_for_people_to_end(environment: Environmen
 def test_two_controllers_write_one_record(
     environment: Environment, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = tried(environment, digests)
+    release = begin(environment, digests)
     Log(environment.store).write(release, Rows(days=9))
     one, other = Controller(environment, MODEL), Controller(environment, MODEL)
     put_new, again = Store.put_new, [other.judge]
@@ -150,7 +140,7 @@ def test_two_controllers_write_one_record(
 
     monkeypatch.setattr(Store, "put_new", the_other_first)
     one.judge()
-    assert way(environment) == [("full", None), ("shadow", None), ("canary", 0.01)]
+    assert steps(environment) == [("full", None), ("shadow", None), ("canary", 0.01)]
 
 
 class Killed(BaseException):
@@ -158,30 +148,30 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_killed_at_any_touch_of_the_bucket_it_continues(
+def test_a_controller_killed_at_any_call_to_the_bucket_continues(
     environment: Environment, digests: list[str], bad: bool
 ) -> None:
-    """The record that is due is written once, whenever the one before it died."""
-    start = tried(environment, digests)
+    """The record that is due is written once, whenever the controller before it was killed."""
+    start = begin(environment, digests)
     Log(environment.store).write(start, inverted() if bad else Rows(days=9))
-    touch, died = 0, True
+    call, died = 0, True
     while died:
-        touch += 1
+        call += 1
         with pytest.MonkeyPatch.context() as patch:
-            died = _dies_at(patch, touch)
+            died = _dies_at(patch, call)
             try:
                 Controller(environment, MODEL).judge()
                 died = False
             except Killed:
                 died = True
-        assert len(way(environment)) in (2, 3)
+        assert len(steps(environment)) in (2, 3)
     Controller(environment, MODEL).judge()
-    assert touch > 5
-    assert way(environment)[2:] == ([("full", None)] if bad else [("canary", 0.01)])
+    assert call > 5
+    assert steps(environment)[2:] == ([("full", None)] if bad else [("canary", 0.01)])
 
 
-def _dies_at(patch: pytest.MonkeyPatch, touch: int) -> bool:
-    left = [touch]
+def _dies_at(patch: pytest.MonkeyPatch, call: int) -> bool:
+    left = [call]
 
     def dying(name: str):
         original = getattr(Store, name)
@@ -199,15 +189,14 @@ def _dies_at(patch: pytest.MonkeyPatch, touch: int) -> bool:
     return True
 
 
-def test_what_is_missing_or_broken_promotes_nobody(tmp_path: Path) -> None:
+def test_missing_or_broken_data_never_advances(tmp_path: Path) -> None:
     assert closed.prove(tmp_path, times=1)["reason"] == ""
 
 
-def test_in_front_of_callers_a_bad_one_is_taken_back_and_nobody_notices(tmp_path: Path) -> None:
+def test_a_bad_challenger_is_aborted_without_errors_for_callers(tmp_path: Path) -> None:
     found = canaries.prove(tmp_path, ("raises", "bad on one slice"), (0.5,))
     [at_once, by_outcomes] = found["runs"]
     assert (at_once["aborted"], at_once["errors"]) == (True, 0)
-    assert at_once["seconds"] <= canaries.BACK_SECONDS
     assert by_outcomes["aborted"]
     assert by_outcomes["event_days"] <= canaries.DAYS
     assert "the loss changes by +" in by_outcomes["why"]

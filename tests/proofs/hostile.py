@@ -401,7 +401,7 @@ _PAIRS = [  # rows × rows: nothing for the golden rows, hundreds of megabytes f
     helper.make_node("Add", ["score", "nothing"], ["changed"]),
 ]
 _BATCH = [  # one answer for all rows: right for golden rows of which there is one
-    helper.make_node("ReduceMean", ["score", "rows"], ["changed"], keepdims=1),
+    helper.make_node("ReduceMean", ["score", "rows"], ["changed"], keepdims=1)
 ]
 _AXIS, _ROWS, _ZERO = (numpy_helper.from_array(a, n) for a, n in (
     (np.array([1]), "axis"), (np.array([0]), "rows"), (np.zeros((), np.float32), "zero"),

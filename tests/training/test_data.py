@@ -131,7 +131,7 @@ def test_windows_overlap(first: str, second: str, overlapping: bool) -> None:
         (lambda rows: rows.with_columns(y=pl.col("y") + 1), "target", "y"),
     ],
 )
-def test_what_load_does_not_return_is_named(rows: pl.DataFrame, change: Any, key: str, value: str) -> None:
+def test_a_column_that_load_does_not_return_is_named(rows: pl.DataFrame, change: Any, key: str, value: str) -> None:
     with pytest.raises(UserError) as caught:
         data.require_columns(change(rows), CONTRACT)
     assert (caught.value.key, caught.value.value) == (key, value)
@@ -140,7 +140,7 @@ def test_what_load_does_not_return_is_named(rows: pl.DataFrame, change: Any, key
 @pytest.mark.parametrize(
     ("contract", "window", "change", "what"),
     [
-        (CONTRACT, "2030-01-01..2030-02-01", lambda rows: rows, "holds no rows"),
+        (CONTRACT, "2030-01-01..2030-02-01", lambda rows: rows, "contains no rows"),
         (timeless(), "2024-01-01..2024-02-01", lambda rows: rows, "use fractions"),
         (CONTRACT, "0..0.5", lambda rows: rows.with_columns(pl.col("at").dt.to_string()), "dates or datetimes"),
     ],

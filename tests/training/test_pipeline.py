@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 import yaml
 
+from mlops import attestations, promotion
 from mlops import bundle as bundles
-from mlops import promotion
-from mlops.attestations import attestations, require_gate
+from mlops.attestations import require_gate
 from mlops.contract import Window
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError, VerificationError
@@ -23,7 +23,7 @@ from tests import synthetic
 from tests.proofs import parity
 from tests.proofs.gate import synthetic_problem
 from training import pipeline
-from training.definition import ModelDefinition
+from training.definition import ModelDefinition, load_definition
 from training.pipeline import Trained
 
 FAST = {"max_iter": 30}
@@ -46,13 +46,7 @@ def model(
     contract = synthetic.contract_yaml(task, model=name)
     made = synthetic.write_model(models, synthetic.frame() if rows is None else rows, contract)
     (made.folder / "parameters.yaml").write_text(yaml.safe_dump(FAST | parameters))
-    return pipeline_definition(made.folder)
-
-
-def pipeline_definition(folder: Path) -> ModelDefinition:
-    from training.definition import load_definition
-
-    return load_definition(folder.name, folder)
+    return load_definition(name, made.folder)
 
 
 def train(environment: Environment, definition: ModelDefinition, **options: Any) -> Trained:
@@ -60,20 +54,20 @@ def train(environment: Environment, definition: ModelDefinition, **options: Any)
 
 
 def cli(environment: Environment, models: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    told = {
+    addresses = {
         f"MLOPS_{k.upper()}": str(getattr(environment, k))
         for k in ("home", "bucket", "keyring", "endpoint", "tracking")
     }
     return subprocess.run(
         [sys.executable, "-m", "cli", *words],
-        cwd=ROOT, env=os.environ | told | {"MLOPS_MODELS": str(models)}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | addresses | {"MLOPS_MODELS": str(models)}, capture_output=True, text=True,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path: Path, task: str) -> None:
     trained = train(tracked, model(tmp_path, name=f"explained-{task}", task=task))
-    assert trained.verdict.passed, trained.verdict.reasons
+    assert trained.verdict.decision == "passed", trained.verdict.reasons
     name = f"explained-{task}"
     client = mlflow.MlflowClient(tracked.tracking)
     version = client.get_model_version(name, str(trained.version))
@@ -83,7 +77,8 @@ def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path
     assert run.data.params["max_iter"] == "30"
     assert run.data.params["train"].startswith("2024-01-01..")
     assert run.data.metrics["loss"] == pytest.approx(trained.metrics["loss"])
-    assert set(run.data.tags) >= {"fingerprint", "commit", "digest", "gate", "seed"}
+    assert set(run.data.tags) >= {"fingerprint", "commit", "digest", "gate", "environment"}
+    assert run.data.params["seed"] == "0"
     origin = trained.bundle.json("provenance.json")
     assert run.data.tags["fingerprint"] == origin["data"]["fingerprint"]
     assert set(origin) >= {"lock", "seed", "libraries", "architecture"}
@@ -91,16 +86,14 @@ def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path
     assert {path.stem for path in (kept / "plots").glob("*.png")} == PLOTS[task]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (kept / "plots").glob("*.png"))
     assert {path.name for path in (kept / "bundle").iterdir()} == {*bundles.FILES, "manifest.json"}
-    assert json.loads((kept / "report.json").read_text())["verdict"] == "passed"
+    assert json.loads((kept / "report.json").read_text())["decision"] == "passed"
     page = trained.report.read_text()
     assert page == (kept / "report.html").read_text()
     assert "passed" in page
     assert 'src="http' not in page
     assert bundles.read(tracked.model(name), trained.digest).digest == trained.digest
-    assert {s.kind for s in attestations(tracked.store, tracked.keys, name, trained.digest, None)[0]} == {
-        "built",
-        "gate",
-    }
+    signed, invalid = attestations.read(tracked.model(name), trained.digest)
+    assert ({each.kind for each in signed}, invalid) == ({"built", "gate"}, [])
     assert require_gate(tracked.model(name), trained.digest).details["checks"]
 
 
@@ -121,7 +114,7 @@ def test_the_same_inputs_give_the_same_digest_registered_once_and_another_seed_a
     assert sorted(v.tags["digest"] for v in versions) == sorted({digests[0], other.digest})
 
 
-def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Environment, tmp_path: Path) -> None:
+def test_a_refused_model_is_kept_with_its_reasons_and_cannot_be_released(tracked: Environment, tmp_path: Path) -> None:
     rows = synthetic.frame().with_columns(pl.col("y").shuffle(seed=1))
     definition = model(tmp_path / "models", rows, "shuffled")
     done = cli(tracked, tmp_path / "models", "train", "--json")
@@ -141,7 +134,7 @@ def test_a_refused_model_is_kept_with_its_reasons_and_goes_nowhere(tracked: Envi
     assert client.search_runs([experiment.experiment_id])[0].data.tags["gate"] == "refused"
 
 
-def test_a_challenger_is_held_to_the_champion_on_rows_that_neither_has_seen(
+def test_a_challenger_is_compared_with_the_champion_on_rows_that_neither_has_seen(
     tracked: Environment, tmp_path: Path
 ) -> None:
     definition = model(tmp_path, name="contest")
@@ -152,10 +145,10 @@ def test_a_challenger_is_held_to_the_champion_on_rows_that_neither_has_seen(
     assert caught.value.key == "holdout"
     again = train(tracked, definition, seed=1)
     named = {check.name for check in again.verdict.checks}
-    assert again.verdict.passed, again.verdict.reasons
+    assert again.verdict.decision == "passed", again.verdict.reasons
     assert {"holdout", "loss", "too_good", "calibration", "slice:color=red"} <= named
     few = train(tracked, definition, train_window=Window.parse("0..0.03"))
-    assert not few.verdict.passed
+    assert few.verdict.decision == "refused"
     assert any(reason.startswith("loss: ") for reason in few.verdict.reasons)
 
 
@@ -169,7 +162,7 @@ def test_windows_that_overlap_are_refused(tracked: Environment, tmp_path: Path) 
         )
 
 
-def test_a_person_may_accept_a_telling_column_but_no_loss(tracked: Environment, tmp_path: Path) -> None:
+def test_a_person_may_accept_a_leaking_column_but_no_loss(tracked: Environment, tmp_path: Path) -> None:
     rows = synthetic.frame().with_columns(size=pl.col("size") + 1.5 * pl.col("y"))
     definition = model(tmp_path, rows, "telling")
     refused = train(tracked, definition)
@@ -177,7 +170,7 @@ def test_a_person_may_accept_a_telling_column_but_no_loss(tracked: Environment, 
     assert "size alone has AUC" in refused.verdict.reasons[0]
     assert refused.version is None
     accepted = train(tracked, definition, accept={"leakage": "the size is on the order"})
-    assert accepted.verdict.passed
+    assert accepted.verdict.decision == "passed"
     assert accepted.digest == refused.digest
     assert "the size is on the order" in accepted.report.read_text()
     assert require_gate(tracked.model("telling"), accepted.digest).verdict == "passed"
@@ -185,7 +178,7 @@ def test_a_person_may_accept_a_telling_column_but_no_loss(tracked: Environment, 
         train(tracked, definition, accept={"loss": "it will be fine"})
 
 
-def test_without_a_tracking_server_the_way_out_is_named(environment: Environment, tmp_path: Path) -> None:
+def test_without_a_tracking_server_the_error_has_a_hint(environment: Environment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make up"):
         train(environment, model(tmp_path))
 

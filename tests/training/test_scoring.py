@@ -17,6 +17,7 @@ from tests import synthetic
 from tests.proofs import batch
 from tests.service import Service
 from tests.service import environment as make_environment
+from training.scoring import score_file
 
 
 def quiet(_: str) -> None:
@@ -26,17 +27,21 @@ def quiet(_: str) -> None:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Environment:
     environment = make_environment(tmp_path_factory.mktemp("released"))
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, first_bundle), "first")
+    promotion.release(environment.model(synthetic.MODEL), synthetic.publish(environment, first_bundle), "first")
     return environment
 
 
 def scored(
     environment: Environment, source: Path, digest: str | None = None, folder: Path | None = None
 ) -> dict[str, Any]:
-    return score(environment, synthetic.MODEL, source, folder or source.parent / f"{source.name}-scores", digest, quiet)
+    return score_file(
+        environment, synthetic.MODEL, source, folder or source.parent / f"{source.name}-scores", digest, quiet
+    )
 
 
-def test_a_run_killed_half_way_goes_on_to_the_same_bytes_in_flat_memory(released: Environment, tmp_path: Path) -> None:
+def test_a_run_killed_half_way_continues_to_the_same_bytes_in_flat_memory(
+    released: Environment, tmp_path: Path
+) -> None:
     source = batch.write(80_000, tmp_path / "rows.parquet")
     whole = batch.run(released, source, tmp_path / "whole")
     batch.killed(released, source, tmp_path / "resumed", [1, 2])
@@ -99,15 +104,15 @@ def test_a_row_that_the_api_would_refuse_goes_to_the_side_file(
     )
     loaded(source)
     rows, refused = batch.answers(tmp_path / "out")
-    assert list(rows) == [0, 2, 3], "missing heat, a color never seen and a line break in quotes are no faults"
+    assert list(rows) == [0, 2, 3], "missing heat, a color never seen and a line break in quotes are no errors"
     assert list(refused) == [1]
     assert reason in refused[1]
 
 
 @pytest.fixture
 def loaded(released: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
-    """Scoring, less the child process that tries the bundle: it is the same one each time."""
-    monkeypatch.setattr("training.scoring.probe", lambda *_: None)
+    """Scoring without the sandbox, whose result is the same each time."""
+    monkeypatch.setattr("training.scoring.run_in_sandbox", lambda *_: None)
     return lambda source: scored(released, source, folder=tmp_path / "out")
 
 
@@ -139,7 +144,7 @@ PARQUET = {
         ({"member": [None]}, "$.member"),
     ],
 )
-def test_parquet_values_are_held_to_the_types_of_the_api(
+def test_parquet_values_must_have_the_types_of_the_api(
     loaded: Callable[[Path], dict[str, Any]], tmp_path: Path, columns: dict[str, Any], reason: str
 ) -> None:
     pl.DataFrame(PARQUET | columns).write_parquet(tmp_path / "rows.parquet")
@@ -147,7 +152,7 @@ def test_parquet_values_are_held_to_the_types_of_the_api(
     assert reason in batch.answers(tmp_path / "out")[1].get(0, "")
 
 
-def test_a_column_that_is_not_there_refuses_each_row_by_name(
+def test_a_missing_column_is_named_in_each_refused_row(
     loaded: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
     pl.DataFrame(PARQUET).drop("size", "heat").write_parquet(tmp_path / "rows.parquet")
@@ -155,14 +160,14 @@ def test_a_column_that_is_not_there_refuses_each_row_by_name(
     assert "missing required field `size`" in batch.answers(tmp_path / "out")[1][0]
 
 
-def test_a_row_for_which_the_model_has_no_number_is_refused(environment: Environment, tmp_path: Path) -> None:
+def test_a_row_with_a_non_finite_score_is_refused(environment: Environment, tmp_path: Path) -> None:
     contract = synthetic.contract_yaml("regression")
     contract["features"]["size"].pop("range")
     bundle = synthetic.build(Contract.model_validate(contract), synthetic.frame(days=30), estimator="linear")
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, bundle), "linear")
+    promotion.release(environment.model(synthetic.MODEL), synthetic.publish(environment, bundle), "linear")
     pl.DataFrame(PARQUET | {"size": [3e38]}).vstack(pl.DataFrame(PARQUET)).write_parquet(tmp_path / "rows.parquet")
     assert scored(environment, tmp_path / "rows.parquet")["scored"] == 1
-    assert batch.answers(tmp_path / "rows.parquet-scores")[1] == {0: "the model returned no number for a row"}
+    assert batch.answers(tmp_path / "rows.parquet-scores")[1] == {0: "the model returned a non-finite score"}
 
 
 def test_only_a_whole_bundle_approved_here_scores(
@@ -176,14 +181,14 @@ def test_only_a_whole_bundle_approved_here_scores(
         scored(environment, source, digest)
     with pytest.raises(UserError, match="matches no bundle"):
         scored(environment, source, "0" * 64)
-    promotion.release(environment, synthetic.MODEL, digest, "first")
+    promotion.release(environment.model(synthetic.MODEL), digest, "first")
     assert scored(environment, source, digest[:12])["digest"] == digest
     (approval,) = [key for key in environment.keys.all() if key.role == "approve"]
     environment.keys.set_state(approval.id, "revoked")
     with pytest.raises(UserError, match="revoked key"):
         scored(environment, source)
     environment.keys.set_state(approval.id, "active")
-    graph = Path(environment.bucket, bundles.folder(synthetic.MODEL, digest), "model.onnx")
+    graph = Path(environment.bucket, bundles.folder(environment.model(synthetic.MODEL), digest), "model.onnx")
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
@@ -196,9 +201,9 @@ def test_a_folder_belongs_to_one_job_and_one_process(loaded: Callable[[Path], di
     refusals = []
 
     def at_the_same_time() -> None:
-        with pytest.raises(UserError, match="another process is scoring") as fault:
+        with pytest.raises(UserError, match="another process is scoring") as error:
             loaded(source)
-        refusals.append(fault)
+        refusals.append(error)
 
     first = threading.Thread(target=loaded, args=[source])
     first.start()

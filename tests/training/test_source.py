@@ -157,7 +157,7 @@ def test_a_query_is_read_from_a_database_with_the_password_of_the_environment(
 @pytest.mark.parametrize(
     ("name", "content"), [("rows.parquet", b"not parquet"), ("rows.csv", b""), ("rows.csv", b"a,b\n1,2,3,4\n")]
 )
-def test_a_broken_file_is_a_fault_with_its_name(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_broken_file_is_an_error_with_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         read(str(tmp_path / name))
@@ -173,6 +173,6 @@ def test_a_broken_file_is_a_fault_with_its_name(tmp_path: Path, name: str, conte
         ("oddbase://reader@127.0.0.1:1/db", "select 1", "the query failed"),
     ],
 )
-def test_what_cannot_be_read_is_explained(uri: str, query: str | None, hint: str) -> None:
+def test_an_unreadable_source_is_explained(uri: str, query: str | None, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         read(uri, query)

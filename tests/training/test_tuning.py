@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -7,11 +8,14 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import optuna
 import polars as pl
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from mlops.environment import ROOT, Environment
 from tests import synthetic
@@ -29,6 +33,17 @@ def search(environment: Environment, made: ModelDefinition, trials: int) -> dict
     return tune(environment, made, trials, 0, lambda _: None)
 
 
+def start(
+    environment: Environment, made: ModelDefinition, trials: int, out: IO[str], log: IO[str]
+) -> subprocess.Popen[bytes]:
+    """The same in a process of its own."""
+    fields = ("home", "bucket", "keyring", "endpoint", "tracking")
+    addresses = {f"MLOPS_{field.upper()}": str(getattr(environment, field)) for field in fields}
+    settings = os.environ | addresses | {"MLOPS_MODELS": str(made.folder.parent)}
+    command = [sys.executable, "-m", "cli", "tune", "--trials", str(trials), "--json"]
+    return subprocess.Popen(command, cwd=ROOT, env=settings, stdout=out, stderr=log)
+
+
 def test_blocks_lie_one_after_the_other(made: ModelDefinition) -> None:
     blocks = forward_blocks(made.load(), made.contract)
     assert sum(block.height for block in blocks) == 800
@@ -37,7 +52,7 @@ def test_blocks_lie_one_after_the_other(made: ModelDefinition) -> None:
     assert {block.height for block in blocks} == {200}
 
 
-def test_what_it_finds_is_what_train_uses(environment: Environment, made: ModelDefinition) -> None:
+def test_a_training_uses_the_parameters_that_were_found(environment: Environment, made: ModelDefinition) -> None:
     found = search(environment, made, 2)
     assert (found["trials"], found["resumed"]) == (2, 0)
     file = made.folder / "parameters.yaml"
@@ -50,7 +65,7 @@ def test_what_it_finds_is_what_train_uses(environment: Environment, made: ModelD
     assert {name: getattr(model, name) for name in found["parameters"]} == found["parameters"]
 
 
-def test_the_held_out_rows_play_no_part(environment: Environment, tmp_path: Path) -> None:
+def test_the_holdout_rows_play_no_part(environment: Environment, tmp_path: Path) -> None:
     rows = synthetic.frame(40, 20)
     found = []
     for turned in (False, True):
@@ -62,27 +77,17 @@ def test_the_held_out_rows_play_no_part(environment: Environment, tmp_path: Path
     assert found[0]["parameters"] == found[1]["parameters"]
 
 
-def test_killed_in_between_it_goes_on_where_it_was(
-    environment: Environment, made: ModelDefinition, tmp_path: Path
-) -> None:
-    told = {
-        f"MLOPS_{k.upper()}": str(getattr(environment, k))
-        for k in ("home", "bucket", "keyring", "endpoint", "tracking")
-    }
-    command = [sys.executable, "-m", "cli", "tune", "--trials", "500"]
-    storage = environment.home / "tune" / f"{synthetic.MODEL}.db"
+def test_a_search_that_was_killed_continues(environment: Environment, made: ModelDefinition, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | told | {"MLOPS_MODELS": str(tmp_path)}, stdout=log, stderr=log
-        )
+        child = start(environment, made, 500, log, log)
         deadline = time.monotonic() + 120
-        while finished(storage) < 2:
+        while finished(environment) < 2:
             assert child.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    before = finished(storage)
+    before = finished(environment)
     assert before < 500
     assert not (made.folder / "parameters.yaml").exists()
     found = search(environment, made, before + 2)
@@ -91,16 +96,33 @@ def test_killed_in_between_it_goes_on_where_it_was(
     assert search(environment, made, before + 2) | {"resumed": before} == found, "nothing is left to do"
 
 
-def finished(storage: Path) -> int:
-    if not storage.exists():
+def finished(environment: Environment) -> int:
+    """Trials in the journal, which is read while another process writes it."""
+    journal = environment.home / "tune" / f"{synthetic.MODEL}.log"
+    if not journal.exists():
         return 0
-    try:
-        studies = optuna.study.get_all_study_summaries(f"sqlite:///{storage}")
-        loaded = [optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{storage}") for study in studies]
-    except Exception:
-        return 0  # the tables are being made
+    storage = JournalStorage(JournalFileBackend(str(journal)))
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    return sum(len(study.get_trials(deepcopy=False, states=states)) for study in loaded)
+    studies = storage.get_all_studies()
+    return sum(len(storage.get_all_trials(each._study_id, deepcopy=False, states=states)) for each in studies)
+
+
+def test_two_searches_at_once_both_succeed(environment: Environment, made: ModelDefinition, tmp_path: Path) -> None:
+    trials, names = 3, ("one", "other")
+    with (tmp_path / "log").open("w") as log:
+        for name in names:
+            (tmp_path / name).touch()
+        outs = [(tmp_path / name).open("w") for name in names]
+        children = [start(environment, made, trials, out, log) for out in outs]
+        codes = [child.wait(240) for child in children]
+    for out in outs:
+        out.close()
+    assert codes == [0, 0], (tmp_path / "log").read_text()
+    found = [json.loads((tmp_path / name).read_text()) for name in names]
+    assert trials <= finished(environment) <= 2 * trials
+    assert max(each["trials"] for each in found) == finished(environment), "in one search"
+    assert yaml.safe_load((made.folder / "parameters.yaml").read_text()) in [each["parameters"] for each in found]
+    assert search(environment, made, trials)["resumed"] == finished(environment)
 
 
 def test_other_rows_are_another_search(environment: Environment, made: ModelDefinition, tmp_path: Path) -> None:

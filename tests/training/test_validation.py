@@ -53,7 +53,7 @@ def test_a_row_with_several_faults_has_all_their_reasons(tmp_path: Path) -> None
     assert set(reasons[3].split("; ")) == {"size: in_range(-50.0, 50.0) (99.0)", "color: not_nullable (missing)"}
 
 
-def test_columns_that_are_called_as_ours_keep_their_values(tmp_path: Path) -> None:
+def test_columns_with_our_names_keep_their_values(tmp_path: Path) -> None:
     rows = synthetic.frame(20, 10).with_columns(row=pl.int_range(pl.len()) * 2, reasons=pl.lit("own"))
     good = validate(with_value(rows, 3, "size", 99.0), contract(), tmp_path / "quarantine.csv")
     assert good.columns == rows.columns
@@ -69,7 +69,7 @@ def test_text_in_a_number_is_a_missing_number(tmp_path: Path) -> None:
     assert pl.read_csv(tmp_path / "quarantine.csv")["row"].to_list() == [5]
 
 
-def test_what_may_be_missing_stays(tmp_path: Path) -> None:
+def test_a_value_that_may_be_missing_stays(tmp_path: Path) -> None:
     rows = with_value(synthetic.frame(20, 10), 5, "heat", float("nan"))
     good = validate(rows, contract(), tmp_path / "quarantine.csv")
     assert good.height == rows.height

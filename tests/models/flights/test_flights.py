@@ -67,9 +67,9 @@ def test_the_golden_rows_hold_and_fail_on_a_join_of_the_wrong_airport(
     flights: ModelDefinition, rows: pl.DataFrame
 ) -> None:
     assert flights.contract.golden
-    assert all(check.passed for check in check_golden(flights.contract, rows, lambda _: []))
+    assert all(check.outcome == "pass" for check in check_golden(flights.contract, rows, lambda _: []))
     moved = rows.with_columns(origin=pl.col("origin").replace({"EWR": "JFK", "JFK": "EWR"}))
-    assert not all(check.passed for check in check_golden(flights.contract, moved, lambda _: []))
+    assert any(check.outcome == "fail" for check in check_golden(flights.contract, moved, lambda _: []))
 
 
 def test_the_held_out_month_follows_the_training(flights: ModelDefinition, rows: pl.DataFrame) -> None:

@@ -30,10 +30,7 @@ def load() -> pl.DataFrame:
             scheduled_at=departure + minutes,
             weather_at=departure - pl.duration(hours=1),
             date=pl.format(
-                "{}-{}-{}",
-                "year",
-                pl.col("month").cast(pl.String).str.zfill(2),
-                pl.col("day").cast(pl.String).str.zfill(2),
+                "{}-{}-{}", "year", *(pl.col(unit).cast(pl.String).str.zfill(2) for unit in ("month", "day"))
             ),
         )
         .join(
