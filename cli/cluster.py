@@ -81,23 +81,25 @@ class Cluster:
     def train(self, words: Sequence[str]) -> int:
         """A Job from the CronJob's template; its log is followed to the end, its exit code returned."""
         self._wait_for("deploy/tracking")
-        template, name = (
-            self.get("cronjob", "training")["spec"]["jobTemplate"],
-            time.strftime("training-%Y%m%d-%H%M%S", time.gmtime()),
-        )
-        command = {"command": ["python", "-m", "cli"], "args": list(words)}
-        template["spec"]["template"]["spec"]["containers"][0] |= command
+        template = self.get("cronjob", "training")["spec"]["jobTemplate"]
+        name = time.strftime("training-%Y%m%d-%H%M%S", time.gmtime())
+        template["spec"]["template"]["spec"]["containers"][0] |= {
+            "command": ["python", "-m", "cli"],
+            "args": list(words),
+        }
         job = {"apiVersion": "batch/v1", "kind": "Job", "spec": template["spec"]}
         job["metadata"] = {"name": name, **template["metadata"]}
         self.ask("create", "-f", "-", data=json.dumps(job).encode())
-        subprocess.run(self.kubectl("logs", "-f", "--pod-running-timeout=2m", f"job/{name}"))
+        followed = False
         while True:
             pods = json.loads(self.ask("get", "pods", "-l", f"job-name={name}", "-o", "json"))["items"]
             for state in [each["state"] for pod in pods for each in pod["status"].get("containerStatuses", [])]:
-                if "terminated" in state:
-                    return state["terminated"]["exitCode"]
                 if waiting := state.get("waiting", {}).get("message"):
                     raise UserError("job", name, f"did not start: {waiting}; see `kubectl describe job {name}`")
+                if not followed and "waiting" not in state:
+                    followed = subprocess.run(self.kubectl("logs", "-f", f"job/{name}")).returncode == 0
+                elif "terminated" in state:
+                    return state["terminated"]["exitCode"]
             time.sleep(1)
 
     def _wait_for(self, workload: str) -> None:

@@ -34,7 +34,7 @@ class Platform:
 
     def outputs(self) -> dict[str, str]:
         """How to reach what is there."""
-        settings, secret = self.settings, f"kubectl -n {self.settings.namespace} get secret"
+        settings, secret = self.settings, f"{self._kubectl()} get secret"
         node_port, bundled = settings.serving.node_port, settings.monitoring.kind == "bundled"
         found = {
             "namespace": settings.namespace,
@@ -50,5 +50,8 @@ class Platform:
         return found | {"next": f".venv/bin/mlops --env {settings.environment} status"}
 
     def _forward(self, service: str) -> str:
+        return f"{self._kubectl()} port-forward svc/{service} {PORTS[service]}"
+
+    def _kubectl(self) -> str:
         context = f" --context {self.settings.cluster.context}" if self.settings.cluster.context else ""
-        return f"kubectl{context} -n {self.settings.namespace} port-forward svc/{service} {PORTS[service]}"
+        return f"kubectl{context} -n {self.settings.namespace}"

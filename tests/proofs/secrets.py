@@ -78,8 +78,7 @@ def prove(folder: Path) -> dict[str, Any]:
     }
     found |= {"secrets": len(values), "looked_in": sizes, "hits": hits}
     found["destroyed"] = make(clone, "destroy") if CLI else real.delete() or {}
-    ours = real.kubectl("get", kinds(), "-A", "-l", "app.kubernetes.io/part-of=mlops", "-o", "name").split()
-    found["left"] = ours + re.findall(r"(?m)^namespace/mlops$", real.kubectl("get", "namespaces", "-o", "name"))
+    found["left"] = left_over()
     bars = {
         "first ≤ 360 s": found["first_seconds"] <= 360,
         "again: no change": found["again_rolled"] == [] and set(found["again"]) <= {"unchanged"},
@@ -181,6 +180,11 @@ def collect(folder: Path, cluster: Cluster, state: Path, arguments: set[bytes]) 
         images._save(cluster.settings[f"images.{part}"], folder / f"image-{part}.tar")
     if state.exists():
         shutil.copytree(state, folder / "state")
+
+
+def left_over() -> list[str]:
+    ours = real.kubectl("get", kinds(), "-A", "-l", "app.kubernetes.io/part-of=mlops", "-o", "name").split()
+    return ours + re.findall(r"(?m)^namespace/mlops$", real.kubectl("get", "namespaces", "-o", "name"))
 
 
 def grep(folder: Path, *what: str) -> list[str]:
