@@ -73,8 +73,9 @@ def killed(clone: Path, seconds: float) -> dict[str, Any]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     point: dict[str, Any] = {"at": round(seconds, 1), "ended_before": ended}
-    refused = subprocess.run(up[:2] + ["preview"], cwd=clone, env=TOLD, capture_output=True, text=True)
-    if point["told"] := refused.returncode == 2 and "cancel --yes" in refused.stderr:
+    refused = subprocess.run([*up[:2], "preview"], cwd=clone, env=TOLD, capture_output=True, text=True)
+    point["told"] = refused.returncode == 2 and "cancel --yes" in refused.stderr
+    if point["told"]:
         subprocess.run([*up[:2], "cancel", "--yes"], cwd=clone, env=TOLD, capture_output=True, check=True)
     try:
         point |= {"healed": bool(make(clone, "deploy")), "did": make(clone, "deploy")}
