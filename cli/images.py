@@ -69,10 +69,14 @@ def load(images: list[str], context: str) -> None:
             hint = "is not a cluster of this machine that takes images; push them: mlops images --push"
             raise UserError("cluster.context", context, hint)
         for image in images:
-            archive.unlink(missing_ok=True)
-            buildah = [builder(), "push", "-q", image, f"docker-archive:{archive}:{image}"]
-            _run(buildah if builder() == "buildah" else [builder(), "save", "-o", str(archive), image])
+            save(image, archive)
             _run(command)
+            archive.unlink()
+
+
+def save(image: str, archive: Path) -> None:
+    buildah = ["buildah", "push", "-q", image, f"docker-archive:{archive}:{image}"]
+    _run(buildah if builder() == "buildah" else [builder(), "save", "-o", str(archive), image])
 
 
 def _run(command: list[str]) -> str:

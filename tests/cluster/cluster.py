@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cli.cluster import Cluster
-from cli.images import DOCKERFILES
+from cli.images import TARGETS
 from mlops.environment import MODELS
 from tests.infra.harness import render
 
@@ -90,4 +90,4 @@ def wait_until_ready(seconds: float = 360) -> float:
 def images_present() -> bool:
     cluster = Cluster.of("kind")
     assert cluster
-    return {cluster.settings[f"images.{name}"] for name in DOCKERFILES} <= cluster.images()
+    return {cluster.settings[f"images.{name}"] for name in TARGETS} <= cluster.images()

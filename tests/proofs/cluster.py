@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from cli import backup
 from cli.cluster import Cluster
-from mlops import backup
 from tests.cluster import cluster as real
 from tests.cluster.test_platform import key, mlops, mlops_golden, predict
 from tests.load import Load

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from cli import images
 from cli.cluster import Cluster
-from mlops import images
 from mlops.environment import ROOT
 from tests.cluster import cluster as real
 from tests.cluster.test_platform import mlops, mlops_golden, predict
@@ -176,8 +176,8 @@ def collect(folder: Path, cluster: Cluster, state: Path, arguments: set[bytes]) 
         for which in ("--previous=false", "--previous"):
             log = real.mlops_namespace("logs", pod, "--all-containers", which, check=False)
             (folder / "logs" / f"{pod}{which}").write_text(log)
-    for part in images.DOCKERFILES:  # layers, and how each was made
-        images._save(cluster.settings[f"images.{part}"], folder / f"image-{part}.tar")
+    for part in images.TARGETS:  # layers, and how each was made
+        images.save(cluster.settings[f"images.{part}"], folder / f"image-{part}.tar")
     if state.exists():
         shutil.copytree(state, folder / "state")
 
