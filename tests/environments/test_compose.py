@@ -16,10 +16,12 @@ import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from cli.images import DOCKERFILES
+from cli.images import TARGETS
+from infra import provision
 from infra.provision import Folder, keys
 from infra.provision import files as compose_files
 from mlops.environment import ROOT
+from mlops.errors import UserError
 
 FILE = ROOT / "environments" / "local" / "compose.yaml"
 COMPOSE = yaml.safe_load(FILE.read_text())
@@ -53,8 +55,9 @@ def test_what_a_service_refers_to_is_declared_or_on_disk(name: str) -> None:
     assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
     assert set(service.get("depends_on", {})) <= set(SERVICES)
     if build := service.get("build"):
-        context = FILE.parent / build["context"]
-        assert str((context / build["dockerfile"]).resolve().relative_to(ROOT)) in DOCKERFILES.values()
+        assert (FILE.parent / build["context"]).resolve() == ROOT
+        assert build["target"] in re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        assert service["image"] == f"mlops-{build['target']}:dev"
     for host in re.findall(r"\w+://(?:\w+@)?(\w+):\d+", json.dumps([service, COMPOSE["configs"]])):
         assert host in SERVICES, host
 
@@ -62,7 +65,7 @@ def test_what_a_service_refers_to_is_declared_or_on_disk(name: str) -> None:
 def test_images_are_those_of_the_cluster_and_ours_are_built_here() -> None:
     """Ours are pinned by what they are built from; everybody else's version has its home in Pulumi.yaml."""
     ours = {service["image"] for service in SERVICES.values() if "mlops-" in service["image"]}
-    assert {f"docker.io/library/{image}" for image in ours} == {IMAGES[f"images.{part}"] for part in DOCKERFILES}
+    assert {f"docker.io/library/{image}" for image in ours} == {IMAGES[f"images.{part}"] for part in TARGETS}
     assert ours == {service["image"] for service in SERVICES.values() if "build" in service}
     assert {service["image"] for service in SERVICES.values()} - ours <= set(IMAGES.values())
 
@@ -75,10 +78,12 @@ def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) 
         asked = set(re.findall(r"/secrets/([\w./-]+)", json.dumps(service)))
         assert [path for path in asked if not (tmp_path / path).is_file()] == [], name
     modules = {module for line in LINES.values() for module in re.findall(r"python -m ([\w.]+)", line)}
-    assert {"app", "infra.provision", "cli.main", "monitoring.controller"} == modules
+    assert {"app", "infra.provision", "cli", "monitoring.controller"} == modules
     assert all(map(find_spec, modules))
-    steps = {step for line in LINES.values() for step in re.findall(r"mlops\.bootstrap (\w+)", line)}
-    assert [step for step in steps if f'step == "{step}"' not in (ROOT / "mlops" / "bootstrap.py").read_text()] == []
+    steps = {step for line in LINES.values() for step in re.findall(r"infra\.provision (\w+)", line)}
+    with pytest.raises(UserError) as refused:
+        provision.main("nothing")
+    assert steps == {"folder", "database", "bucket"} <= set(re.findall(r"\w+", refused.value.hint))
     flags = {flag for parameter in mlflow.cli.server.params for flag in parameter.opts}
     assert set(re.findall(r"--[a-z-]+", LINES["tracking"])) <= flags
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from environments.local.platform import free_port
-from mlops import releases
 from mlops.environment import ROOT
+from mlops.releases import ReleaseLog
 from mlops.store import Store
 from tests import synthetic
 
@@ -112,26 +112,25 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
         first = Run(home, tmp_path / "models").up()
     assert f":{first.running['endpoint'].rsplit(':', 1)[1]}" in first.text
     assert first.running["endpoint"] != f"http://127.0.0.1:{wanted}", "a busy port is passed over"
-    store = Store(str(home / "bucket"))
-    (released,) = releases.read(store, synthetic.MODEL)
+    log = ReleaseLog(Store(str(home / "bucket")), synthetic.MODEL)
+    (released,) = log.read()
     answer = first.curl()
     assert (answer["model_version"], answer["revision"]) == (released.champion, 1)
 
     second = Run(home, tmp_path / "models")
     assert second.process.wait(30) == 2
-    assert "a platform runs there already" in second.text
+    assert "a platform is running there already" in second.text
     assert "Traceback" not in second.text
     assert httpx.get(f"{first.running['endpoint']}/healthz").status_code == 200
 
     first.processes()
-    for name in ("app-0", "mlflow"):
+    for name in ("app", "mlflow"):
         before = first.running["pids"][name]
         os.kill(before, signal.SIGKILL)
         until(lambda name=name, before=before: first.running["pids"][name] != before, first)
-        assert f"{name} ended with -9, starting it again" in first.text
-        until(
-            lambda before=before: not first.group(before), first
-        )  # nobody holds its port; a killed process takes a moment to go
+        assert f"{name} ended with -9, restarting it" in first.text
+        # Nobody holds its port; a killed process takes a moment to go.
+        until(lambda before=before: not first.group(before), first)
     until(lambda: answers(f"{first.running['endpoint']}/readyz"), first)
 
     children = first.processes()
@@ -143,7 +142,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     third = Run(home, tmp_path / "models").up()
     assert not [one for one in orphans if one.is_running()], "what a predecessor left behind is ended"
     assert third.curl()["model_version"] == released.champion
-    assert len(releases.read(store, synthetic.MODEL)) == 1
+    assert log.read() == [released]
     assert "training" not in third.text, "it goes on from the same data"
     third.processes()
     assert third.end(signal.SIGTERM) == 0
@@ -155,7 +154,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
     synthetic.write_model(tmp_path / "models", synthetic.frame(days=10))
     run = Run(home, tmp_path / "models")
-    until(lambda: (home / "running.json").exists() and "app-0" in run.running["pids"], run)
+    until(lambda: (home / "running.json").exists() and "app" in run.running["pids"], run)
     assert len(run.processes()) >= 3
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.05)

@@ -38,6 +38,18 @@ def allowed(objects: Objects, way: str, pod: dict[str, str], other: dict[str, st
     return ports
 
 
+def from_namespaces(objects: Objects) -> list[tuple[str, str, int]]:
+    """What other namespaces, each as a whole, may reach here."""
+    found = []
+    for policy in (thing["spec"] for thing in objects if thing["kind"] == "NetworkPolicy"):
+        for rule in policy.get("ingress", []):
+            for peer in rule.get("from", []):
+                for namespace in peer.get("namespaceSelector", {}).get("matchLabels", {}).values():
+                    name = policy["podSelector"]["matchLabels"][NAME]
+                    found += [(f"namespace/{namespace}", name, port["port"]) for port in rule["ports"]]
+    return found
+
+
 def matrix(objects: Objects) -> list[tuple[str, str, int]]:
     """What may flow, found from the policies alone: both ends must allow it."""
     pods, found = workloads(objects), []
@@ -48,7 +60,7 @@ def matrix(objects: Objects) -> list[tuple[str, str, int]]:
     for name, labels in pods.items():
         found += [("anywhere", name, port) for port in allowed(objects, "ingress", labels, None)]
         found += [(name, "outside", port) for port in allowed(objects, "egress", labels, None)]
-    return sorted(found)
+    return sorted(found + from_namespaces(objects))
 
 
 def test_the_documented_matrix_is_what_the_policies_allow() -> None:
@@ -62,11 +74,17 @@ def test_the_documented_matrix_is_what_the_policies_allow() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_nobody_reaches_what_is_not_theirs(choice: str) -> None:
-    flows = matrix(render(*CHOICES[choice]).objects)
+    environment, changes = CHOICES[choice]
+    flows = matrix(render(environment, changes).objects)
+    monitoring, keda = changes.get("monitoring.kind", "bundled"), changes.get("serving.scaleOn") == "keda"
+    scraping = {"bundled": {"prometheus"}, "operator": {"namespace/monitoring"}, "none": set()}[monitoring]
+    asking = {"namespace/keda"} if keda and monitoring == "bundled" else set()
     into = {target: {source for source, t, _ in flows if t == target} for _, target, _ in flows}
-    assert into.get("database", set()) <= {"tracking", "controller", "setup-database", "database-tools"}
+    assert into["serving"] == {"proxy"} | scraping
     assert into.get("bucket", set()) <= {"serving", "training", "controller", "tracking", "setup-bucket"}
-    assert into["serving"] <= {"proxy", "prometheus"} | ({"anywhere"} if "Operator" in choice else set())
+    assert into.get("database", set()) <= {"tracking", "controller", "setup-database"}
+    assert into.get("prometheus", set()) - {"grafana"} == asking
+    assert {source for source, _, _ in flows if source.startswith("namespace/")} == asking | scraping - {"prometheus"}
     outside = {source for source, target, _ in flows if target == "outside"}
-    bundled = choice in ("kind", "dev", "no Grafana")
+    bundled = choice in ("kind", "dev", "no Grafana", "scaled by KEDA", "scaled by an adapter")
     assert not bundled or outside == {"setup-keys", "kube-state-metrics"}  # the Kubernetes API

@@ -15,7 +15,8 @@ def test_secrets_made_again_are_the_same(tmp_path: Path) -> None:
         first = locals().get("first", found)
     assert found == first
     for role, scope in (("build", None), ("approve", "local")):
-        Keyring(tmp_path / f"keys-{role}" / "keyring.json").sign(role, scope, b"x")
+        signer = Keyring(tmp_path / f"keys-{role}" / "keyring.json").signer(role, scope)
+        signer.public_key.verify_signature(signer.sign(b"x"), b"x")
 
 
 def test_nobody_may_delete_what_must_stay() -> None:

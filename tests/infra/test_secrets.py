@@ -40,7 +40,7 @@ def test_a_secret_where_the_name_of_one_belongs_is_refused_and_not_repeated(path
 def test_an_address_with_a_password_is_refused_and_not_repeated(path: str) -> None:
     with pytest.raises(pulumi.RunError) as error:
         render("kind", {path: f"https://somebody:{CANARY}@example.com"})
-    assert f"{path}: an address with a password" in str(error.value)
+    assert f"{path}: must not contain a password" in str(error.value)
     assert CANARY not in str(error.value)
 
 

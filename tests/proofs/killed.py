@@ -14,7 +14,7 @@ import yaml
 
 from mlops.environment import ROOT
 from tests.cluster import cluster as real
-from tests.proofs.secrets import left_over, make
+from tests.proofs.secrets import CLI, left_over, make
 
 FIRST, CHANGING = 12, 8
 CHANGES = {  # objects that are made, updated, replaced and deleted again
@@ -27,6 +27,7 @@ TOLD = os.environ | {"PULUMI_BACKEND_URL": "file://./.mlops/pulumi"}
 
 
 def prove(folder: Path) -> dict[str, Any]:
+    assert CLI, "pulumi is missing"
     real.delete()
     clone, found = folder / "clone", dict[str, Any](points=[], left=[])
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
