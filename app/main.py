@@ -4,8 +4,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -93,21 +94,15 @@ def create_app(settings: Settings) -> "Service":
     def scrape() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    plain_openapi = pages.openapi
-
-    def openapi() -> dict[str, Any]:
-        pages.openapi_schema = None  # the served contract may have changed
-        schema = plain_openapi()
-        _describe_predict(schema, watcher)
-        return schema
-
-    pages.openapi = openapi
+    pages.openapi = partial(_openapi, pages, pages.openapi, watcher)
     predict = Predict(settings, watcher, auth, prediction_log, shadow, metrics)
     return Service(pages, predict, auth, metrics, settings.max_body_bytes)
 
 
-def _describe_predict(schema: Any, watcher: Watcher) -> None:
-    """Add `/predict`, as the served contract defines it, to FastAPI's page."""
+def _openapi(pages: FastAPI, generate: Callable[[], dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
+    """FastAPI's schema, and `/predict` as the served contract defines it."""
+    pages.openapi_schema = None  # that contract may have changed
+    schema: Any = generate()
     types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
     shapes, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     content = [{"application/json": {"schema": shape}} for shape in (*shapes, {})]
@@ -116,13 +111,14 @@ def _describe_predict(schema: Any, watcher: Watcher) -> None:
     schema["security"] = [{"key": []}]
     responses: dict[str, Any] = {status: {"description": text} for status, text in (_REFUSALS | _INVALID).items()}
     responses["200"] = {"description": "A prediction a row", "content": content[0]}
-    operation = {"tags": ["predictions"], "summary": "Predict one row or many", "responses": responses}
+    operation: dict[str, Any] = {"tags": ["predictions"], "summary": "Predict one row or many", "responses": responses}
     operation["requestBody"] = {"required": True, "content": content[1]}
     schema["paths"] = {"/predict": {"post": operation}, **schema["paths"]}
     for operations in schema["paths"].values():
         for each in operations.values():
             for status, text in _REFUSALS.items():
                 each["responses"].setdefault(status, {"description": text})
+    return schema
 
 
 class Service:

@@ -1,24 +1,19 @@
 """The bucket and MLflow's bundled databases, as files of one folder; and their restoration. A database that was brought
 along is saved by its owner's snapshots."""
 
-import io
 import json
 import subprocess
-import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cli.cluster import Cluster
-from mlops.environment import Environment
 from mlops.errors import UserError
-from mlops.store import Store
 
 DATABASES = ("mlflow", "mlflow_auth")
 _BUCKET, _POSTGRES = "deploy/controller", "statefulset/database"
-_PYTHON = "python -m cli.backup {}"
+_STORE = "python -c 'import sys; from mlops.environment import Environment; Environment.load().store.{}'"
 _LOGIN = "PGHOST=127.0.0.1 PGUSER=$POSTGRES_USER PGPASSWORD=$POSTGRES_PASSWORD"
 _TOOLS = f"export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) {_LOGIN}; "
 
@@ -34,7 +29,9 @@ def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
         file, command = f"{name}.dump", f"{_TOOLS}pg_dump --format=custom --no-owner {name}"
         sizes[file] = _stream(cluster, _POSTGRES, command, folder / file, write=False)
     say("bucket")
-    sizes["bucket.tar"] = _stream(cluster, _BUCKET, _PYTHON.format("out"), folder / "bucket.tar", write=False)
+    sizes["bucket.tar"] = _stream(
+        cluster, _BUCKET, _STORE.format("pack(sys.stdout.buffer)"), folder / "bucket.tar", write=False
+    )
     (folder / "backup.json").write_text(json.dumps({"environment": cluster.name, "at": time.time(), "bytes": sizes}))
     return sizes
 
@@ -45,7 +42,7 @@ def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
         raise UserError("folder", str(folder), "is incomplete: backup.json, which is written last, is missing")
     sizes = json.loads((folder / "backup.json").read_text())["bytes"]
     say("bucket")
-    _stream(cluster, _BUCKET, _PYTHON.format("in"), folder / "bucket.tar", write=True)
+    _stream(cluster, _BUCKET, _STORE.format("unpack(sys.stdin.buffer)"), folder / "bucket.tar", write=True)
     if not _databases(cluster):
         return sizes
     cluster.ask("scale", "deploy/tracking", "--replicas=0")  # it would write into what is being replaced
@@ -76,29 +73,3 @@ def _stream(cluster: Cluster, where: str, command: str, file: Path, write: bool)
     if done.returncode:
         raise UserError("restore" if write else "backup", file.name, done.stderr.decode().strip()[-400:])
     return file.stat().st_size
-
-
-def pack(store: Store, target: BinaryIO) -> None:
-    """Every object as a tar stream, one in memory at a time."""
-    with tarfile.open(fileobj=target, mode="w|") as archive:
-        for key in store.keys(""):
-            data = store.get(key)
-            if data is not None:  # else it was compacted meanwhile
-                entry = tarfile.TarInfo(key)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-
-
-def unpack(store: Store, source: BinaryIO) -> None:
-    with tarfile.open(fileobj=source, mode="r|") as archive:
-        for entry in archive:
-            content = archive.extractfile(entry)
-            assert content is not None
-            store.put(entry.name, content.read())
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["out"]:
-        pack(Environment.load().store, sys.stdout.buffer)
-    else:
-        unpack(Environment.load().store, sys.stdin.buffer)

@@ -256,18 +256,9 @@ def replay(
 def outcomes(file: Annotated[Path | None, typer.Argument(help="CSV with the columns id and value.")] = None) -> None:
     """Report outcomes; without a file: show how many predictions have a matching outcome."""
     if file:
-        import csv
+        from mlops.client import Client, read_outcomes
 
-        from mlops.client import Client
-
-        if not file.exists():
-            raise UserError("file", str(file), "no such file")
-        with file.open(newline="") as lines:
-            try:
-                rows = [{"id": row["id"], "value": float(row["value"])} for row in csv.DictReader(lines)]
-            except (KeyError, ValueError, TypeError) as error:
-                raise UserError("file", str(file), f"needs the columns id and value, a number ({error})") from None
-        found = Client(state.environment).outcomes(rows)
+        found = Client(state.environment).outcomes(read_outcomes(file))
     else:
         from monitoring.outcomes import join_outcomes
 

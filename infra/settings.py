@@ -20,7 +20,7 @@ SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9]
 def _no_password(url: str) -> str:
     if "@" in url:
         hint = "must not contain a password: it would be in Pulumi's state; put it into a Secret"
-        raise PydanticCustomError("password", hint)  # ty: ignore[invalid-argument-type]
+        raise PydanticCustomError("password", hint)
     return url
 
 

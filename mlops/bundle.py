@@ -120,6 +120,8 @@ def read(model: RegisteredModel, digest: str) -> Bundle:
         raise refusal("manifest", "manifest.json", "is not a manifest") from None
     if odd := sorted(set(entries) ^ set(FILES)):
         raise refusal("files", odd[0][:80], f"is not listed, or not expected; a bundle has exactly {', '.join(FILES)}")
+    if stray := {key.removeprefix(f"{where}/") for key in model.store.keys(where)} - {*FILES, "manifest.json"}:
+        raise refusal("files", sorted(stray)[0][:80], "is not listed in the manifest")
     for name, entry in entries.items():
         if name != "model.onnx" and entry.bytes > _MAX_TEXT:
             raise refusal("size", name, f"has {entry.bytes} bytes, {_MAX_TEXT} are allowed")

@@ -1,4 +1,6 @@
+import csv
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,6 +47,17 @@ class Client:
         if answer.status_code != 200:
             raise UserError(path, answer.status_code, _detail(answer)[:500])
         return answer.json()
+
+
+def read_outcomes(file: Path) -> list[dict[str, Any]]:
+    """A CSV file with the columns id and value."""
+    try:
+        with file.open(newline="") as lines:
+            return [{"id": row["id"], "value": float(row["value"])} for row in csv.DictReader(lines)]
+    except OSError as error:
+        raise UserError("file", str(file), error.strerror or "cannot be read") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError("file", str(file), f"needs the columns id and value, a number ({error})") from None
 
 
 def _detail(answer: httpx.Response) -> str:

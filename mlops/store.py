@@ -1,7 +1,10 @@
+import io
 import os
+import tarfile
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import LocalStore, S3Store
@@ -59,3 +62,19 @@ class Store:
         """Does nothing if it is absent."""
         with suppress(FileNotFoundError):
             self._store.delete(key)
+
+    def pack(self, target: BinaryIO) -> None:
+        """Every object as a tar stream, one in memory at a time."""
+        with tarfile.open(fileobj=target, mode="w|") as archive:
+            for key in self.keys(""):
+                if (data := self.get(key)) is not None:  # else it was compacted meanwhile
+                    entry = tarfile.TarInfo(key)
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+
+    def unpack(self, source: BinaryIO) -> None:
+        with tarfile.open(fileobj=source, mode="r|") as archive:
+            for entry in archive:
+                content = archive.extractfile(entry)
+                assert content is not None
+                self.put(entry.name, content.read())

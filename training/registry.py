@@ -1,6 +1,7 @@
 """MLflow: where people look up runs and versions. Nothing that serves depends on it."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 from mlops.environment import ROOT
 from mlops.errors import UserError
 from mlops.tracking import reachable
+from training.estimator import DEFAULTS
 
 _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",  # an image has no git
@@ -40,17 +42,28 @@ class Registry:
         import mlflow
 
         mlflow.set_tracking_uri(uri)
-        mlflow.set_experiment(model)
+        self._experiment = mlflow.set_experiment(model).experiment_id
         self.commit = commit()
         self._mlflow, self._client, self._model = mlflow, mlflow.MlflowClient(uri), model
 
     @contextmanager
     def run(self, origin: dict[str, Any], environment: str) -> Generator[str]:
-        """Yields the run's id. `origin`: the provenance of the bundle."""
+        """Yields the run's id, after it has ended the runs of killed trainings. `origin`: the provenance of the bundle."""
+        self._end_killed_runs()
         tags = {"fingerprint": origin["data"]["fingerprint"], "commit": self.commit, "environment": environment}
+        tags |= {"host": socket.gethostname(), "pid": str(os.getpid())}
         with self._mlflow.start_run(run_name=f"train {origin['windows']['train']}", tags=tags) as run:
-            self._mlflow.log_params({"seed": origin["seed"], **origin["windows"], **origin["parameters"]})
+            self._mlflow.log_params({"seed": origin["seed"], **origin["windows"], **DEFAULTS, **origin["parameters"]})
             yield run.info.run_id
+
+    def _end_killed_runs(self) -> None:
+        """Those of this machine."""
+        running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+        for run in self._client.search_runs([self._experiment], running):
+            try:
+                os.kill(int(run.data.tags.get("pid", "0")), 0)
+            except (OSError, ValueError):
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def log(self, metrics: dict[str, float], tags: dict[str, str], folder: str) -> None:
         self._mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,18 @@ from rich.console import Console
 
 from environments.local.platform import Platform
 from environments.local.timeline import timeline
-from environments.local.traffic import Answer, Traffic
+from environments.local.traffic import Answer, Traffic, wait
 from mlops import bundle as bundles
 from mlops import environment
 from mlops.attestations import attest
 from mlops.bundle import Bundle
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
-from mlops.releases import Release
+from mlops.releases import Release, serving
 from mlops.report import image, render
 
-# Fractions of the data's time, so that it works for any model: of a year these are January to March, January to May,
-# and June.
+# Fractions of the data's time, to work for any model: of a year these are January to March, January to May, and June.
 FIRST, LONGER, HOLDOUT = "0..0.247", "0..0.414", "0.414..0.496"
-_PATIENCE = 600  # seconds: a busy machine is slow, not wrong
 _DATA_SECONDS = 21_600  # of the replay in one second: a month in two minutes
 _HERE = Path(__file__).parent
 console = Console(highlight=False)
@@ -126,14 +124,14 @@ class Demo:
         log = self.model.releases.read()
         own = [position for position, release in enumerate(log) if release.challenger == digest]
         records = log[own[0] : own[-1] + 2]
-        started, steps = records[0].at, []
-        for release in records:
-            weight = "" if release.weight is None else f" {release.weight:.0%}"
-            steps.append(f"{release.mode}{weight} after {(release.at - started).total_seconds():.0f} s")
+        weights = ("" if each.weight is None else f" {each.weight:.0%}" for each in records)
+        seconds = ((each.at - records[0].at).total_seconds() for each in records)
+        steps = [f"{r.mode}{weight} after {at:.0f} s" for r, weight, at in zip(records, weights, seconds, strict=True)]
         return [", ".join(steps), records[-1].why]
 
     def none_failed(self, traffic: Traffic) -> str:
-        expect(not traffic.failed, f"{len(traffic.failed)} requests failed, the first with {traffic.failed[:1]}")
+        failed = [answer.error for answer in traffic.answers if answer.error]
+        expect(not failed, f"{len(failed)} requests failed, the first with {failed[:1]}")
         return f"{len(traffic.answers)} requests so far, none failed"
 
     def refused(self) -> float:
@@ -155,7 +153,7 @@ def run(demo: Demo) -> None:
     back(demo, better["digest"], first["digest"], rows)
     with demo.step("Which model answered at a given time? Release log and prediction log agree") as step:
         time.sleep(11)  # a segment of the prediction log closes after ten seconds
-        step.facts += [answered(demo, answer) for answer in moments(demo.answers, first["digest"], better["digest"])]
+        step.facts += [answered(demo, answer) for answer in moments(demo, better["digest"])]
     with demo.step("The same training again gives the same bundle, bit for bit") as step:
         again = demo.train(FIRST)
         expect(again["digest"] == first["digest"], f"{again['digest']} is not {first['digest']}")
@@ -171,7 +169,7 @@ def first_model(demo: Demo) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         demo.mlops("release", digest, "--why", "demo: the first model")
         rows = bundles.read(demo.model, digest).json("golden.json")["rows"]
         with demo.traffic(rows) as traffic:
-            step.facts.append(f"first answer {traffic.wait_for(digest, _PATIENCE):.1f} s after the command")
+            step.facts.append(f"first answer {traffic.wait_for(digest):.1f} s after the command")
         # Before a first model this answer is right; any other failure counts.
         demo.answers[:] = [answer for answer in demo.answers if "no model released" not in answer.error]
     with demo.step("Live traffic, and its outcomes") as step:
@@ -190,8 +188,8 @@ def worse_model(demo: Demo) -> str:
         variables = {"MLOPS_MODELS": str(models), "DEMO_ORIGINAL": str(original), "DEMO_HOLDOUT": HOLDOUT}
         worse = demo.train(FIRST, code=3, **variables)
         expect(worse["gate"] == "refused" and worse["reasons"] != [], "the gate let it pass")
-        refusal = demo.mlops("release", worse["digest"], code=2)["error"]
-        step.facts += [*worse["reasons"][:4], f"and it cannot be released: {refusal['hint'][:90]}…"]
+        hint = demo.mlops("release", worse["digest"], code=2)["error"]["hint"]
+        step.facts += [*worse["reasons"][:4], f"and it cannot be released: {hint[:90]}…"]
         return worse["digest"]
 
 
@@ -204,7 +202,8 @@ def better_model(demo: Demo, first: dict[str, Any], rows: list[dict[str, Any]]) 
         with demo.traffic(rows) as traffic, demo.replayed():
             demo.mlops("release", digest, "--mode", "shadow", "--why", "demo: more data")
             wait(lambda: demo.serving().champion == digest, "it was not promoted")
-            traffic.wait_for(digest, _PATIENCE)
+            traffic.wait_for(digest)
+            time.sleep(5)  # it alone answers, so that this can be found in the log
         step.facts += [*demo.rollout_of(digest), demo.none_failed(traffic)]
         return better
 
@@ -216,7 +215,7 @@ def harmful_model(demo: Demo, worse: str, better: str, rows: list[dict[str, Any]
             demo.mlops("release", worse, "--mode", "canary", "--weight", "0.25", "--why", "demo: forced")
             wait(lambda: not demo.serving().in_rollout, "it was not aborted")
             expect(demo.serving().champion == better, "the champion changed")
-            traffic.wait_for(better, _PATIENCE)
+            traffic.wait_for(better)
         step.facts += [*demo.rollout_of(worse), demo.none_failed(traffic)]
 
 
@@ -253,29 +252,32 @@ def back(demo: Demo, better: str, first: str, rows: list[dict[str, Any]]) -> Non
         expect(healed["champion"] == better, f"went to {healed['champion'][:12]}")
         again = demo.mlops("rollback", "--why", "demo: back to the first model")
         expect(again["champion"] == first, f"went to {again['champion'][:12]}")
-        step.facts.append(f"the first model answers {traffic.wait_for(first, _PATIENCE):.1f} s after the command")
+        step.facts.append(f"the first model answers {traffic.wait_for(first):.1f} s after the command")
         time.sleep(3)
         step.facts.append(demo.none_failed(traffic))
 
 
-def moments(answers: list[Answer], first: str, better: str) -> list[Answer]:
-    """Three answers (the first model, the better one, the first again), each as far as possible from other models'."""
-    ordered = sorted((answer for answer in answers if not answer.error), key=lambda answer: answer.at)
-    runs = [list(group) for _, group in groupby(ordered, key=lambda answer: answer.model_version)]
-    between = max((run for run in runs if run[0].model_version == better), key=lambda run: run[-1].at - run[0].at)
-    middle = (between[0].at + between[-1].at) / 2
-    found = [ordered[0], min(between, key=lambda answer: abs(answer.at - middle)), ordered[-1]]
-    expect([answer.model_version for answer in found] == [first, better, first], "the answers are not in order")
-    return found
+def moments(demo: Demo, better: str) -> list[Answer]:
+    """An answer under the first release, one by the better model, one under the last: outside rollouts, where both models
+    answer, and each as far as possible from any change."""
+    log, best = demo.model.releases.read(), dict[int, tuple[float, Answer]]()
+    for answer in demo.answers:
+        release = serving(log, datetime.fromtimestamp(answer.at, UTC))
+        if release and not release.in_rollout and release.champion == answer.model_version:
+            apart = min(abs(answer.at - each.at.timestamp()) for each in log)
+            best[release.revision] = max(best.get(release.revision, (0.0, answer)), (apart, answer), key=itemgetter(0))
+    middle = max(
+        (best[each.revision] for each in log if each.champion == better and each.revision in best), key=itemgetter(0)
+    )
+    return [best[log[0].revision][1], middle[1], best[log[-1].revision][1]]
 
 
 def answered(demo: Demo, answer: Answer) -> str:
     at = datetime.fromtimestamp(answer.at, UTC)
     history = demo.mlops("history", "--at", at.isoformat())
     observed = {seen["digest"] for seen in history["observed"]}
-    version = answer.model_version
-    expect(observed == {version}, f"at {at:%H:%M:%S} the log has {observed}, {version[:12]} answered")
-    return f"{at:%H:%M:%S} UTC {version[:12]}: intended by revision {history['intended']['revision']}, and observed"
+    expect(observed == {answer.model_version}, f"at {at:%H:%M:%S} the log has {observed}, {answer} is ours")
+    return f"{at:%H:%M:%S} UTC {answer.model_version[:12]}: intended by revision {history['intended']['revision']}, and observed"
 
 
 def expect(true: bool, otherwise: str) -> None:
@@ -283,19 +285,10 @@ def expect(true: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
-def wait(condition: Callable[[], bool], otherwise: str, every: float = 0.1) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        expect(time.monotonic() < deadline, otherwise)
-        time.sleep(every)
-
-
 def write_report(demo: Demo, home: Path) -> Path:
-    log, folder = demo.model.releases.read(), home / "reports" / demo.model.name
-    picture = image(timeline(log, demo.answers, home / "timeline.png"))
-    reports = [path.name for path in sorted(folder.glob("*.html"))]
-    about = {"model": demo.model.name, "steps": demo.steps, "log": log, "picture": picture, "reports": reports}
-    page = render(_HERE / "demo.html", **about)
+    log, model, folder = demo.model.releases.read(), demo.model.name, home / "reports" / demo.model.name
+    picture, reports = image(timeline(log, demo.answers, home / "timeline.png")), sorted(folder.glob("*.html"))
+    page = render(_HERE / "demo.html", model=model, steps=demo.steps, log=log, picture=picture, reports=reports)
     (folder / "demo.html").write_text(page)
     return folder / "demo.html"
 

@@ -20,9 +20,7 @@ from mlops import access
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 
-_START_SECONDS = 300
-_LOAD_SECONDS = 60
-_STOP_SECONDS = 20
+_START_SECONDS, _STOP_SECONDS = 300, 20
 # Its job runner is for language models: eight more processes, none of use here.
 _MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 console = Console()
@@ -30,11 +28,8 @@ console = Console()
 
 def free_port(wanted: int) -> int:
     for port in range(wanted, wanted + 200):
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                candidate.bind(("127.0.0.1", port))
-                return port
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
     raise UserError("port", wanted, "neither it nor the next 200 are free")
 
 
@@ -75,15 +70,10 @@ class Platform:
     def wait_for_tracking(self) -> None:
         self.wait("mlflow", f"{self.environment.tracking}/health")
 
-    def wait_for_model(self) -> None:
-        url = f"{self.environment.endpoint}/readyz"
-        self.wait("app", url, lambda answer: not answer.json()["reason"], _LOAD_SECONDS)
-
     def wait(
-        self, name: str, url: str, good: Callable[[httpx.Response], bool] = lambda answer: answer.status_code == 200,
-        seconds: float = _START_SECONDS,
-    ) -> None:  # fmt: skip
-        deadline = time.monotonic() + seconds
+        self, name: str, url: str, good: Callable[[httpx.Response], bool] = lambda found: found.is_success
+    ) -> None:
+        deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if (code := self._children[name].poll()) is not None:
                 raise UserError(name, f"exit code {code}", f"ended while starting; see {self.log(name)}")
@@ -91,7 +81,7 @@ class Platform:
                 if good(httpx.get(url, timeout=2)):
                     return
             time.sleep(0.1)
-        raise UserError(name, url, f"is not ready after {seconds:g} s; see {self.log(name)}")
+        raise UserError(name, url, f"is not ready after {_START_SECONDS} s; see {self.log(name)}")
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

@@ -26,7 +26,7 @@ def serve(environment: Environment, name: str, train: bool) -> None:
             train_and_release(platform)
         try:
             if model.releases.read():
-                platform.wait_for_model()
+                platform.wait("app", f"{here.endpoint}/readyz", lambda answer: not answer.json()["reason"])
             request = curl(here, name)
         except UserError as error:  # the release does not serve: it is fixed with the platform running
             request = str(error)
@@ -54,15 +54,14 @@ def curl(environment: Environment, name: str) -> str:
 
 
 def train_and_release(platform: Platform) -> None:
-    log = platform.log("train")
-    with log.open("ab") as file:
+    with platform.log("train").open("ab") as file:
 
         def mlops(*words: str) -> bytes:
             command = [sys.executable, "-m", "cli", "--json", "--model", platform.model, *words]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file)
             file.write(done.stdout)
             if done.returncode:
-                hint = f"the first model was not released; see {log}, then: mlops {words[0]}"
+                hint = f"the first model was not released; see {file.name}, then: mlops {words[0]}"
                 raise UserError(words[0], f"exit code {done.returncode}", hint)
             return done.stdout
 

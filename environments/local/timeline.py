@@ -1,11 +1,7 @@
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from environments.local.traffic import Answer
 from mlops.releases import Release
@@ -20,7 +16,8 @@ def timeline(log: list[Release], answers: list[Answer], file: Path) -> Path:
     for answer in answers:
         if answer.model_version:
             counts[versions.index(answer.model_version), position[int(answer.at)]] += 1
-    figure, ax = plt.subplots(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    ax = figure.subplots()
     ax.stackplot(range(len(seconds)), counts, labels=[version[:12] for version in versions], step="mid", alpha=0.85)
     for release in log:
         at = int(np.searchsorted(seconds, release.at.timestamp()))
@@ -30,5 +27,4 @@ def timeline(log: list[Release], answers: list[Answer], file: Path) -> Path:
     ax.set_ylabel("answers a second")
     ax.legend(loc="lower right", fontsize=8)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -9,6 +10,18 @@ from mlops.client import Client
 from mlops.environment import Environment
 from mlops.errors import UserError
 from mlops.log_schema import id_time
+
+_PATIENCE = 600  # seconds: a busy machine is slow, not wrong
+
+
+def wait(condition: Callable[[], bool], otherwise: str, every: float = 0.1) -> float:
+    """Returns how long it took, in seconds. Raises TimeoutError."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > _PATIENCE:
+            raise TimeoutError(otherwise)
+        time.sleep(every)
+    return time.monotonic() - started
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,7 @@ class Traffic:
                 self.answers.append(Answer(time.time(), error=str(error)))
             sent += 1
 
-    @property
-    def failed(self) -> list[Answer]:
-        return [answer for answer in self.answers if answer.error]
-
-    def wait_for(self, version: str, seconds: float) -> float:
+    def wait_for(self, version: str) -> float:
         """Until this model version answers; returns how long that took."""
-        started, seen = time.monotonic(), len(self.answers)
-        while time.monotonic() - started < seconds:
-            if any(answer.model_version == version for answer in self.answers[seen:]):
-                return time.monotonic() - started
-            time.sleep(0.02)
-        raise UserError("release", version[:12], f"does not answer after {seconds:g} s")
+        seen, otherwise = len(self.answers), f"{version[:12]} does not answer"
+        return wait(lambda: version in {each.model_version for each in self.answers[seen:]}, otherwise)

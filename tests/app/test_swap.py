@@ -58,7 +58,7 @@ def test_a_restarted_replica_serves_the_newest_release(environment: Environment,
         assert service.predict(synthetic.request())["revision"] == 2
         shown = service.http.get("/model").json()
     assert shown["release"]["champion"] == digests[1]
-    assert shown["contract"]["model_version"] == synthetic.MODEL
+    assert shown["contract"]["model"] == synthetic.MODEL
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import time
@@ -17,11 +18,8 @@ from tests.infra.harness import render
 
 NODE_PORT = 30080
 MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold
-CHANGES: dict[str, Any] = {
-    "grafana.enabled": False,
-    "kubeStateMetrics.enabled": False,
-    "model": MODEL,
-}  # no image of either here
+# There is no image of these two here.
+CHANGES: dict[str, Any] = {"grafana.enabled": False, "kubeStateMetrics.enabled": False, "model": MODEL}
 
 
 def kubectl(*words: str, data: str | None = None, check: bool = True) -> str:
@@ -59,15 +57,14 @@ def not_ready() -> list[str]:
     late = []
     for thing in get("deployments,statefulsets,jobs"):
         status, spec = thing["status"], thing["spec"]
-        done = (
-            status.get("succeeded", 0)
-            if thing["kind"] == "Job"
-            else min(status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
-        )
-        whole = status.get("observedGeneration", 0) >= thing["metadata"]["generation"] and status.get(
-            "replicas", 1
-        ) == spec.get("replicas", 1)
-        if done < (1 if thing["kind"] == "Job" else spec.get("replicas", 1)) or (thing["kind"] != "Job" and not whole):
+        if thing["kind"] == "Job":
+            ready = status.get("succeeded", 0) >= 1
+        else:
+            wanted = spec.get("replicas", 1)
+            counts = [status.get(name, 0) for name in ("readyReplicas", "updatedReplicas")]
+            seen = status.get("observedGeneration", 0) >= thing["metadata"]["generation"]
+            ready = seen and min(counts) >= wanted and status.get("replicas", 1) == wanted
+        if not ready:
             late.append(f"{thing['kind']}/{thing['metadata']['name']}")
     return late
 
@@ -85,6 +82,11 @@ def wait_until_ready(seconds: float = 360) -> float:
     return until(
         lambda: not not_ready(), seconds, lambda: f"{not_ready()}\n{mlops_namespace('get', 'pods', '-o', 'wide')}"
     )
+
+
+def secret(name: str, key: str) -> str:
+    encoded = json.loads(mlops_namespace("get", "secret", name, "-o", "json"))["data"][key]
+    return base64.b64decode(encoded).decode()
 
 
 def images_present() -> bool:

@@ -1,3 +1,4 @@
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_more_bytes_than_allowed_are_not_read(store: Store) -> None:
     assert store.get("k", 5) == b"12345"
     with pytest.raises(VerificationError, match="4 are allowed"):
         store.get("k", 4)
+
+
+def test_a_packed_store_is_unpacked_as_it_was(store: Store, tmp_path: Path) -> None:
+    objects = {"a/b/one": b"1" * 100_000, "a/empty": b"", "two": b"2"}
+    for key, data in objects.items():
+        store.put(key, data)
+    archive, other = io.BytesIO(), Store(str(tmp_path / "other"))
+    store.pack(archive)
+    archive.seek(0)
+    other.put("two", b"replaced by the archive's")
+    other.unpack(archive)
+    assert {key: other.get(key) for key in other.keys("")} == objects
 
 
 def test_an_unsupported_address_is_refused() -> None:

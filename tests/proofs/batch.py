@@ -34,7 +34,8 @@ _SLICE = 100_000
 
 def released(folder: Path) -> Environment:
     environment = make_environment(folder)
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build()), "first")
+    digest = synthetic.publish(environment, synthetic.build())
+    promotion.release(environment.model(synthetic.MODEL), digest, "first")
     return environment
 
 
@@ -76,7 +77,7 @@ def run(environment: Environment, source: Path, folder: Path) -> dict[str, Any]:
     began, child, seen = time.monotonic(), start(environment, source, folder), []
     process = psutil.Process(child.pid)
     while child.poll() is None:
-        scoring = (folder / "part-00000.json").exists()
+        scoring = bool(parts(folder))
         try:
             seen.append((scoring, process.memory_info().rss / 2**20))
         except psutil.NoSuchProcess:
@@ -92,7 +93,8 @@ def run(environment: Environment, source: Path, folder: Path) -> dict[str, Any]:
 
 
 def parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.json"))
+    """Those that are complete."""
+    return sorted(folder.glob("part-*.parquet"))
 
 
 def killed(environment: Environment, source: Path, folder: Path, after: list[int]) -> None:
@@ -118,14 +120,8 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 def answers(folder: Path) -> tuple[dict[int, tuple[float, float]], dict[int, str]]:
     """row → (score, prediction) and row → reason."""
-    table = pl.read_parquet(folder / "part-*.parquet")
-    scored = dict(
-        zip(
-            table["row"].to_list(),
-            zip(table["score"].to_list(), table["prediction"].to_list(), strict=True),
-            strict=True,
-        )
-    )
+    table = pl.read_parquet(parts(folder)).select("row", "score", "prediction")
+    scored = {row: (score, prediction) for row, score, prediction in table.iter_rows()}
     lines = [
         json.loads(line) for file in sorted(folder.glob("refused-*.jsonl")) for line in file.read_text().splitlines()
     ]
@@ -142,9 +138,8 @@ def differences(service: Service, source: Path, folder: Path, rows: int) -> dict
     good = [position for position in range(len(raw)) if position not in refused]
     for first in range(0, len(good), 1000):
         some = good[first : first + 1000]
-        for position, answer in zip(
-            some, service.predict(*(raw[position] for position in some))["predictions"], strict=True
-        ):
+        got = service.predict(*(raw[position] for position in some))["predictions"]
+        for position, answer in zip(some, got, strict=True):
             score, prediction = scored[position]
             found["compared"] += 1
             found["score"] = max(found["score"], abs(score - answer["score"]))

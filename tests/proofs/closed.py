@@ -1,4 +1,4 @@
-"""What is missing or broken promotes nobody: each fault thirty times before a controller that would otherwise take a step."""
+"""What is missing or broken never advances a rollout: each fault thirty times before a controller that would otherwise do so."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 from mlops import bundle as bundles
-from mlops import releases, rollout
+from mlops import releases
 from mlops.bundle import Bundle
-from mlops.releases import Release
+from mlops.releases import Mode, Release
+from mlops.rollout import begin
 from mlops.store import Store
 from monitoring.controller import Controller
 from tests.rollout_log import Log, Rows
@@ -25,21 +26,21 @@ _WEIGHT = 0.5
 
 
 class Rollout:
-    """An environment with a champion and a challenger on rollout, as far as the controller is concerned."""
+    """An environment with a champion and a challenger in a rollout, as far as the controller is concerned."""
 
     def __init__(self, folder: Path, bundle: Bundle, weight: float | None = None):
         folder.mkdir(parents=True)
-        self.environment, self.model = environment(folder), bundle.contract.model
-        self.store = self.environment.store
-        self.digests = [bundles.write(self.model(self.model), bundle), "b" * 64]
-        self.model(self.model).releases.append(self.digests[0], "first")
-        mode: releases.Mode = "canary" if weight else "shadow"
-        rollout.begin(self.model(self.model), *self.digests, "try", mode=mode, weight=weight)
-        self.controller = Controller(self.environment, self.model)
+        here = environment(folder)
+        self.store, self.model = here.store, here.model(bundle.contract.model)
+        self.digests = [bundles.write(self.model, bundle), "b" * 64]
+        self.model.releases.append(self.digests[0], "first")
+        mode: Mode = "canary" if weight else "shadow"
+        begin(self.model, *self.digests, "test", mode=mode, weight=weight)
+        self.controller = Controller(here, self.model.name)
 
     @property
     def now(self) -> Release:
-        found = releases.serving(self.model(self.model).releases.read(), releases.now())
+        found = self.model.releases.current()
         assert found
         return found
 
@@ -47,7 +48,7 @@ class Rollout:
 def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
     found, bundle = {}, build()
     for name, fault in FAULTS.items():
-        promoted = 0
+        advanced = 0
         for number in range(times):
             rollout = Rollout(folder / f"{name} {number}", bundle, _WEIGHT)
             before = rollout.now
@@ -55,29 +56,29 @@ def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
                 for _ in range(3):
                     with suppress(Exception, Killed):
                         rollout.controller.judge()
-            promoted += _went_on(rollout, before)
-        found[name] = promoted
+            advanced += _advanced(rollout, before)
+        found[name] = advanced
     control = Rollout(folder / "control", bundle, _WEIGHT)
     Log(control.store).write(control.now, _rows())
     control.controller.judge()
-    went_on = control.now.weight == 1.0
-    promoted = sum(found.values())
+    control_advanced = control.now.weight == 1.0
+    advanced = sum(found.values())
     reason = (
-        f"{promoted} promoted" if promoted else "" if went_on else "the one without a fault was not promoted either"
+        f"{advanced} advanced" if advanced else "" if control_advanced else "nor did the one without a fault advance"
     )
     return {
         "attempts": times * len(FAULTS),
         "promoted": found,
-        "without_a_fault_promoted": went_on,
+        "without_a_fault_promoted": control_advanced,
         "holds": not reason,
         "reason": reason,
     }
 
 
-def _went_on(rollout: Rollout, before: Release) -> bool:
+def _advanced(rollout: Rollout, before: Release) -> bool:
     return any(
         (each.weight or 0) > (before.weight or 0) or each.champion != before.champion
-        for each in rollout.model(rollout.model).releases.read()[2:]
+        for each in rollout.model.releases.read()[2:]
     )
 
 
@@ -86,8 +87,8 @@ def _rows() -> Rows:
     return Rows(days=16, a_day=100)
 
 
-UserError = Callable[[Rollout, int], Any]
-FAULTS: dict[str, UserError] = {}
+Plant = Callable[[Rollout, int], Any]
+FAULTS: dict[str, Plant] = {}
 
 
 def fault(name: str) -> Callable[[Callable[[Rollout, int], Generator[None]]], None]:
@@ -150,9 +151,8 @@ def _(rollout: Rollout, number: int) -> Generator[None]:
 @fault("bucket down")
 def _(rollout: Rollout, number: int) -> Generator[None]:
     Log(rollout.store).write(rollout.now, _rows())
-    with mock.patch.object(
-        Store, ("get", "keys", "put", "put_new")[number % 4], side_effect=OSError("the bucket is away")
-    ):
+    method = ("get", "keys", "put", "put_new")[number % 4]
+    with mock.patch.object(Store, method, side_effect=OSError("the bucket is away")):
         yield
 
 

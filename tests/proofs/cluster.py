@@ -21,7 +21,7 @@ from typing import Any
 from cli import backup
 from cli.cluster import Cluster
 from tests.cluster import cluster as real
-from tests.cluster.test_platform import key, mlops, mlops_golden, predict
+from tests.cluster.test_platform import golden_row, key, mlops, predict
 from tests.load import Load
 
 RUNS, SECONDS, PER_SECOND = 5, 60, 300
@@ -68,10 +68,10 @@ def prove(folder: Path) -> dict[str, Any]:
     trained = mlops("train")
     released = time.monotonic()
     mlops("release", trained["digest"], "--why", "proof")
-    row = mlops_golden(cluster, trained["digest"])
+    row = golden_row(cluster, trained["digest"])
     real.until(lambda: predict(cluster, row).status_code == 200, 60)
     found["first_answer_seconds"] = round(time.monotonic() - released, 1)
-    caller = SimpleNamespace(url=f"http://127.0.0.1:{real.NODE_PORT}", http=SimpleNamespace(headers=key(cluster)))
+    caller = SimpleNamespace(url=f"http://127.0.0.1:{real.NODE_PORT}", http=SimpleNamespace(headers=key()))
     found["kill"] = [under_load(caller, row, kill_one) for _ in range(RUNS)]
     found["rolling"] = [under_load(caller, row, roll) for _ in range(RUNS)]
     found["alerts"] = page(sink)
@@ -173,15 +173,13 @@ c.set_registered_model_alias(m, 'champion', '7')
     cluster.ask("exec", "deploy/controller", "--", "python", "-c", fill)
     before = everything(cluster)
     started = time.monotonic()
-    sizes = backup.backup(cluster, folder / "backup", lambda _: None)
+    sizes = backup.save(cluster, folder / "backup", lambda _: None)
     saved = time.monotonic() - started
-    tools = backup._tools(cluster)
     for name in backup.DATABASES:
-        cluster.ask("exec", tools, "--", "sh", "-c", f"{backup._TOOLS}dropdb --force {name}")
+        in_postgres(cluster, f"dropdb --force {name}")
     cluster.ask("exec", "bucket-0", "--", "sh", "-c", "rm -rf /data/buckets/mlops/*")
-    cluster.ask("delete", tools, "--wait=false")
     started = time.monotonic()
-    backup.restore(cluster, folder / "backup", lambda _: None)
+    backup.load(cluster, folder / "backup", lambda _: None)
     restored = time.monotonic() - started
     after = everything(cluster)
     kinds = {name: (len(before[name]), before[name] == after[name]) for name in before}
@@ -191,29 +189,24 @@ c.set_registered_model_alias(m, 'champion', '7')
     }  # fmt: skip
 
 
+def in_postgres(cluster: Cluster, command: str) -> str:
+    return cluster.ask("exec", backup._POSTGRES, "--", "sh", "-c", backup._TOOLS + command).decode()
+
+
 def everything(cluster: Cluster) -> dict[str, list[str]]:
-    """Each row of both databases, and the hash of each object but the log that goes on being written."""
-    tools = backup._tools(cluster)
-    dump = "pg_dump --data-only --inserts --rows-per-insert=1 {}"
-    found = {
-        name: sorted(
-            line
-            for line in cluster.ask("exec", tools, "--", "sh", "-c", backup._TOOLS + dump.format(name))
-            .decode()
-            .splitlines()
-            if line.startswith("INSERT")
-        )
-        for name in backup.DATABASES
-    }
-    cluster.ask("delete", tools, "--wait=false")
+    """Each row of both databases, and the hash of each object except those that the app continues to write."""
+    found = {}
+    for name in backup.DATABASES:
+        rows = in_postgres(cluster, f"pg_dump --data-only --inserts --rows-per-insert=1 {name}").splitlines()
+        found[name] = sorted(row for row in rows if row.startswith("INSERT"))
     packed = cluster.ask("exec", "deploy/controller", "--", "python", "-m", "cli.backup", "out")
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
-        objects = {
-            entry.name: archive.extractfile(entry)
-            for entry in archive
-            if not entry.name.startswith(("predictions/", "outcomes/"))
-        }
-        found["bucket"] = sorted(
-            f"{name} {hashlib.sha256(file.read()).hexdigest()}" for name, file in objects.items() if file
-        )
+        kept = [entry for entry in archive if not entry.name.startswith(("predictions/", "outcomes/", "replicas/"))]
+        hashes = {entry.name: hashlib.sha256(content(archive, entry)).hexdigest() for entry in kept}
+    found["bucket"] = sorted(f"{name} {digest}" for name, digest in hashes.items())
     return found
+
+
+def content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(entry)
+    return file.read() if file else b""

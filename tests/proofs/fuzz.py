@@ -185,7 +185,8 @@ def attack(service: Service, cases: int, derandomize: bool = False) -> dict[str,
 
 def prove(folder: Path) -> dict[str, Any]:
     environment = make_environment(folder)
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    digest = synthetic.publish(environment, synthetic.build(seed=1))
+    promotion.release(environment.model(synthetic.MODEL), digest, "proof")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(1)
         found = attack(service, 5_000)

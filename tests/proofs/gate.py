@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import MODELS
 from mlops.model import Model
+from mlops.verdict import Check, Verdict
 from tests import synthetic
-from training import data, estimator, evaluation, features, package, pipeline
+from training import data, estimator, evaluation, features, gate, leakage, package
 from training.definition import ModelDefinition, load_definition
 from training.export import export
-from training.gate import Check, Evidence, Verdict, judge
+from training.gate import Evidence
 from training.golden import check_golden
+from training.package import Candidate
 from training.validation import validate
 
 _ROW = {name: value for name, value in synthetic.request(size=-1.0).items() if name != "customer"}
@@ -69,17 +72,12 @@ class Problem:
     def evidence(self) -> Evidence:
         """Of the honest retraining against the champion."""
         linear = estimator.fit(estimator.baseline(self.contract), self.train, self.contract)
-        return Evidence(
-            y=self.holdout[self.contract.target].to_numpy(),
-            day=data.days(self.holdout, self.contract),
-            score=self.score(self.honest),
-            baseline=self.score(linear),
-            champion=self.score(self.champion),
-            groups=pipeline._groups(self.contract, self.holdout),
-        )
+        scored: Any = SimpleNamespace(scores=self.score(self.honest), baseline=self.score(linear))
+        found = gate.evidence(self.contract, self.holdout, scored, None)
+        return replace(found, champion=self.score(self.champion))
 
     def verdict(self, score: np.ndarray, facts: list[Check] | None = None, **changes: Any) -> Verdict:
-        return judge(self.contract, replace(self.evidence, score=score, **changes), facts or [])
+        return gate.decide(self.contract, replace(self.evidence, score=score, **changes), facts or [], accept={})
 
     def on(self, rows: pl.DataFrame) -> Problem:
         """The same models on other held-out rows."""
@@ -88,15 +86,14 @@ class Problem:
         return other
 
     def bundle(self, fitted: Pipeline, graph: bytes | None = None) -> Bundle:
-        origin = {
-            "windows": {"train": "", "holdout": ""},
-            "data": {"train_rows": 0, "holdout_rows": 0, "fingerprint": ""},
-            "seed": 0,
-        }
-        scores = estimator.score(fitted, self.train, self.contract)
-        return package.bundle(
-            self.contract, fitted, graph or export(fitted, self.contract), self.train, scores, origin, {}
-        )
+        return package.unmeasured(self.contract, fitted, graph or export(fitted, self.contract), self.train)
+
+    def candidate(self, fitted: Pipeline, graph: bytes | None = None) -> Candidate:
+        """As a training packages it; `graph`: of another export."""
+        built, original = self.bundle(fitted, graph), self.score(fitted)
+        model = Model(built, built.digest)
+        exported = model.score_arrays(features.arrays(self.holdout, self.contract)).astype(float)
+        return Candidate(built, model, exported, original, original, {})
 
 
 def synthetic_problem(days: int = 140, rows_a_day: int = 200) -> Problem:
@@ -141,9 +138,8 @@ class Bad:
 
     @property
     def caught(self) -> bool:
-        return not self.verdict.passed and any(
-            c.name.startswith(self.check) and not c.passed and c.why for c in self.verdict.checks
-        )
+        found = [each for each in self.verdict.checks if each.name.startswith(self.check)]
+        return self.verdict.decision == "refused" and any(each.outcome == "fail" and each.why for each in found)
 
 
 def bad_models(problem: Problem) -> Iterator[Bad]:
@@ -232,7 +228,7 @@ def _leaking(problem: Problem) -> Iterator[Bad]:
         "a column known after the prediction",
         "an hour, 2 % of the rows",
         "known_at",
-        problem.verdict(honest, pipeline._leaks(problem.contract, late)),
+        problem.verdict(honest, leakage.checks(problem.contract, late)),
     )
     closed = np.where(random.random(len(y)) < 0.1, 1 - y, y)
     columns = {
@@ -241,11 +237,11 @@ def _leaking(problem: Problem) -> Iterator[Bad]:
         "refund": ("number", pl.Series([7.0 if c > 0.5 else None for c in closed])),
     }
     for name, (kind, column) in columns.items():
-        facts = pipeline._leaks(
+        facts = leakage.checks(
             with_feature(name, kind, **({"missing": True} if name == "refund" else {})),
             train.with_columns(column.alias(name)),
         )
-        auc = float(next(c.value for c in facts if c.name == "leakage"))
+        auc = _estimate(facts, "leakage")
         yield Bad(
             f"the outcome in a {kind} column '{name}'",
             f"AUC {auc:.3f} alone",
@@ -262,7 +258,7 @@ def _leaking(problem: Problem) -> Iterator[Bad]:
     ]
     fitted = problem.fit(told[0], hint)
     score = estimator.score(fitted, told[1], hint)
-    facts = pipeline._leaks(hint, told[0])
+    facts = leakage.checks(hint, told[0])
     yield Bad(
         "the outcome in a column too noisy to be seen alone",
         planted_loss(problem, score),
@@ -276,8 +272,7 @@ def _broken(problem: Problem) -> Iterator[Bad]:
     honest = evidence.score
 
     def golden(rows: pl.DataFrame, fitted: Pipeline) -> list[Check]:
-        model = Model(problem.bundle(fitted), "")
-        return check_golden(contract, rows, lambda asked: model.score([model.schema.row(row) for row in asked]))
+        return check_golden(contract, rows, problem.candidate(fitted).score_rows)
 
     swapped = train.with_columns(heat=pl.col("size"), size=pl.col("heat").fill_null(0.0))
     yield Bad(
@@ -302,15 +297,9 @@ def _broken(problem: Problem) -> Iterator[Bad]:
     default = np.where(np.arange(len(honest)) % 5 < 3, evidence.y.mean(), honest)
     yield Bad("one default answer", "3 rows of 5", "sanity:constant", problem.verdict(default))
 
-    def artifact(fitted: Pipeline, graph: bytes | None = None, bound: Contract = contract) -> list[Check]:
-        built = problem.bundle(fitted, graph)
-        model = Model(built, built.digest)
-        exported = model.score_arrays(features.arrays(problem.holdout, contract))
-        return pipeline._artifact(bound, built, model, exported, problem.score(fitted))
-
     own = estimator.fit(own_categories(contract, {}, 0), train, contract)
-    facts = artifact(own)
-    difference = float(next(c.value for c in facts if c.name == "parity"))
+    facts = package.checks(problem.candidate(own))
+    difference = _estimate(facts, "parity")
     yield Bad(
         "an estimator with its own categories",
         f"scores {difference:.2f} off",
@@ -322,7 +311,7 @@ def _broken(problem: Problem) -> Iterator[Bad]:
         "the graph of another training",
         "other golden scores",
         "loads",
-        problem.verdict(honest, artifact(problem.honest, other)),
+        problem.verdict(honest, package.checks(problem.candidate(problem.honest, other))),
     )
     foreign = onnx.load_model_from_string(export(problem.honest, contract))
     foreign.opset_import.append(onnx.helper.make_opsetid("org.example", 1))
@@ -331,13 +320,16 @@ def _broken(problem: Problem) -> Iterator[Bad]:
         "a graph that asks for foreign operators",
         "one domain",
         "loads",
-        problem.verdict(honest, artifact(problem.honest, graph)),
+        problem.verdict(honest, package.checks(problem.candidate(problem.honest, graph))),
     )
     size = len(export(problem.honest, contract)) / 2**20
     tight = contract.model_copy(update={"gate": contract.gate.model_copy(update={"max_size_mb": size / 2})})
-    yield Bad(
-        "too large a graph", "twice the bound", "size", problem.verdict(honest, artifact(problem.honest, bound=tight))
-    )
+    facts = package.checks(replace(problem, contract=tight).candidate(problem.honest))
+    yield Bad("too large a graph", "twice the bound", "size", problem.verdict(honest, facts))
+
+
+def _estimate(checks: list[Check], name: str) -> float:
+    return float(next(each.estimate for each in checks if each.name == name) or 0)
 
 
 def own_categories(contract: Contract, parameters: dict[str, Any], seed: int) -> Pipeline:
@@ -360,8 +352,7 @@ def _first(problem: Problem) -> Iterator[Bad]:
         ("logits shifted by one", expit(logit(honest) + 1), "floor:calibration"),
     ):
         found = problem.verdict(score, champion=None)
-        value = next(c.value for c in found.checks if c.name == check)
-        yield Bad(name, f"{value:.3f}" if isinstance(value, float) else str(value), check, found)
+        yield Bad(name, f"{_estimate(found.checks, check):.3f}", check, found)
     short = problem.on(problem.holdout.filter(pl.col("at") < pl.col("at").min() + pl.duration(days=20)))
     yield Bad(
         "held out for too short a time",
@@ -391,22 +382,21 @@ def operating_curve(
 ) -> list[dict[str, float]]:
     """For effects of growing size: the loss they cost on all held-out rows together, and how often the gate refuses them."""
     points = []
-    rollouts = [problem.on(rows) for rows in holdouts]
+    samples = [problem.on(rows) for rows in holdouts]
     for size in sizes:
         costs, verdicts = [], []
-        for rollout in rollouts:
-            honest = rollout.evidence.score
-            score = EFFECTS[effect](honest, np.arange(len(honest)), size)
-            champion = rollout.evidence.champion
+        for sample in samples:
+            honest, champion = sample.evidence.score, sample.evidence.champion
             assert champion is not None
-            losses = [evaluation.loss(rollout.contract, rollout.evidence.y, s).mean() for s in (score, champion)]
+            score = EFFECTS[effect](honest, np.arange(len(honest)), size)
+            losses = [evaluation.loss(sample.contract, sample.evidence.y, s).mean() for s in (score, champion)]
             costs.append(losses[0] - losses[1])
-            verdicts.append(rollout.verdict(score))
-        refusing = [{c.name.partition(":")[0] for c in v.checks if not c.passed} for v in verdicts]
+            verdicts.append(sample.verdict(score))
+        refusing = [{c.name.partition(":")[0] for c in v.checks if c.outcome == "fail"} for v in verdicts]
         points.append({
             "size": size,
             "loss_difference": round(float(np.mean(costs)), 4),
-            "refused": round(sum(not v.passed for v in verdicts) / len(verdicts), 3),
+            "refused": round(sum(v.decision == "refused" for v in verdicts) / len(verdicts), 3),
             **{name: round(sum(name in names for names in refusing) / len(refusing), 3) for name in ("loss", "calibration", "slice")},
         })  # fmt: skip
     return points
@@ -435,7 +425,7 @@ def _names(verdicts: list[Verdict]) -> dict[str, int]:
     found: dict[str, int] = {}
     for verdict in verdicts:
         for check in verdict.checks:
-            if not check.passed:
+            if check.outcome == "fail":
                 found[check.name] = found.get(check.name, 0) + 1
     return found
 
@@ -456,10 +446,10 @@ def prove(folder: Path) -> dict[str, Any]:
             effect: operating_curve(own, months, effect, sizes) for effect, sizes in SIZES.items()
         }
     missed = [f"{b.name}: {b.check} did not refuse it" for b in bad if not b.caught]
-    refused = {name: sum(not v.passed for v in verdicts) for name, verdicts in again.items()}
+    refused = {name: sum(v.decision == "refused" for v in verdicts) for name, verdicts in again.items()}
     missed += [f"{n} of 100 honest retrainings refused on {name}" for name, n in refused.items() if n > 5]
     honest = problem.verdict(problem.evidence.score)
-    missed += [] if honest.passed else [f"the honest retraining is refused: {honest.reasons}"]
+    missed += [] if honest.decision == "passed" else [f"the honest retraining is refused: {honest.reasons}"]
     return {
         "holds": not missed and len(bad) >= 20,
         "reason": "; ".join(missed),

@@ -25,13 +25,15 @@ import numpy as np
 import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
+from securesystemslib.dsse import Envelope
 
 from mlops import access, releases
 from mlops import bundle as bundles
-from mlops.attestations import PAYLOAD_TYPE, attest
+from mlops.attestations import attest
 from mlops.bundle import FILES, Bundle, canonical
 from mlops.environment import Environment
 from mlops.keys import Keyring
+from mlops.registered_model import RegisteredModel
 from tests import synthetic
 from tests.service import Service, environment
 
@@ -68,6 +70,10 @@ class Bucket:
     huge: int = 64 * 2**20
     made: int = 0
 
+    @property
+    def model(self) -> RegisteredModel:
+        return self.environment.model(MODEL)
+
     def twin(self, **files: bytes) -> Bundle:
         """The good bundle under a digest of its own, with other files where given (`model_onnx` for model.onnx)."""
         self.made += 1
@@ -75,7 +81,7 @@ class Bucket:
         return Bundle(self.good.files | {"card.md": b"twin %d\n" % self.made} | changed)
 
     def put(self, digest: str, name: str, data: bytes) -> None:
-        self.environment.store.put(f"{bundles.folder(MODEL, digest)}/{name}", data)
+        self.model.store.put(f"{bundles.folder(self.model, digest)}/{name}", data)
 
     def place(self, files: dict[str, bytes], manifest: bytes) -> str:
         """A bundle that no `bundles.write` would write."""
@@ -85,20 +91,12 @@ class Bucket:
         return digest
 
     def approve(self, digest: str) -> str:
-        attest(
-            self.environment.store,
-            self.environment.keys,
-            "approved",
-            MODEL,
-            digest,
-            verdict="passed",
-            environment="local",
-        )
+        attest(self.model, "approved", digest, verdict="passed", environment="local")
         return digest
 
     def written(self, **files: bytes) -> str:
         """Written and approved by insiders."""
-        return self.approve(bundles.write(self.environment.model(MODEL), self.twin(**files)))
+        return self.approve(bundles.write(self.model, self.twin(**files)))
 
     def release(self, digest: str, **changes: Any) -> None:
         record = {
@@ -112,21 +110,19 @@ class Bucket:
         self.record(lambda revision: json.dumps({"revision": revision} | record | changes).encode())
 
     def record(self, make: Callable[[int], bytes]) -> None:
-        self.environment.model(MODEL).releases.log.append(make)
+        self.model.releases.log.append(make)
 
     def attestation(self, digest: str, data: bytes, name: str = "approved-0.json") -> None:
         self.environment.store.put(f"models/{MODEL}/attestations/{digest}/{name}", data)
 
     def signed(self, keyring: Keyring, role: Any, scope: str | None, digest: str, **changes: Any) -> bytes:
-        """An approval as DSSE has it, signed with any key there is."""
-        approval = {"kind": "approved", "model": MODEL, "digest": digest, "verdict": "passed", "environment": "local"}
-        payload = json.dumps(approval | {"at": releases.now().isoformat()} | changes).encode()
-        kind = PAYLOAD_TYPE.encode()
-        key, signature = keyring.sign(role, scope, b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
-        signatures = [{"keyid": key.id, "alg": key.alg, "sig": signature}]
-        return json.dumps(
-            {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode(), "signatures": signatures}
-        ).encode()
+        """An approval as the platform writes it, signed with any key there is."""
+        about = {"subject": [{"name": MODEL, "digest": {"sha256": digest}}], "predicateType": "urn:mlops:approved:v1"}
+        predicate = {"verdict": "passed", "environment": "local", "at": releases.now().isoformat()} | changes
+        payload = {"_type": "https://in-toto.io/Statement/v1", **about, "predicate": predicate}
+        envelope = Envelope(json.dumps(payload).encode(), "application/vnd.in-toto+json", {})
+        envelope.sign(keyring.signer(role, scope))
+        return json.dumps(envelope.to_dict()).encode()
 
 
 # Bundles, by who can write to the bucket
@@ -141,7 +137,8 @@ def _flips(name: str) -> None:
     @attack(f"a flipped bit in {name}", "digest" if name == "manifest.json" else "hash")
     def _(bucket: Bucket) -> None:
         digest = bucket.written()
-        bucket.put(digest, name, _flip(bucket.environment.store.get(f"{bundles.folder(MODEL, digest)}/{name}") or b""))
+        content = bucket.model.store.get(f"{bundles.folder(bucket.model, digest)}/{name}")
+        bucket.put(digest, name, _flip(content or b""))
         bucket.release(digest)
 
 
@@ -274,8 +271,8 @@ def _(bucket: Bucket) -> None:
     bucket.release(bucket.written(profile_json=_DEEP))
 
 
-def _goldens(name: str, change: Callable[[dict[str, Any]], object]) -> None:
-    @attack(name, "golden")
+def _goldens(name: str, change: Callable[[dict[str, Any]], object], reason: str = "golden") -> None:
+    @attack(name, reason)
     def _(bucket: Bucket) -> None:
         golden = bucket.good.json("golden.json")
         change(golden)
@@ -283,10 +280,10 @@ def _goldens(name: str, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 _goldens("golden rows that the model does not meet", lambda g: g["scores"].__setitem__(7, 0.99999))
-_goldens("no golden rows", lambda g: g.update(rows=[], scores=[]))
+_goldens("no golden rows", lambda g: g.update(rows=[], scores=[]), "load")
 _goldens("fewer golden scores than rows", lambda g: g["scores"].pop())
-_goldens("golden scores that are no numbers", lambda g: g.update(scores=[float("nan")] * len(g["scores"])))
-_goldens("infinite golden scores", lambda g: g.update(scores=[float("inf")] * len(g["scores"])))
+_goldens("golden scores that are no numbers", lambda g: g.update(scores=[float("nan")] * len(g["scores"])), "load")
+_goldens("infinite golden scores", lambda g: g.update(scores=[float("inf")] * len(g["scores"])), "load")
 
 
 @attack("golden rows that the contract refuses", "load")
@@ -463,12 +460,12 @@ def _(bucket: Bucket) -> None:
     bucket.release(bucket.written(model_onnx=model.SerializeToString(), golden_json=one))
 
 
-# Statements
+# Attestations
 
 
 @attack("a bundle without any signature", "approval")
 def _(bucket: Bucket) -> None:
-    bucket.release(bundles.write(bucket.environment.model(MODEL), bucket.twin()))
+    bucket.release(bundles.write(bucket.model, bucket.twin()))
 
 
 @attack("a model that the gate refused, released by hand", "approval")
@@ -553,7 +550,7 @@ _approvals("an approval nested deeply", "attestation", lambda *_: _DEEP)
 _approvals("a huge approval", "size", lambda bucket, _: b" " * bucket.huge)
 _approvals(
     "an approval by a key whose entry is no key",
-    "keyring",
+    "signature",
     _broken_key(lambda entry: entry.update(public="-----BEGIN x", state="verify-only")),
 )
 _approvals(
@@ -621,14 +618,14 @@ def _(bucket: Bucket) -> None:
         "mode": "full",
         "nonce": "0",
     }
-    key = bucket.environment.model(MODEL).releases.log.key(_FAR_AHEAD)
+    key = bucket.model.releases.log.key(_FAR_AHEAD)
     bucket.environment.store.put(key, json.dumps(record | {"champion": bucket.good.digest}).encode())
 
 
 def _keys(name: str, data: bytes) -> None:
     @attack(name, "access")
     def _(bucket: Bucket) -> None:
-        access.journal(bucket.environment.store).append(lambda _: data)
+        access.access_log(bucket.environment.store).append(lambda _: data)
 
 
 _keys("a garbage record of API keys", b"garbage")
@@ -649,7 +646,7 @@ class Siege:
         self.wrong: list[str] = []
         self.looked_at = 0
         self.rss = 0.0
-        self._calm, self._end = threading.Lock(), threading.Event()  # held: nobody asks
+        self._calm, self._end = threading.Lock(), threading.Event()  # locked: nobody asks
         self._asking = threading.Thread(target=self._ask)
 
     def __enter__(self) -> Siege:
@@ -670,7 +667,11 @@ class Siege:
                 with self._calm:
                     try:
                         answer = http.post("/predict", json={"rows": [synthetic.request()]})
-                        found = answer.json().get("model", "") if answer.status_code == 200 else str(answer.status_code)
+                        found = (
+                            answer.json().get("model_version", "")
+                            if answer.status_code == 200
+                            else str(answer.status_code)
+                        )
                         self.rss = max(self.rss, psutil.Process(self.service.process.pid).memory_info().rss / 2**20)  # ty: ignore
                     except (httpx.HTTPError, ValueError) as error:
                         found = type(error).__name__
@@ -689,12 +690,12 @@ class Siege:
     def come_through(self, digest: str) -> float:
         """Release a good one; seconds until it serves."""
         started = time.monotonic()
-        self.revision = self.environment.model(MODEL).releases.append(digest, "good").revision
+        self.revision = self.bucket.model.releases.append(digest, "good").revision
         self.service.serves(self.revision, timeout=60)
         return time.monotonic() - started
 
     def strike(self, attack: Attack) -> None:
-        """VerificationError for its reason, and nothing else changes."""
+        """It is refused for its reason, and nothing else changes."""
         before = self.refused(attack.reason)
         attack.strike(self.bucket)
         if not attack.at_start:

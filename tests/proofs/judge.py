@@ -57,7 +57,7 @@ def write(store: Store, rows: int) -> None:
         champion, challenger = (1 / (1 + np.exp(-(logit + 0.3 * random.normal(size=n)))) for _ in range(2))
         folder = f"{MODEL}/{at:%Y-%m-%d/%H}/00000002-0.parquet"
         _put(store, f"predictions/{folder}", pl.DataFrame({
-            "id": ids, "at": millis / 1000, "revision": np.full(n, 2), "model": np.full(n, "a" * 64), "score": champion, "prediction": (champion > 0.5) * 1.0,
+            "id": ids, "at": millis / 1000, "revision": np.full(n, 2), "model_version": np.full(n, "a" * 64), "score": champion, "prediction": (champion > 0.5) * 1.0,
             "entity": [f"c{number}" for number in random.integers(0, 100_000, n)], "event": millis / 1000, "arm": (random.random(n) < 0.5).astype(int),
             "champion_score": champion, "challenger_score": challenger, "challenger_seconds": np.full(n, 0.0001),
             "fault": pl.Series([None] * n, dtype=pl.String), "feature.color": random.choice(["red", "green", "blue"], n),
@@ -91,25 +91,25 @@ def _look(place: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    from mlops.keys import Keyring
+    from mlops.registered_model import RegisteredModel
     from mlops.releases import Release
     from monitoring.evidence import Evidence
     from monitoring.judge import judge
+    from monitoring.sums import Measures
 
     contract = Contract.model_validate(contract_yaml())
+    model = RegisteredModel(MODEL, "local", Store(sys.argv[1]), Keyring(Path(sys.argv[1], "keyring.json")))
     fields: dict[str, Any] = {"at": _SINCE, "by": "", "why": "", "nonce": "0", "mode": "canary", "weight": 0.5}
     release = Release(revision=2, champion="a" * 64, challenger="b" * 64, rollout="x", **fields)
     started = time.monotonic()
-    verdict = judge(
-        contract, release, Evidence(Store(sys.argv[1]), contract).look(2, _SINCE, _SINCE + timedelta(days=_DAYS + 2))
-    )
+    sums = Evidence(model, Measures(contract)).look(2, _SINCE, _SINCE + timedelta(days=_DAYS + 2))
+    verdict = judge(contract, release, sums)
     seconds = time.monotonic() - started
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
-    print(
-        json.dumps(
-            {"seconds": round(seconds, 1), "memory_mb": memory, "judged": verdict.rows, "decision": verdict.decision}
-        )
-    )
+    found = {"seconds": round(seconds, 1), "memory_mb": memory, "judged": verdict.rows, "decision": verdict.decision}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

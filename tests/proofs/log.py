@@ -49,21 +49,17 @@ def compare(answers: list[Answer], rows: list[PredictionRecord]) -> dict[str, in
         if row is not None:
             sent = {name: value for name, value in answer.row.items() if name not in ("customer", "group")}
             kept = {name: value for name, value in row.features.items() if name != "group"}
-            told = (
-                answer.revision,
-                answer.model,
-                answer.prediction["score"],
-                answer.prediction["prediction"],
-                answer.row["customer"],
-            )
-            right = sent == kept and told == (row.revision, row.model, row.score, row.prediction, row.entity)
+            answered = (answer.revision, answer.model_version, answer.prediction["score"])
+            answered += (answer.prediction["prediction"], answer.row["customer"])
+            stored = (row.revision, row.model_version, row.score, row.prediction, row.entity)
+            right = (sent, answered) == (kept, stored)
             wrong += not (right and answer.sent - 0.1 <= row.at <= answer.at + 0.1)
-    answered = {answer.prediction["id"] for answer in answers}
+    ids = {answer.prediction["id"] for answer in answers}
     return {
-        "missing": len(answered - set(times)),
+        "missing": len(ids - set(times)),
         "twice": sum(count > 1 for count in times.values()),
         "wrong": wrong,
-        "foreign": len(set(times) - answered),
+        "foreign": len(set(times) - ids),
     }
 
 
@@ -159,7 +155,8 @@ def little_files(service: Service, size: int) -> bool:
 
 def released(home: Path) -> Environment:
     environment = make_environment(home)
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    digest = synthetic.publish(environment, synthetic.build(seed=1))
+    promotion.release(environment.model(synthetic.MODEL), digest, "proof")
     return environment
 
 

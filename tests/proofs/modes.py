@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from app.metrics import FAULTS
-from mlops import log_schema, promotion, releases, rollout
+from mlops import log_schema, promotion, rollout
 from mlops.contract import Contract
 from mlops.environment import Environment
+from mlops.releases import Mode
 from tests import synthetic
 from tests.caller import Caller
 from tests.load import numbered
@@ -31,12 +32,14 @@ BODIES = [{"rows": [numbered(number)]} for number in range(2_000)]
 def two(environment: Environment, budget_ms: float = 20, trees: tuple[int, int] = (20, 20)) -> list[str]:
     """Champion and challenger of so many trees, both approved; the champion is released."""
     contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": budget_ms}))
-    bundles = [
-        synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, max_iter=trees[seed - 1]) for seed in (2, 1)
-    ]
-    challenger, champion = (synthetic.publish(environment, bundle) for bundle in bundles)
+    challenger, champion = (
+        synthetic.publish(
+            environment, synthetic.build(contract, seed=seed, learning_rate=0.1 * seed, max_iter=trees[seed - 1])
+        )
+        for seed in (2, 1)
+    )
     for digest in (challenger, champion):
-        promotion.release(environment, synthetic.MODEL, digest, "proof")
+        promotion.release(environment.model(synthetic.MODEL), digest, "proof")
     return [champion, challenger]
 
 
@@ -45,14 +48,14 @@ def blue_green(
 ) -> dict[str, Any]:
     """There and back, `rounds` times: how far from the instant were each replica's first green and last blue answer?"""
     blue, green = two(environment)
+    model = environment.model(synthetic.MODEL)
     first, last, back, answers = [], [], [], []
     with ExitStack() as stack:
         services: list[Service] = []
         for name in map("replica-{}".format, range(replicas)):
-            services.append(
-                Service(environment, synthetic.MODEL, replica=name, spool=environment.home / name, **settings)
-            )
-            service = stack.enter_context(services[-1])
+            told = {"replica": name, "spool": environment.home / name, **settings}
+            service = stack.enter_context(Service(environment, synthetic.MODEL, **told))
+            services.append(service)
             service.serves(2)
             service.predict(synthetic.request())
         _logged(services[0], 2)
@@ -61,28 +64,23 @@ def blue_green(
             with ExitStack() as calls:
                 for caller in callers:
                     calls.enter_context(caller)
-                switch = promotion.release(environment, synthetic.MODEL, green, "proof", mode="blue-green")
+                switch = promotion.release(model, green, "proof", mode="blue-green")
                 for service in services:
                     service.serves(switch.revision)
                 _logged(services[0], switch.revision)
                 started = time.time()
-                rollback = promotion.rollback(environment, synthetic.MODEL, "proof")
+                rollback = promotion.rollback(model, "proof")
                 for service in services:
                     service.serves(rollback.revision)
                 time.sleep(0.5)
             instant = switch.activate_at.timestamp()  # ty: ignore[missing-union-attribute]
             for caller in callers:
                 answers += caller.answers
-                greens = [answer.at for answer in caller.answers if answer.model == green]
+                greens = [answer.at for answer in caller.answers if answer.model_version == green]
+                before = [answer for answer in caller.answers if answer.revision < switch.revision]
+                blues = [answer.at for answer in before if answer.model_version == blue]
                 first.append(min(greens) - instant)
-                last.append(
-                    max(
-                        answer.at
-                        for answer in caller.answers
-                        if answer.model == blue and answer.revision < switch.revision
-                    )
-                    - instant
-                )
+                last.append(max(blues) - instant)
                 back.append(max(greens) - started)
     return {
         "rounds": rounds,
@@ -96,7 +94,7 @@ def blue_green(
 
 
 def _logged(service: Service, revision: int) -> None:
-    """Rollback goes to what was seen serving, so the log of its answers must have arrived."""
+    """Rollback goes to what was observed serving, so the log of its answers must have arrived."""
     store = service.environment.store
     service.until(lambda: any(f"/{revision:08d}-" in key for key in store.keys(f"predictions/{synthetic.MODEL}")), 60)
 
@@ -104,26 +102,25 @@ def _logged(service: Service, revision: int) -> None:
 def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, Any]:
     """Rounds at a constant rate, in turn with the champion alone and with a shadow, of one process."""
     champion, challenger = two(environment, trees=(100, 100))
+    releases = environment.model(synthetic.MODEL).releases
     found: dict[str, list[float]] = {"full": [], "shadow": []}
     sent = failed = 0
     with Service(environment, synthetic.MODEL) as service:
         service.serves(2)
-        takes = min(
-            len(_called(service, seconds).answers) / seconds for _ in range(5)
-        )  # the least: it shares the machine
+        # The least: it shares the machine.
+        takes = min(len(_called(service, seconds).answers) / seconds for _ in range(5))
         for pair in range(pairs):
-            for mode in ("full", "shadow") if pair % 2 else ("shadow", "full"):
+            modes: tuple[Mode, ...] = ("full", "shadow") if pair % 2 else ("shadow", "full")
+            for mode in modes:
                 more: dict[str, Any] = {"challenger": challenger, "rollout": "proof"} if mode == "shadow" else {}
-                service.serves(
-                    releases.append(environment.store, synthetic.MODEL, champion, "proof", mode, **more).revision
-                )
+                service.serves(releases.append(champion, "proof", mode, **more).revision)
                 warm, caller = (_called(service, duration, LOAD * takes) for duration in (0.5, seconds))
                 times = sorted(answer.at - answer.sent for answer in caller.answers)
                 found[mode].append(times[int(0.99 * len(times))] * 1000)
                 failed += len(caller.failed)
                 if mode == "shadow":
                     sent += len(warm.answers) + len(caller.answers)
-                    _tried(service, sent)
+                    _scored(service, sent)
         scored = service.metric("mlops_challenger_rows_total", result="scored")
     return {
         "pairs": pairs,
@@ -137,7 +134,7 @@ def shadow(environment: Environment, pairs: int, seconds: float) -> dict[str, An
     }
 
 
-def _tried(service: Service, rows: int) -> None:
+def _scored(service: Service, rows: int) -> None:
     service.until(lambda: service.metric("mlops_challenger_rows_total") == rows, 60)
 
 
@@ -148,15 +145,15 @@ def _called(service: Service, seconds: float, per_second: float | None = None) -
 
 
 def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
-    """More rows than the challenger can take: what it has no place for is counted, and logged with that as its fault."""
+    """More rows than the challenger can take: those that find no place are counted, and logged with that as their fault."""
     champion, challenger = two(environment, trees=(20, 1_000))
-    rollout.begin(environment.store, synthetic.MODEL, champion, challenger, "proof", mode="shadow")
+    rollout.begin(environment.model(synthetic.MODEL), champion, challenger, "proof", mode="shadow")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(3)
         with Caller(service, [{"rows": [numbered(number) for number in range(5_000)]}], None, 4) as caller:
             time.sleep(seconds)
         sent = 5_000 * len(caller.answers)
-        _tried(service, sent)
+        _scored(service, sent)
         dropped = int(service.metric("mlops_challenger_rows_total", result="dropped"))
     decode, store = msgspec.json.Decoder(log_schema.PredictionRecord).decode, environment.store
     faults = Counter(
@@ -175,17 +172,16 @@ def stickiness(
     environment: Environment, entities: int, weights: tuple[float, ...] = WEIGHTS, per_second: float = 100
 ) -> dict[str, Any]:
     """Each entity twice at each weight, in other company the second time, while other requests flow."""
-    champion, challenger = two(environment, budget_ms=1_000)  # past it the champion answers, whoever was to
+    champion, challenger = two(environment, budget_ms=1_000)  # past it the champion answers, whatever the assignment
+    model = environment.model(synthetic.MODEL)
     moved = failed = 0
     splits: dict[str, float] = {}
     with Service(environment, synthetic.MODEL) as service:
         for weight in weights:
-            release = rollout.begin(
-                environment.store, synthetic.MODEL, champion, challenger, "proof", mode="canary", weight=weight
-            )
+            release = rollout.begin(model, champion, challenger, "proof", mode="canary", weight=weight)
             service.serves(release.revision)
             with Caller(service, BODIES, per_second) as caller:
-                first, again = (_models(service, release.revision, entities) for _ in range(2))
+                first, again = (_versions(service, release.revision, entities) for _ in range(2))
             moved += sum(first[name] != again[name] for name in first)
             failed += len(caller.failed)
             splits[f"{weight:g}"] = round(Counter(first.values())[challenger] / entities, 4)
@@ -193,13 +189,13 @@ def stickiness(
     return {"entities": entities, "moved": moved, "failed": failed, "split": splits, "faults": int(faults)}
 
 
-def _models(service: Service, revision: int, entities: int) -> dict[str, str]:
+def _versions(service: Service, revision: int, entities: int) -> dict[str, str]:
     names, found = random.sample(range(entities), entities), {}
     for start in range(0, entities, ROWS):
         answer = service.predict(*map(numbered, asked := names[start : start + ROWS]))
         assert answer["revision"] == revision
         found |= {
-            name: each.get("model", answer["model_version"])
+            name: each.get("model_version", answer["model_version"])
             for name, each in zip(asked, answer["predictions"], strict=True)
         }
     return found

@@ -15,7 +15,7 @@ import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
 from environments.local.platform import free_port
-from mlops import promotion, releases
+from mlops import promotion
 from mlops.environment import ROOT
 from tests import synthetic
 from tests.load import Load
@@ -101,13 +101,13 @@ def outage(
 ) -> dict[str, Any]:
     """`digest`: released as soon as the bucket is back; it must have been released before."""
     environment = service.environment
+    releases = environment.model(synthetic.MODEL).releases
     with Load(service, per_second) as load:
         time.sleep(1)
         gone = time.time()
         assert service.process
-        service.process.send_signal(
-            signal.SIGSTOP
-        )  # for a moment: what is uploaded while the bucket dies would be lost with it
+        # Stopped for a moment: what is uploaded while the bucket dies would be lost with it.
+        service.process.send_signal(signal.SIGSTOP)
         time.sleep(0.3)
         bucket.go(kind)
         service.process.send_signal(signal.SIGCONT)
@@ -117,7 +117,7 @@ def outage(
         alive = service.http.get("/healthz").status_code == service.http.get("/readyz").status_code == 200
         returned = time.time()
         bucket.back(kind)
-        release = releases.append(environment.store, synthetic.MODEL, digest, "after the outage")
+        release = releases.append(digest, "after the outage")
         service.serves(release.revision, 60)
         time.sleep(0.5)
     new = min(answer.at for answer in load.good if answer.revision == release.revision)
@@ -126,7 +126,7 @@ def outage(
     arrived = time.time()
     rows, damaged = logged(environment)
     during = [answer for answer in load.answers if gone <= answer.sent <= returned]
-    found = compare(load.good, rows)
+    found, against = compare(load.good, rows), against_the_log(load.good, releases.read())
     return {
         "away_seconds": round(returned - gone, 1),
         "requests": len(load.answers),
@@ -143,8 +143,8 @@ def outage(
         "twice": found["twice"],
         "wrong": found["wrong"],
         "damaged": damaged,
-        **{name: count for name, count in against_the_log(load.good, releases.read(environment.store, synthetic.MODEL)).items() if name != "behind_seconds"},
-    }  # fmt: skip
+        **{name: count for name, count in against.items() if name != "behind_seconds"},
+    }
 
 
 def faults(found: dict[str, Any]) -> list[str]:
@@ -171,7 +171,7 @@ def rehearse(
         digests = [synthetic.publish(environment, bundle) for bundle in bundles]
         with Service(environment, synthetic.MODEL, **settings) as service:
             for digest in digests:
-                service.serves(promotion.release(environment, synthetic.MODEL, digest, "proof").revision)
+                service.serves(promotion.release(environment.model(synthetic.MODEL), digest, "proof").revision)
             return outage(service, bucket, kind, seconds, digests[0], per_second)
 
 

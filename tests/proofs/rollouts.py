@@ -1,10 +1,11 @@
-"""Bad challengers in front of callers, each of a kind and at each weight: taken back, and nobody noticed."""
+"""Bad challengers in front of callers, each of a kind and at each weight: aborted, and nobody noticed."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops import promotion, releases
+from mlops import promotion
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
@@ -39,10 +40,10 @@ def prove(folder: Path, kinds: tuple[str, ...] = planted.KINDS, weights: tuple[f
         for kind in kinds
         for weight in weights
     ]
-    exposed = {
-        f"{weight:g}": round(sum(run["exposed"] for run in runs if run["weight"] == weight) / sum(run["rows"] for run in runs if run["weight"] == weight), 4)
-        for weight in weights
-    }  # fmt: skip
+    exposed = {}
+    for weight in weights:
+        same = [run for run in runs if run["weight"] == weight]
+        exposed[f"{weight:g}"] = round(sum(run["exposed"] for run in same) / sum(run["rows"] for run in same), 4)
     # The middle one of each kind: on a busy machine a percentile of one canary says more of the machine.
     extra = {kind: float(np.median([run["extra_ms"] for run in runs if run["kind"] == kind])) for kind in kinds}
     fast = [run["seconds"] for run in runs if run["kind"] not in _BY_OUTCOMES]
@@ -70,26 +71,24 @@ def canary(folder: Path, champion: Bundle, bad: Bundle, kind: str, weight: float
     """The real app at its usual pace and the real controller; traffic until the champion answers alone again."""
     folder.mkdir(parents=True)
     here = environment(folder)
-    digests = [synthetic.publish(here, bundle) for bundle in (champion, bad)]
-    promotion.release(here, synthetic.MODEL, digests[0], "first")
+    model, digests = here.model(synthetic.MODEL), [synthetic.publish(here, bundle) for bundle in (champion, bad)]
+    promotion.release(model, digests[0], "first")
     with Service(here, synthetic.MODEL, poll_seconds=2.0, segment_seconds=10.0) as service, controller(here):
         service.serves(1)
-        release = promotion.release(
-            here, synthetic.MODEL, digests[1], kind, mode="canary", weight=weight, breaking=True
-        )
+        release = promotion.release(model, digests[1], kind, mode="canary", weight=weight, breaking=True)
         service.serves(release.revision)
         traffic = by_days(service) if kind in _BY_OUTCOMES else at_a_rate(service)
         started = time.time()
-        answers = list(_until_back(traffic, here))
-        last = releases.read(here.store, synthetic.MODEL)[-1]
+        answers = list(_until_aborted(traffic, here))
+        last = model.releases.read()[-1]
         uploaded = _first_upload(here, release)
-    tried = [answer for answer in answers if answer.revision == release.revision]
-    mine = [answer for answer in tried if answer.model == digests[1]]
-    seconds = max((answer.at for answer in tried), default=started) - uploaded
+    during = [answer for answer in answers if answer.revision == release.revision]
+    mine = [answer for answer in during if answer.model_version == digests[1]]
+    seconds = max((answer.at for answer in during), default=started) - uploaded
     return {
         "kind": kind, "weight": weight, "aborted": last.mode == "full" and last.champion == digests[0], "why": last.why[:200],
-        "rows": _rows(tried), "exposed": _rows(mine), "errors": sum(answer.status != 200 for answer in answers),
-        "event_days": max((int(answer.row["day"]) for answer in tried if "day" in answer.row), default=0) + 1,
+        "rows": _rows(during), "exposed": _rows(mine), "errors": sum(answer.status != 200 for answer in answers),
+        "event_days": max((int(answer.row["day"]) for answer in during if "day" in answer.row), default=0) + 1,
         "seconds": round(seconds, 1), "extra_ms": _extra(answers, release),
     }  # fmt: skip
 
@@ -101,8 +100,8 @@ def _rows(answers: list[Answer]) -> int:
 def _extra(answers: list[Answer], release: Release) -> float:
     """What the rollout adds to the 99th percentile of a caller's wait, in milliseconds."""
     during, after = (
-        [a.at - a.sent for a in answers if (a.revision == release.revision) == rollout and "day" not in a.row]
-        for rollout in (True, False)
+        [a.at - a.sent for a in answers if (a.revision == release.revision) == in_rollout and "day" not in a.row]
+        for in_rollout in (True, False)
     )
     if len(after) < 50:
         return 0.0
@@ -125,12 +124,12 @@ def controller(here: Environment) -> Generator[Controller]:
     thread.join()
 
 
-def _until_back(traffic: Iterator[list[Answer]], here: Environment) -> Iterator[Answer]:
+def _until_aborted(traffic: Iterator[list[Answer]], here: Environment) -> Iterator[Answer]:
     """Until the record that ends the rollout has been followed, and some more."""
-    deadline, following = time.monotonic() + _MOST_SECONDS, None
+    deadline, following, releases = time.monotonic() + _MOST_SECONDS, None, here.model(synthetic.MODEL).releases
     for answers in traffic:
         yield from answers
-        if following is None and not releases.read(here.store, synthetic.MODEL)[-1].in_rollout:
+        if following is None and not releases.read()[-1].in_rollout:
             following = time.monotonic() + 4
         if time.monotonic() > (following or deadline):
             return
@@ -169,14 +168,9 @@ def by_days(service: Service) -> Iterator[list[Answer]]:
             {"id": each["id"], "value": value} for each, value in zip(body["predictions"], known.tolist(), strict=True)
         ]
         assert service.http.post("/outcomes", json={"outcomes": told}).status_code == 200
-        by_model: dict[str, int] = {}
-        for each in body["predictions"]:
-            model = each.get("model", body["model_version"])
-            by_model[model] = by_model.get(model, 0) + 1
-        yield [
-            Answer(0, sent, time.time(), 200, {"rows": n, "day": day}, body["revision"], model)
-            for model, n in by_model.items()
-        ]
+        versions = Counter(each.get("model_version", body["model_version"]) for each in body["predictions"])
+        at, revision = time.time(), body["revision"]
+        yield [Answer(0, sent, at, 200, {"rows": n, "day": day}, revision, version) for version, n in versions.items()]
         time.sleep(1.0)
 
 

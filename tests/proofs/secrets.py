@@ -24,7 +24,7 @@ from cli import images
 from cli.cluster import Cluster
 from mlops.environment import ROOT
 from tests.cluster import cluster as real
-from tests.cluster.test_platform import mlops, mlops_golden, predict
+from tests.cluster.test_platform import golden_row, mlops, predict
 
 CLI = shutil.which("pulumi")
 PLANTED = {  # what a person brings along
@@ -155,7 +155,7 @@ def use(cluster: Cluster) -> None:
     mlops("snapshot")
     trained = mlops("train")
     mlops("release", trained["digest"], "--why", "proof")
-    row = mlops_golden(cluster, trained["digest"])
+    row = golden_row(cluster, trained["digest"])
     real.until(lambda: predict(cluster, row).status_code == 200, 60)
     mlops("predict", json.dumps(row))
 

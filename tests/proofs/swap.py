@@ -1,4 +1,4 @@
-"""Swaps of the model under load: none fails, and each answer is of the release that the log had in force just then."""
+"""Swaps of the model under load: no request fails, and each answer is by the release that the log had in force just then."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from mlops import promotion, releases
+from mlops import promotion
 from mlops.environment import Environment
 from mlops.releases import Release
 from tests import synthetic
@@ -16,7 +16,7 @@ from tests.load import Answer, Load
 from tests.service import Service
 from tests.service import environment as make_environment
 
-BEHIND_SECONDS = 5.0  # a release is fetched, tried in a child process, loaded and warmed before it answers
+BEHIND_SECONDS = 5.0  # a release is fetched, loaded in a sandbox, loaded here and warmed before it answers
 ROLLBACK_SECONDS = 5.0
 MEMORY_GROWTH = 0.10
 
@@ -30,7 +30,7 @@ def against_the_log(answers: list[Answer], log: list[Release]) -> dict[str, Any]
     newest: dict[int, int] = {}
     for answer in sorted(answers, key=lambda answer: answer.at):
         release = by_revision.get(answer.revision)
-        if release is None or release.champion != answer.model:
+        if release is None or release.champion != answer.model_version:
             foreign += 1
             continue
         ahead += release.at.timestamp() > answer.at
@@ -44,16 +44,16 @@ def against_the_log(answers: list[Answer], log: list[Release]) -> dict[str, Any]
 def swaps(service: Service, digests: list[str], count: int, per_second: float) -> dict[str, Any]:
     """Release the digests in turn while requests flow; they must have been released before."""
     assert service.process
-    process, store = psutil.Process(service.process.pid), service.environment.store
+    process, releases = psutil.Process(service.process.pid), service.environment.model(synthetic.MODEL).releases
     memory: list[float] = []
-    first = len(releases.read(store, synthetic.MODEL))
+    first = len(releases.read())
     with Load(service, per_second) as load:
         for number in range(count):
-            release = releases.append(store, synthetic.MODEL, digests[number % len(digests)], f"swap {number}")
+            release = releases.append(digests[number % len(digests)], f"swap {number}")
             service.serves(release.revision)
             memory.append(process.memory_info().rss / 2**20)
         time.sleep(0.5)
-    log = releases.read(store, synthetic.MODEL)
+    log = releases.read()
     settled = memory[min(20, count // 4) :]
     return {
         "swaps": len(log) - first,
@@ -68,18 +68,16 @@ def swaps(service: Service, digests: list[str], count: int, per_second: float) -
 
 def rollback(service: Service, per_second: float) -> dict[str, Any]:
     """From the start of the command to the last answer of the model that it took away."""
-    environment = service.environment
+    model = service.environment.model(synthetic.MODEL)
+
+    def logged() -> set[str]:
+        return {key.rsplit("/", 1)[-1][:8] for key in model.store.keys(f"predictions/{model.name}")}
+
     with Load(service, per_second) as load:
-        # Rollback goes to what was seen serving, so the log of the answers must have arrived.
-        service.until(
-            lambda: (
-                len({key.rsplit("/", 1)[-1][:8] for key in environment.store.keys(f"predictions/{synthetic.MODEL}")})
-                > 1
-            ),
-            60,
-        )
+        # Rollback goes to what was observed serving, so the log of the answers must have arrived.
+        service.until(lambda: len(logged()) > 1, 60)
         started = time.time()
-        back = promotion.rollback(environment, synthetic.MODEL, "proof")
+        back = promotion.rollback(model, "proof")
         commanded = time.time()
         service.serves(back.revision)
         time.sleep(0.5)
@@ -90,14 +88,14 @@ def rollback(service: Service, per_second: float) -> dict[str, Any]:
         "command_seconds": round(commanded - started, 2),
         "seconds": round(max(answer.at for answer in old) - started, 2),
         "answers_after": len(load.good) - len(old),
-        **against_the_log(load.good, releases.read(environment.store, synthetic.MODEL)),
+        **against_the_log(load.good, model.releases.read()),
     }
 
 
 def two_releases(environment: Environment, service: Service, digests: list[str]) -> None:
     """Both served, and each answered somebody."""
     for digest in digests:
-        service.serves(promotion.release(environment, synthetic.MODEL, digest, "proof").revision)
+        service.serves(promotion.release(environment.model(synthetic.MODEL), digest, "proof").revision)
         service.predict(synthetic.request())
 
 

@@ -72,11 +72,8 @@ def problem() -> Problem:
     scores = []
     for start, end in _TRAINED:
         train = data.cut(frame, contract, Window(start=start, end=end)).frame
-        scores.append(
-            estimator.score(
-                estimator.fit(made.pipeline(contract, made.parameters, 0), train, contract), tested, contract
-            )
-        )
+        fitted = estimator.fit(made.pipeline(contract, made.parameters, 0), train, contract)
+        scores.append(estimator.score(fitted, tested, contract))
     losses = np.array([evaluation.loss(contract, y, score, evaluation.scale(contract, y)) for score in scores])
     levels = {name: tested[name].fill_null("").to_numpy() for name in contract.slices}
     return Problem(contract, local.rank("dense").to_numpy().astype(int) - 1, y, np.array(scores), losses, levels)
@@ -116,14 +113,8 @@ def _share(given: Problem) -> None:
 
 
 def _release() -> Release:
-    fields: dict[str, Any] = {
-        "at": datetime(2024, 1, 1, tzinfo=UTC),
-        "by": "",
-        "why": "",
-        "nonce": "0",
-        "mode": "canary",
-        "weight": 0.5,
-    }
+    at = datetime(2024, 1, 1, tzinfo=UTC)
+    fields: dict[str, Any] = {"at": at, "by": "", "why": "", "nonce": "0", "mode": "canary", "weight": 0.5}
     return Release(revision=1, champion="a" * 64, challenger="b" * 64, rollout="x", **fields)
 
 
@@ -144,9 +135,9 @@ def _one(name: str, seed: int) -> tuple[bool, bool, bool]:
     for n in range(given.contract.judge.min_days, DAYS + 1):
         seen = _seen(parts[: n + 2])  # the latest day is not over, and the one before it not mature
         verdict = judge(given.contract, _release(), seen)
-        loss = next(criterion for criterion in verdict.checks if criterion.name == "loss")
+        loss = next(each for each in verdict.checks if each.name == "loss")
         aborted = aborted or verdict.decision == "abort"
-        promoted = promoted or (not aborted and loss.verdict == "advance")
+        promoted = promoted or (not aborted and loss.outcome == "pass")
         won = won or (loss.high is not None and loss.high < 0)  # what an A/B test asks for
     return won, aborted, promoted
 
@@ -175,16 +166,8 @@ def _day(
     x, z = (x, z) if sign > 0 else (z, x)
     both = 0 if apart else n
     sums = {"n": both, "x": x.sum(), "y": z.sum(), "xx": (x * x).sum(), "yy": (z * z).sum(), "xy": (x * z).sum()}
-    revisions = {
-        "revision": 1,
-        "day": day,
-        "rows": n,
-        "attempts": n,
-        "timed": n,
-        "faults": 0,
-        "slow": 0,
-        "exposed": int(arm.sum()),
-    } | sums
+    revisions = {"revision": 1, "day": day, "rows": n, "attempts": n, "timed": n, "faults": 0, "slow": 0}
+    revisions |= {"exposed": int(arm.sum())} | sums
     days = {"day": day, "rows": n, "n": both, "d": float(d.sum()) if both else 0.0, "last": last}
     days |= {"n0": int((~arm).sum()), "l0": float(base[~arm].sum()), "n1": int(arm.sum()), "l1": float(base[arm].sum())}
     slices = [
@@ -218,16 +201,10 @@ def good(given: Problem, folder: Path) -> dict[str, Any]:
             pairs.append((start, champion, challenger))
     chosen = [pairs[i] for i in np.random.default_rng(0).choice(len(pairs), GOOD, replace=False)]
     made = load_definition(only_model())
-    bundle = synthetic.build(
-        given.contract, made.load().sample(20_000, seed=0)
-    )  # its contract is what the judge reads of it
+    # Its contract is what the judge reads of it.
+    bundle = synthetic.build(given.contract, made.load().sample(20_000, seed=0))
     took = [_until_promoted(given, Rollout(folder / f"good-{i}", bundle), *pair) for i, pair in enumerate(chosen)]
-    return {
-        "tried": GOOD,
-        "promoted": sum(days is not None for days in took),
-        "event_days": took,
-        "of_pairs": len(pairs),
-    }
+    return {"of": GOOD, "promoted": sum(days is not None for days in took), "event_days": took, "of_pairs": len(pairs)}
 
 
 def _until_promoted(given: Problem, rollout: Rollout, start: int, champion: int, challenger: int) -> int | None:
@@ -246,22 +223,18 @@ def write(store: Store, given: Problem, release: Release, rows: np.ndarray, cham
     at, random = releases.now().timestamp(), np.random.default_rng(int(rows[0]))
     scored = [
         log_schema.PredictionRecord(
-            id=log_schema.new_id(), at=at, revision=release.revision, model=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
+            id=log_schema.new_id(), at=at, revision=release.revision, model_version=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
             features={name: str(levels[i]) for name, levels in given.levels.items()}, entity=str(i),
             event=(datetime(2024, 1, 1, 5, tzinfo=UTC) + timedelta(days=int(given.day[i]), seconds=int(i) % 40_000)).timestamp(),
             arm=int(random.random() < (release.weight or 0)), champion_score=float(given.scores[champion][i]),
             challenger_score=float(given.scores[challenger][i]), challenger_seconds=0.0001,
         ) for i in rows
     ]  # fmt: skip
-    name = log_schema.new_id()
-    store.put(
-        log_schema.segment_key("predictions", given.contract.model, at, release.revision, name),
-        b"".join(map(log_schema.line, scored)),
-    )
     told = [log_schema.OutcomeRecord(row.id, float(given.y[i]), at) for row, i in zip(scored, rows, strict=True)]
-    store.put(
-        log_schema.segment_key("outcomes", given.contract.model, at, 0, name), b"".join(map(log_schema.line, told))
-    )
+    name, model = log_schema.new_id(), given.contract.model
+    for kind, revision, records in (("predictions", release.revision, scored), ("outcomes", 0, told)):
+        key = log_schema.segment_key(kind, model, at, revision, name)
+        store.put(key, b"".join(map(log_schema.line, records)))
 
 
 def power(given: Problem, number: int = 400) -> dict[str, Any]:

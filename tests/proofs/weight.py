@@ -38,7 +38,8 @@ def weigh(service: Service) -> dict[str, float]:
 
 def prove(folder: Path) -> dict[str, Any]:
     environment = make_environment(folder)
-    promotion.release(environment, synthetic.MODEL, synthetic.publish(environment, synthetic.build(seed=1)), "proof")
+    digest = synthetic.publish(environment, synthetic.build(seed=1))
+    promotion.release(environment.model(synthetic.MODEL), digest, "proof")
     with Service(environment, synthetic.MODEL) as service:
         found = [weigh(service) for _ in range(7)]
     middle = {name: median(each[name] for each in found) for name in found[0]}
