@@ -5,6 +5,7 @@ A proof is a module of this folder with `prove() -> dict`: figures as numbers, a
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from mlops.environment import ROOT
 from training.registry import commit
 
+FOLDER = ROOT / "docs" / "proofs"
 PROOFS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
@@ -39,11 +41,23 @@ def prove(name: str) -> bool:
             "python": platform.python_version(),
         },
     }
-    file = ROOT / "docs" / "proofs" / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{name}: {'holds' if record['holds'] else 'DOES NOT HOLD'}, see {file.relative_to(ROOT)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (FOLDER / "README.md").write_text(index())
+    print(f"{name}: {'holds' if record['holds'] else 'DOES NOT HOLD'}, see docs/proofs/{name}.json")
     return record["holds"]
+
+
+def index() -> str:
+    """A table of the proofs on file: what each claims, by the first sentence of its module, and whether it holds."""
+    lines = ["# Proofs", "", "`make prove NAME` repeats one; its figures are in `NAME.json`.", ""]
+    lines += ["| proof | claim | holds | minutes | date |", "|---|---|---|---|---|"]
+    for file in sorted(FOLDER.glob("*.json")):
+        record, module = json.loads(file.read_text()), (ROOT / "tests" / "proofs" / f"{file.stem}.py").read_text()
+        claim = " ".join((ast.get_docstring(ast.parse(module)) or "").partition("\n\n")[0].split()).replace("|", "\\|")
+        holds, minutes = "yes" if record["holds"] else f"no: {record['reason']}", max(1, round(record["seconds"] / 60))
+        lines.append(f"| [{file.stem}]({file.name}) | {claim} | {holds} | {minutes} | {record['date']} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def faults(found: dict[str, Any]) -> list[str]:
     nothing = ("failed", "dropped", "missing", "twice", "wrong", "damaged", "foreign", "ahead", "backwards")
     listed = [f"{name} is {found[name]}" for name in nothing if found[name]]
     if not found["alive"]:
-        listed.append("a probe failed while the bucket was away")
+        listed.append("a health check failed while the bucket was away")
     if not found["away"] or not found["requests_while_away"]:
         listed.append("the bucket was not away, or nothing was asked meanwhile")
     if not found["errors_counted"] and found["away_seconds"] > 2 * _GIVES_UP_SECONDS:
