@@ -15,6 +15,7 @@ import yaml
 
 from cli.main import app as command
 from mlops.environment import ROOT
+from tests.bucket_map import bucket_map
 from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
@@ -196,17 +197,6 @@ def test_the_map_of_the_bucket_names_paths_of_the_code() -> None:
     parts = {part for line in bucket_map() for part in re.findall(r"(?<=/)[a-z]+(?=/)|^[a-z]+(?=/)", line)}
     assert {part for part in parts if not re.search(rf"\b{part}\b", source)} == set()
     assert len(bucket_map()) >= 10
-
-
-def bucket_map() -> list[str]:
-    text = (ROOT / "docs" / "how-it-works.md").read_text()
-    return [line.split()[0] for line in text.partition("```\n")[2].partition("```")[0].splitlines()]
-
-
-def in_bucket_map(key: str) -> bool:
-    return any(
-        fnmatch.fnmatch(key, re.sub(r"<\w+>", "*", each) + ("*" if each.endswith("/") else "")) for each in bucket_map()
-    )
 
 
 def test_the_readme_is_short_and_its_targets_exist() -> None:

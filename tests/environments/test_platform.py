@@ -147,6 +147,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     third.processes()
     assert third.end(signal.SIGTERM) == 0
     assert not third.processes(), "no process is left"
+    assert [key for key in Store(str(home / "bucket")).keys("") if not in_bucket_map(key)] == []
     assert not (home / "running.json").exists()
     assert "stopped" in third.text
 
