@@ -24,6 +24,7 @@ from mlops.environment import ROOT
 from mlops.releases import ReleaseLog
 from mlops.store import Store
 from tests import synthetic
+from tests.bucket_map import in_bucket_map
 
 
 class Run:
