@@ -23,7 +23,7 @@ class Shadow:
     def __init__(self, log: PredictionLog, metrics: Metrics):
         self._log, self._metrics = log, metrics
         self._queue: deque[tuple[Batch, list[int]]] = deque()
-        self._queued = 0  # rows
+        self._queued = 0  # rows in memory, those of a batch that are answered already too
         self._challenger: Challenger | None = None  # the last one asked
         self._going = True
 
@@ -36,11 +36,11 @@ class Shadow:
 
     def add(self, batch: Batch) -> None:
         pending = batch.pending()
-        if self._queued + len(pending) > _QUEUED_ROWS:
+        if self._queued + len(batch.rows) > _QUEUED_ROWS:
             self.record(batch, pending, Scores(fault="dropped"))
             return
         self._queue.append((batch, pending))
-        self._queued += len(pending)
+        self._queued += len(batch.rows)
 
     def record(self, batch: Batch, positions: Sequence[int], scored: Scores) -> None:
         """Take the challenger's result; log the batch once it is complete."""
@@ -73,5 +73,5 @@ class Shadow:
         while self._queue and (not taken or rows + len(self._queue[0][1]) <= _ROWS_AT_ONCE):
             taken.append(self._queue.popleft())
             rows += len(taken[-1][1])
-        self._queued -= rows
+            self._queued -= len(taken[-1][0].rows)
         return taken
