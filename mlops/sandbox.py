@@ -96,21 +96,25 @@ def _child(folder: Path, memory_mb: int) -> float:
 
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     bundle = Bundle.unpacked(folder)
-    contract, golden = bundle.contract, bundle.json("golden.json")
+    contract = bundle.contract
     limit_memory(memory_mb)
     _check_graph(bundle.files["model.onnx"], {name: len(columns) for name, columns in contract.inputs.items()})
     limit_memory(memory_mb)
     model = Model(bundle, "")
-    rows = [model.schema.row(row) for row in golden["rows"]]
+    try:
+        golden = bundle.json("golden.json")
+        rows, expected = [model.schema.row(row) for row in golden["rows"]], golden["scores"]
+        # The largest request that the API accepts: memory need not be proportional to rows.
+        times = MAX_ROWS // len(rows)
+    except Exception as error:
+        raise VerificationError("golden", "golden.json", type(error).__name__, str(error)[:200]) from None
     one, latency = model.score(rows[:1]), float("inf")
     for _ in range(5):  # the best counts: other processes slow it down
         started = time.perf_counter()
         model.score(rows[:1])
         latency = min(latency, (time.perf_counter() - started) * 1000)
-    # The largest request that the API accepts: memory need not be proportional to rows.
-    times = MAX_ROWS // len(rows)
     many = model.score(rows * times)
-    expected = golden["scores"] * times + golden["scores"][:1]
+    expected = expected * times + expected[:1]
     if len(many) + len(one) != len(expected):
         raise VerificationError("golden", "model.onnx", len(many), f"scores for {len(rows) * times} rows")
     for position, (score, want) in enumerate(zip([*many, *one], expected, strict=True)):

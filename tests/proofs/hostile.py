@@ -271,8 +271,8 @@ def _(bucket: Bucket) -> None:
     bucket.release(bucket.written(profile_json=_DEEP))
 
 
-def _goldens(name: str, change: Callable[[dict[str, Any]], object], reason: str = "golden") -> None:
-    @attack(name, reason)
+def _goldens(name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    @attack(name, "golden")
     def _(bucket: Bucket) -> None:
         golden = bucket.good.json("golden.json")
         change(golden)
@@ -280,13 +280,13 @@ def _goldens(name: str, change: Callable[[dict[str, Any]], object], reason: str 
 
 
 _goldens("golden rows that the model does not meet", lambda g: g["scores"].__setitem__(7, 0.99999))
-_goldens("no golden rows", lambda g: g.update(rows=[], scores=[]), "load")
+_goldens("no golden rows", lambda g: g.update(rows=[], scores=[]))
 _goldens("fewer golden scores than rows", lambda g: g["scores"].pop())
-_goldens("golden scores that are no numbers", lambda g: g.update(scores=[float("nan")] * len(g["scores"])), "load")
-_goldens("infinite golden scores", lambda g: g.update(scores=[float("inf")] * len(g["scores"])), "load")
+_goldens("golden scores that are no numbers", lambda g: g.update(scores=[float("nan")] * len(g["scores"])))
+_goldens("infinite golden scores", lambda g: g.update(scores=[float("inf")] * len(g["scores"])))
 
 
-@attack("golden rows that the contract refuses", "load")
+@attack("golden rows that the contract refuses", "golden")
 def _(bucket: Bucket) -> None:
     golden = bucket.good.json("golden.json")
     golden["rows"][3]["region"] = "nowhere"
