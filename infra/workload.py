@@ -199,6 +199,6 @@ def port(name: str, number: int) -> Any:
 
 
 def job(template: Any, backoff: int = 6, seconds: int = 600) -> Any:
-    """The spec of a Job whose pod is tried again as a whole."""
+    """The spec of a Job whose pod is retried as a whole."""
     template["spec"]["restart_policy"] = "Never"
     return {"backoff_limit": backoff, "active_deadline_seconds": seconds, "template": template}

@@ -41,6 +41,7 @@ OLD_WORDS = {
         "infra/provision.py",
         "tests/infra/*",
         "*/test_attestations.py",
+        "tests/proofs/hostile.py",
     ],  # in-toto, IAM
     "recipes?": [],
     "bootstrap(ping|ped)?": ["training/gate.py", "README.md", "docs/how-it-works.md"],  # the resampling
