@@ -39,7 +39,7 @@ _OPEN_SECONDS = 30.0
 _RESTART_SECONDS = 5.0  # between two starts, at least
 
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=str).encode  # moments
 _decode = msgspec.json.Decoder(list[Scores]).decode
 
 
@@ -216,7 +216,7 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     bundle = Bundle.unpacked(folder)
     model = Model(bundle, "")
     model.warm(bundle)
-    decode = msgspec.json.Decoder(list[list[model.schema.Row]]).decode  # ty: ignore[invalid-type-form]
+    decode = model.schema.decoder(list[list[model.schema.Row]]).decode  # ty: ignore[invalid-type-form]
     reply = b"[]"  # ready
     while True:
         connection.sendall(_LENGTH.pack(len(reply)) + reply)

@@ -28,6 +28,7 @@ from app.watcher import Watcher
 from mlops.access import Scope
 from mlops.keys import Keyring
 from mlops.registered_model import RegisteredModel
+from mlops.rows import moment_schema
 from mlops.store import Store
 
 log = logging.getLogger("app.access")
@@ -104,7 +105,9 @@ def _openapi(pages: FastAPI, generate: Callable[[], dict[str, Any]], watcher: Wa
     pages.openapi_schema = None  # that contract may have changed
     schema: Any = generate()
     types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
-    shapes, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    shapes, components = msgspec.json.schema_components(
+        types, schema_hook=moment_schema, ref_template="#/components/schemas/{name}"
+    )
     content = [{"application/json": {"schema": shape}} for shape in (*shapes, {})]
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

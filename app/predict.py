@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.shadow import Shadow
 from app.watcher import Watcher
 from mlops.log_schema import new_id
+from mlops.rows import RowSchema
 
 _INLINE_ROWS = 64  # more would hold up the other requests: they go to a thread
 
@@ -135,13 +136,13 @@ async def read_body(receive: Any, limit: int) -> bytearray:
             return body
 
 
-def _decode(body: bytearray, schema: Any) -> Any:
+def _decode(body: bytearray, schema: RowSchema) -> Any:
     try:
-        return schema.decoder.decode(body)
+        return schema.decode(body)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(_not_a_number(body, schema.Request) or f"not valid JSON: {error}") from None
+        raise invalid(_not_a_number(body, schema) or f"not valid JSON: {error}") from None
 
 
 def invalid(message: str) -> HttpError:
@@ -154,11 +155,11 @@ def invalid(message: str) -> HttpError:
     return HttpError(422, [{"loc": loc, "msg": text[:300], "type": "value_error"}])
 
 
-def _not_a_number(body: bytearray, request: Any) -> str:
+def _not_a_number(body: bytearray, schema: RowSchema) -> str:
     """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither."""
     if b"NaN" in body or b"Infinity" in body:
         try:
-            msgspec.convert(json.loads(body, parse_constant=lambda name: type(name, (), {})()), request)
+            schema.convert(json.loads(body, parse_constant=lambda name: type(name, (), {})()), schema.Request)
         except msgspec.ValidationError as error:
             return str(error)
         except (ValueError, RecursionError):

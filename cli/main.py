@@ -68,12 +68,17 @@ def init(
     target: Annotated[str, typer.Option(help="The column to predict.")],
     name: Annotated[str | None, typer.Option(help="The model's name; the file's if not given.")] = None,
     time: Annotated[str | None, typer.Option(help="The column with the time of the event, if there is one.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The target's value that is 1; the others are 0.")] = None,
+    strong: Annotated[str, typer.Option(help="Why columns that predict very well alone may be used.")] = "",
+    drop: Annotated[list[str] | None, typer.Option(help="A column that is no feature; may be repeated.")] = None,
 ) -> None:
     """Scaffold a new model from a table: contract.yaml, data.py and parameters.yaml."""
-    from training.scaffold import scaffold_model
+    from training.scaffold import Scaffold
 
-    files = [str(file) for file in scaffold_model(data, target, name, time)]
-    state.result({"files": files}, "\n  ".join(["wrote", *files]) + "\nread the contract, then: mlops train")
+    scaffold = Scaffold(target, name, time, positive, strong, drop or [])
+    files = [str(file) for file in scaffold.write(data)]
+    lines = [*scaffold.notes, "wrote", *(f"  {file}" for file in files), "read the contract, then: make up"]
+    state.result({"files": files, "notes": scaffold.notes}, "\n".join(lines))
 
 
 @app.command()
@@ -81,7 +86,7 @@ def train(
     window: Annotated[str | None, typer.Option("--train", help="START..END, dates or fractions.")] = None,
     holdout: Annotated[str | None, typer.Option(help="START..END, rows that neither model has seen.")] = None,
     seed: int = 0,
-    accept: Annotated[list[str] | None, typer.Option(help="A failed check (too_good, leakage) to ignore.")] = None,
+    accept: Annotated[list[str] | None, typer.Option(help="A failed check (too_good) to ignore.")] = None,
     why: Why = "",
 ) -> None:
     """Train, evaluate, gate, sign and register. Exit code 3: refused by the gate."""
@@ -129,6 +134,8 @@ def score(
 
     with err.status("score") as status:
         found = score_file(state.environment, state.model_name, source, folder, digest, status.update)
+    if found["refused"] and not found["scored"]:
+        raise UserError("source", str(source), f"all {found['refused']} rows are refused, the first: {found['reason']}")
     counts = f"{found['scored']} rows scored, {found['refused']} refused"
     state.result(found, f"{counts}, by {found['digest'][:12]} into {folder}")
 

@@ -1,3 +1,4 @@
+import re
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -6,11 +7,40 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mlops.errors import UserError, explain
+from mlops.moments import moment
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+RESERVED = ("score", "numbers", "categories")  # names that bundles and their graphs use themselves
+
+
+def _check_name(name: str) -> str:
+    if not name.isidentifier() or name.startswith("_") or len(name) > 63:
+        raise ValueError("write letters, digits and _, a letter first, at most 63")
+    if name in RESERVED:
+        raise ValueError("a name that bundles use themselves; rename the column in load()")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
+def _check_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError):
+        raise ValueError("no time zone; write one such as Europe/Paris") from None
+    return name
 
 
 class _Strict(BaseModel):
@@ -33,6 +63,7 @@ class Feature(_Strict):
     drift: Literal["integrity", "season"] = "integrity"
     protected: bool = False
     log: Literal["keep", "hash", "drop"] = "keep"
+    strong: str = ""  # why it may predict so well alone
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Self:
@@ -49,7 +80,7 @@ class Time(_Strict):
     """When the event of a row takes place; the prediction is made `lead_minutes` before it."""
 
     column: str
-    zone: str = "UTC"
+    zone: Annotated[str, AfterValidator(_check_zone)] = "UTC"
     lead_minutes: int = Field(default=0, ge=0)
 
 
@@ -187,11 +218,8 @@ class Contract(_Strict):
             for name in self.features
             if name in self.after or self.features[name].known_at == "after"
         ]
-        faults += [
-            f"features.{name}: is a name that bundles use themselves; rename the column in load()"
-            for name in ("score", "numbers", "categories")
-            if name in self.features
-        ]
+        if self.time and self.time.column in self.features:
+            faults.append(f"time.column is {self.time.column!r}: it is a feature too; return a copy of it from load()")
         if self.target in self.features:
             faults.append(f"features.{self.target}: it is the target; remove it from the features")
         faults += [
@@ -240,6 +268,17 @@ class Contract(_Strict):
         names = [*self.entity, *([self.time.column] if self.time else [])]
         return [name for name in dict.fromkeys(names) if name not in self.features]
 
+    @property
+    def times(self) -> list[str]:
+        """The data's columns of moments."""
+        known = [feature.known_at for feature in self.features.values() if feature.known_at != "request"]
+        names = [*([self.time.column] if self.time else []), *known, *([self.outcome_at] if self.outcome_at else [])]
+        return list(dict.fromkeys(names))
+
+    @property
+    def zone(self) -> str:
+        return self.time.zone if self.time else "UTC"
+
     def predictions(self, scores: list[float]) -> list[float]:
         return [int(score >= self.threshold) for score in scores] if self.task == "binary" else scores
 
@@ -250,20 +289,37 @@ class Contract(_Strict):
 
     def event_of(self, row: Any) -> float | None:
         """The time of the row's event in Unix seconds; None if the request does not say."""
-        moment = getattr(row, self.time.column) if self.time and self.time.column not in self.features else None
-        if moment is not None and moment.tzinfo is None and self.time:
-            moment = moment.replace(tzinfo=ZoneInfo(self.time.zone))
-        return moment.timestamp() if moment else None
+        event = getattr(row, self.time.column) if self.time else None
+        return moment(event, self.zone).timestamp() if event else None
 
     def json_bytes(self) -> bytes:
         return self.model_dump_json(indent=1).encode()
+
+
+class _Yaml(yaml.SafeLoader):
+    """Words stay words: only true and false are booleans, keys are text, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} stands twice")
+        for key, _ in node.value:
+            key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
 
 
 def load_contract(source: Path | bytes) -> Contract:
     """Read YAML (a path) or JSON (bytes). Raises UserError that lists every problem."""
     where = str(source) if isinstance(source, Path) else "contract.json"
     try:
-        raw = yaml.safe_load(source.read_text()) if isinstance(source, Path) else msgspec.json.decode(source)
+        raw = yaml.load(source.read_bytes(), _Yaml) if isinstance(source, Path) else msgspec.json.decode(source)  # noqa: S506
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "YAML" if isinstance(source, Path) else "JSON"
         raise UserError("contract", where, f"cannot be read as {kind} ({error})") from None

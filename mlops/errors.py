@@ -31,7 +31,7 @@ def explain(error: ValidationError) -> list[str]:
     """A line for each problem: its path, the value unless it may be secret, and what is expected."""
     lines = []
     for problem in error.errors():
-        key, value = ".".join(map(str, problem["loc"])), problem["input"]
+        key, value = ".".join(str(part) for part in problem["loc"] if part != "[key]"), problem["input"]
         hidden = isinstance(value, (dict, list, BaseModel)) or problem["type"] in ("missing", "password")
         shown = "" if not key or hidden or key.lower().endswith("secret") else f" is {value!r}"
         message = problem["msg"].removeprefix("Value error, ")

@@ -1,5 +1,6 @@
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import date
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -7,20 +8,40 @@ import numpy as np
 
 from mlops.bundle import MAX_ROWS
 from mlops.contract import Contract, Feature
+from mlops.moments import moment
 
-_FLOAT32 = 3.4e38  # what the graph's inputs can hold
+FLOAT32 = 3.4e38  # what the graph's inputs can hold
+MAX_TEXT = 200  # characters of a category
+
+
+class Moment(str):
+    """ISO 8601, in UTC."""
+
+    __slots__ = ()
+
+
+def _read_moment(zone: str, kind: type, value: Any) -> Any:
+    if kind is not Moment or not isinstance(value, (str, date)):
+        raise ValueError(f"Expected a time (ISO 8601), got `{type(value).__name__}`")
+    return Moment(moment(value, zone).isoformat())
+
+
+def moment_schema(_: type) -> dict[str, Any]:
+    """For OpenAPI."""
+    examples = ["2024-05-01T12:00:00Z", "2024-05-01"]
+    return {"type": "string", "maxLength": 40, "description": "ISO 8601", "examples": examples}
 
 
 def _type(feature: Feature, levels: Sequence[str]) -> Any:
     if feature.type == "boolean":
         kind: Any = bool
     elif feature.type == "number":
-        low, high = feature.range or (-_FLOAT32, _FLOAT32)
+        low, high = feature.range or (-FLOAT32, FLOAT32)
         kind = Annotated[float, msgspec.Meta(ge=low, le=high, description=feature.description or None)]
     elif feature.unknown == "reject":
         kind = Literal[tuple(levels)]  # ty: ignore[invalid-type-form]
     else:
-        kind = Annotated[str, msgspec.Meta(max_length=200, description=feature.description or None)]
+        kind = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, description=feature.description or None)]
     return kind | None if feature.missing else kind
 
 
@@ -38,7 +59,7 @@ class RowSchema:
             feature = contract.features[name]
             fields.append((name, _type(feature, levels.get(name, ())), *([None] if feature.missing else [])))
         event = contract.time.column if contract.time else ""
-        fields += [(name, (datetime if name == event else str | int | float) | None, None) for name in contract.context]
+        fields += [(name, (Moment if name == event else str | int | float) | None, None) for name in contract.context]
         self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
         self._numbers = len(contract.numbers)
         self._missing = any(contract.features[name].missing for name in contract.categories)
@@ -47,11 +68,19 @@ class RowSchema:
         key = Annotated[str, msgspec.Meta(max_length=200, description=about)]
         fields = [("rows", rows), ("key", key | None, None)]
         self.Request = msgspec.defstruct("PredictRequest", fields, forbid_unknown_fields=True)
-        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.Request)
+        self._hook = partial(_read_moment, contract.zone)
+        self.decode = self.decoder(self.Request).decode
+
+    def decoder(self, kind: Any) -> msgspec.json.Decoder[Any]:
+        """`kind`: Row, Request or lists of them."""
+        return msgspec.json.Decoder(kind, dec_hook=self._hook)
+
+    def convert(self, values: Any, kind: Any) -> Any:
+        return msgspec.convert(values, kind, dec_hook=self._hook, builtin_types=(date,))
 
     def row(self, values: Mapping[str, Any]) -> Any:
         """One row from a mapping, with the checks of the API. Raises msgspec.ValidationError naming the field."""
-        return msgspec.convert(values, self.Row)
+        return self.convert(values, self.Row)
 
     def arrays(self, rows: Iterable[Any]) -> dict[str, np.ndarray]:
         """The graph's inputs: `numbers` (rows, numbers) in float32, missing ones NaN; `categories` (rows, categories)

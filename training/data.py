@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import date, timedelta
+from operator import itemgetter
 
 import numpy as np
 import polars as pl
@@ -13,8 +14,9 @@ from mlops.environment import Environment
 from mlops.errors import UserError
 from training.definition import ModelDefinition
 from training.source import read_snapshot
-from training.validation import validate
+from training.validation import moments, read_as, validate
 
+_TRAIN_ROWS = 5  # of each class
 _HASH_BLOCKS = 50  # stand in for days if there is no time
 
 
@@ -25,8 +27,11 @@ def prepare(environment: Environment, definition: ModelDefinition) -> pl.DataFra
         rows = definition.load()
     else:
         rows = read_snapshot(environment.store, contract.model)
-    require_columns(rows, contract)
-    return canonical(validate(rows, contract, environment.home / "reports" / contract.model / "quarantine.csv"))
+    rows = select(rows, contract)
+    require_numbers(rows[contract.target])
+    rows = validate(rows, contract, environment.home / "reports" / contract.model / "quarantine.csv")
+    require_target(rows, contract)
+    return canonical(rows)
 
 
 def canonical(frame: pl.DataFrame) -> pl.DataFrame:
@@ -40,15 +45,28 @@ def fingerprint(frame: pl.DataFrame) -> str:
     return hashlib.sha256(canonical(frame).write_csv(float_scientific=None).encode()).hexdigest()
 
 
-def require_columns(frame: pl.DataFrame, contract: Contract) -> None:
-    times = {f.known_at for f in contract.features.values()} - {"request"}
-    wanted = [*contract.features, contract.target, *contract.entity, *sorted(times)]
-    wanted += [contract.time.column] if contract.time else []
+def select(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """The columns that the contract names; whatever else load() returns takes no part."""
+    wanted = [*contract.features, contract.target, *contract.entity, *contract.times]
     if missing := [name for name in wanted if name not in frame.columns]:
         returned = ", ".join(sorted(frame.columns))
         raise UserError("data.py", missing[0], f"is in the contract, but load() returns only {returned}")
-    values = frame[contract.target].drop_nulls().unique().sort()
-    if contract.task == "binary" and not set(values.cast(pl.Float64).to_list()) <= {0.0, 1.0}:
+    if frame.height == 0:
+        raise UserError("data.py", contract.model, "load() returns no row")
+    wanted += [name for golden in contract.golden for name in (*(golden.where or ()), *(golden.expect or ()))]
+    return frame.select(list(dict.fromkeys(name for name in wanted if name in frame.columns)))
+
+
+def require_numbers(target: pl.Series) -> None:
+    values = target.drop_nulls().unique().sort()
+    if len(values) and read_as(values, "target").is_null().all():
+        hint = f"has the values {values.head(4).to_list()}; make numbers of them in load(): 0 and 1 for two classes"
+        raise UserError("target", target.name, hint)
+
+
+def require_target(frame: pl.DataFrame, contract: Contract) -> None:
+    values = frame[contract.target].unique().sort()
+    if contract.task == "binary" and not set(values) <= {0.0, 1.0}:
         hint = f"has the values {values.head(4).to_list()}; a binary target is 0 or 1 (false or true)"
         raise UserError("target", contract.target, hint)
 
@@ -62,14 +80,11 @@ def days(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
 
 def _dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
     assert contract.time
-    column = frame[contract.time.column]
-    if column.dtype == pl.Date:
-        return column
-    if not isinstance(column.dtype, pl.Datetime):
-        hint = f"is {column.dtype} in the data; load() must return dates or datetimes"
+    column = moments(frame[contract.time.column], contract.zone)
+    if column.null_count():
+        hint = f"is {frame[contract.time.column].dtype} in the data; load() must return dates or times"
         raise UserError("time.column", contract.time.column, hint)
-    zoned = column.dt.replace_time_zone("UTC") if column.dtype.time_zone is None else column
-    return zoned.dt.convert_time_zone(contract.time.zone).dt.date()
+    return column.dt.convert_time_zone(contract.zone).dt.date()
 
 
 def _hashes(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
@@ -128,4 +143,16 @@ def split(rows: pl.DataFrame, contract: Contract, train: Window | None = None, h
     second = cut(rows, contract, holdout or contract.windows.holdout)
     if overlap(first.window, second.window):
         raise UserError("holdout", str(second.window), f"overlaps the training window {first.window}")
+    _require_rows("train", first, contract, _TRAIN_ROWS)
+    _require_rows("holdout", second, contract, 1)
     return Split(first, second, fingerprint(pl.concat([first.frame, second.frame])))
+
+
+def _require_rows(name: str, part: Cut, contract: Contract, least: int) -> None:
+    y = part.frame[contract.target]
+    counts = {f"rows with {contract.target} = {value}": int((y == value).sum()) for value in (0, 1)}
+    what, count = min((counts if contract.task == "binary" else {"rows": len(y)}).items(), key=itemgetter(1))
+    if count < least:
+        raise UserError(
+            name, str(part.window), f"has {count} {what}, at least {least} are needed; choose another window"
+        )

@@ -30,10 +30,13 @@ def _packed(graph: Any, contract: Contract) -> Any:
     """Two inputs, `numbers` and `categories`, split into columns inside: one tensor a column costs more than the model."""
     kinds = {"numbers": TensorProto.FLOAT, "categories": TensorProto.STRING}
     inside, nodes = graph.graph, list(graph.graph.node)
+    # The exporter renames a column that is called like an output of its own.
+    tensors = dict(zip(contract.features, [each.name for each in inside.input], strict=True))
     del inside.node[:], inside.input[:]
     for name, columns in contract.inputs.items():
         inside.input.append(helper.make_tensor_value_info(name, kinds[name], [None, len(columns)]))
-        inside.node.append(helper.make_node("Split", [name], columns, name=name, axis=1, num_outputs=len(columns)))
+        parts = [tensors[column] for column in columns]
+        inside.node.append(helper.make_node("Split", [name], parts, name=name, axis=1, num_outputs=len(columns)))
     inside.node.extend(nodes)
     graph.opset_import.sort(key=lambda opset: opset.domain)  # the exporter keeps a set: each process had its own order
     return graph

@@ -20,7 +20,7 @@ from mlops.verdict import Check, Verdict, check
 from training import data, evaluation, features
 from training.package import Candidate
 
-ACCEPTABLE = ("too_good", "leakage")
+ACCEPTABLE = ("too_good",)
 _RESAMPLES = 2000
 _ALPHA = 0.05
 _BLOCK_DAYS = 7
@@ -69,7 +69,7 @@ def decide(contract: Contract, evidence: Evidence, facts: list[Check], accept: d
             slices, untestable = _slices(contract, evidence)
             checks += [_enough_days(contract, evidence), *_against_champion(contract, evidence, weights), *slices]
             checks += [_calibration(contract, evidence, weights), *_fairness(contract, evidence, weights)]
-    checks = [replace(c, accepted=accept.get(c.name, "")) if c.outcome == "fail" else c for c in checks]
+    checks = [replace(c, accepted=c.accepted or accept.get(c.name, "")) if c.outcome == "fail" else c for c in checks]
     reasons = [f"{c.name}: {c.why}" for c in checks if c.failed]
     return Verdict("refused" if reasons else "passed", reasons, checks, untestable)
 

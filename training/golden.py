@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -22,16 +23,22 @@ def _data(golden: Golden, frame: pl.DataFrame) -> Check:
     for column, value in (golden.where or {}).items():
         if column not in frame.columns:
             return check(name, False, column, "a column", f"'where' names {column!r}, which load() does not return")
-        found = found.filter(pl.col(column).cast(pl.String) == pl.lit(value).cast(pl.String))
+        found = found.filter(pl.Series([_same(got, value) for got in found[column]], dtype=pl.Boolean))
     if found.height == 0:
         why = f"load() returns no row with {golden.where}; it must keep the golden rows"
         return check(name, False, "no row", "≥ 1 row", why)
     for column, want in (golden.expect or {}).items():
         got = found[column][0] if column in found.columns else None
-        number = isinstance(want, (int, float)) and isinstance(got, (int, float))
-        if not (math.isclose(got, want, rel_tol=1e-6) if number else str(got) == str(want)):
+        if not _same(got, want):
             return check(name, False, str(got), f"= {want}", f"{column} is {got!r}, it must be {want!r}")
     return check(name, True, "as expected", "as expected", "")
+
+
+def _same(got: Any, want: Any) -> bool:
+    """Columns of a CSV are text."""
+    with suppress(TypeError, ValueError):
+        return math.isclose(float(got), float(want), rel_tol=1e-6)
+    return str(got) == str(want)
 
 
 def _model(golden: Golden, score: Callable[[list[dict[str, Any]]], list[float]]) -> Check:

@@ -21,8 +21,8 @@ def _number_bins(values: np.ndarray) -> dict[str, Any]:
 
 
 def _category_bins(values: pl.Series) -> dict[str, Any]:
-    counted = values.drop_nulls().value_counts().sort(["count", values.name], descending=[True, False])
-    return _with_shares({"levels": counted[values.name].head(_LEVELS).to_list()}, values.to_list())
+    counted = values.alias("level").drop_nulls().value_counts().sort(["count", "level"], descending=[True, False])
+    return _with_shares({"levels": counted["level"].head(_LEVELS).to_list()}, values.to_list())
 
 
 def _with_shares(bins: dict[str, Any], values: Any) -> dict[str, Any]:

@@ -81,16 +81,12 @@ def _together(events: list[tuple[float, int, int]]) -> Iterator[tuple[float, int
 
 
 def _seconds(column: pl.Series) -> np.ndarray:
-    return column.cast(pl.Datetime("us")).dt.epoch("ms").cast(pl.Float64).to_numpy() / 1000
+    return column.dt.epoch("us").cast(pl.Float64).to_numpy() / 1e6
 
 
 def request_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    """Rows as a caller sends them: times in ISO 8601, missing values left out."""
-    columns = [*contract.features, *(name for name in contract.context if name in frame.columns)]
-    moments = [
-        pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S" + ("%:z" if dtype.time_zone else ""))
-        for name, dtype in frame.select(columns).schema.items()
-        if isinstance(dtype, pl.Datetime)
-    ]
-    rows = frame.select(columns).with_columns(moments).to_dicts()
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+    """Valid rows as a caller sends them: times in ISO 8601, missing values left out."""
+    rows = frame.select([*contract.features, *(name for name in contract.context if name in frame.columns)])
+    times = [pl.col(name) for name in rows.columns if name in contract.times]
+    rows = rows.with_columns(time.dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ") for time in times)
+    return [{name: value for name, value in row.items() if value is not None} for row in rows.iter_rows(named=True)]

@@ -1,142 +1,201 @@
+"""A first model from a table: what the data shows is decided and said, what it cannot show is asked for."""
+
 import json
 import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import yaml
-from polars import selectors
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from mlops import environment
 from mlops.contract import Contract
 from mlops.errors import UserError
 from mlops.report import render
-from training import estimator, evaluation, features, source
+from mlops.rows import MAX_TEXT
+from training import data, estimator, evaluation, features, leakage, source
+from training.validation import good_and_bad, read_as
 
 _MANY_LEVELS = 0.5
 _SMALL = 20_000
 _LINE = 120
-_LONGEST, _LONGEST_MODEL = 63, 41
-_TAKEN = {"score", "numbers", "categories"}  # names that the bundle and its graph use
+_LONGEST_MODEL = 41
 _FOLDS = 5
+_FEW_VALUES = 20
+_FEW_NUMBERS = 20  # as many different whole numbers may be classes
+_NUMBERED = r"^\s*[+-]?0\d"  # a code with leading zeros
 _DATA_PY = Path(__file__).parent / "templates" / "data.py.j2"
 
 
-def scaffold_model(path: Path, target: str, name: str | None, time: str | None) -> list[Path]:
-    """Write a first contract.yaml, data.py and parameters.yaml for a table."""
-    table = source.read(str(path)).with_columns(selectors.float().fill_nan(None))
-    renamed = {column: _name(column) for column in table.columns}
-    if len(set(renamed.values())) < len(renamed):
-        raise UserError("data", str(path), "two columns have the same name in snake_case; rename one")
-    table = table.rename(renamed)
-    target, time = _name(target), _name(time) if time else None
-    for what, column in (("target", target), ("time", time)):
-        if column and column not in table.columns:
-            raise UserError(what, column, f"is not a column; there are {', '.join(table.columns)}")
-    model = re.sub(r"[^a-z0-9-]+", "-", (name or path.stem).lower()).strip("-")[:_LONGEST_MODEL]
+@dataclass
+class Scaffold:
+    """`positive`: the value of the target that is 1; `strong`: why columns that predict very well alone may be used."""
+
+    target: str
+    name: str | None = None
+    time: str | None = None
+    positive: str | None = None
+    strong: str = ""
+    drop: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> list[Path]:
+        """contract.yaml, data.py and parameters.yaml of a new model: all of them or, after an error, none."""
+        table = source.read(str(path))
+        self.target, self.drop = source.snake_case(self.target), [source.snake_case(each) for each in self.drop]
+        self.time = source.snake_case(self.time) if self.time else None
+        named = [
+            ("target", self.target),
+            *((("time", self.time),) if self.time else ()),
+            *(("drop", x) for x in self.drop),
+        ]
+        for what, column in named:
+            if column not in table.columns:
+                raise UserError(what, column, f"is not a column; there are {', '.join(table.columns)}")
+        model = _model_name(self.name or path.name.partition(".")[0])
+        folder = environment.MODELS / model
+        if folder.exists():
+            raise UserError("name", model, f"{folder} exists; choose another with --name")
+        steps, rows = self._labelled(table)
+        contract = self._contract(model, rows)
+        parsed = Contract.model_validate(contract)
+        good, bad = good_and_bad(data.select(rows, parsed), parsed)
+        if bad.height:
+            self.notes.append(f"{bad.height} of {rows.height} rows would be quarantined; the first: {bad.row(0)[1]}")
+        train = data.split(data.canonical(good), parsed).train.frame
+        self._strong(contract, train, parsed)
+        choice = f"# boosting or linear: the better one in cross-validation of {path.name}\nestimator: "
+        files = {
+            "contract.yaml": _contract_yaml(contract, self.notes),
+            "data.py": _data_py(path, steps),
+            "parameters.yaml": f"{choice}{_better(parsed, train)}\n",
+        }
+        return _write(folder, files)
+
+    def _labelled(self, table: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:
+        """The steps of load() after read(), and their rows."""
+        known, column = [self.target, *([self.time] if self.time else [])], f"pl.col({_quoted(self.target)})"
+        rows, steps = table.drop_nulls(known), []
+        if rows.height < table.height:
+            steps.append(f".drop_nulls([{', '.join(map(_quoted, known))}])")
+        values = rows[self.target].unique().sort()
+        if len(values) < 2:
+            raise UserError("target", self.target, "has only one value: there is nothing to learn")
+        numbers, words = read_as(values, "target"), values.cast(pl.String)
+        if self.positive is None and set(numbers) == {0.0, 1.0}:
+            return steps, rows
+        if self.positive is None and len(values) > 2:
+            if numbers.null_count():
+                hint = (
+                    f"has {len(values)} classes ({', '.join(words[:4])}, …); two are supported: name the one that is 1"
+                )
+                raise UserError("target", self.target, f"{hint} with --positive, and train a model a class")
+            whole = len(values) <= _FEW_NUMBERS and (numbers == numbers.round()).all()
+            classes = "; if they are classes, name the one that is 1 with --positive" if whole else ""
+            self.notes.append(f"{self.target} has {len(values)} different numbers, so the task is regression{classes}")
+            return steps, rows
+        positive = str(words[-1]) if self.positive is None else self.positive
+        if positive not in words:
+            raise UserError("positive", positive, f"is no value of {self.target}; there are {', '.join(words[:20])}")
+        self.notes.append(f"{self.target} is 1 where the table says {positive!r} (another with --positive)")
+        steps.append(f".with_columns(({column}.cast(pl.String) == {_quoted(positive)}).alias({_quoted(self.target)}))")
+        return steps, rows.with_columns(pl.col(self.target).cast(pl.String) == positive)
+
+    def _contract(self, model: str, rows: pl.DataFrame) -> dict[str, Any]:
+        columns, left_out = {}, []
+        for given in rows.drop(self.target, *self.drop, *([self.time] if self.time else [])):
+            column = _inferred(given)
+            if why := _left_out(column):
+                left_out.append(f"{column.name} ({why})")
+                continue
+            kind = "boolean" if column.dtype == pl.Boolean else "number" if column.dtype.is_numeric() else "category"
+            columns[column.name] = {"type": kind} | ({"missing": True} if column.null_count() else {})
+        if not columns:
+            raise UserError(
+                "data", model, f"has no column to predict from; left out: {', '.join(left_out) or 'nothing'}"
+            )
+        self.notes += [f"left out: {', '.join(left_out)}"] if left_out else []
+        binary = set(read_as(rows[self.target], "target").drop_nulls()) == {0.0, 1.0}
+        contract: dict[str, Any] = {"model": model, "task": "binary" if binary else "regression"}
+        contract |= {"question": f"What is {self.target}?", "target": self.target}
+        contract |= {"time": {"column": self.time}} if self.time else {}
+        return contract | {"windows": {"train": "0.0..0.7", "holdout": "0.7..1.0"}, "features": columns}
+
+    def _strong(self, contract: dict[str, Any], train: pl.DataFrame, parsed: Contract) -> None:
+        found = leakage.strong(parsed, train)
+        if found and not self.strong:
+            named = ", ".join(f"{name} ({auc:.2f})" for name, auc in found.items())
+            hint = "predict so well alone (AUC) that they may be known only after the prediction: leave those out with "
+            raise UserError(
+                "data", named, f"{hint}--drop COLUMN; for the others say why they are no leak: --strong '…'"
+            )
+        for name in found:
+            contract["features"][name]["strong"] = self.strong
+
+
+def _model_name(text: str) -> str:
+    model = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:_LONGEST_MODEL]
     if not model[:1].isalpha():
-        raise UserError("name", model, "a model's name begins with a letter; choose one with --name")
-    folder = environment.MODELS / model
-    if folder.exists():
-        raise UserError("name", model, f"{folder} exists; choose another with --name")
-    table, positive = _target(table, target)
-    contract = _contract(model, table, target, time, binary=positive is not None)
-    if not contract["features"]:
-        raise UserError("data", str(path), "has no column to predict from")
-    parsed = Contract.model_validate(contract)
-    choice = f"# boosting or linear: the better one in cross-validation of {path.name}\nestimator: "
-    files = {
-        "contract.yaml": _contract_yaml(contract, table, positive),
-        "data.py": _data_py(path, renamed, table, target, positive, time),
-        "parameters.yaml": f"{choice}{_better(parsed, table)}\n",
-    }
-    folder.mkdir(parents=True)
-    for file, content in files.items():
-        (folder / file).write_text(content)
-    return [folder / file for file in files]
+        raise UserError("name", model, "a model's name begins with a letter (a to z); choose one with --name")
+    return model
 
 
-def _name(column: str) -> str:
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column)
-    snake = re.sub(r"[^a-z0-9]+", "_", snake.lower()).strip("_")
-    snake = snake if snake[:1].isalpha() else f"c_{snake}"
-    return f"{snake}_value" if snake in _TAKEN else snake[:_LONGEST]
+def _inferred(column: pl.Series) -> pl.Series:
+    """A text column with the type that all of its values have."""
+    if column.dtype != pl.String:
+        return column.fill_nan(None) if column.dtype.is_float() else column
+    for kind in ("number", "moment", "boolean"):
+        read = read_as(column, kind)
+        coded = kind == "number" and column.str.contains(_NUMBERED).any()
+        if read.null_count() == column.null_count() and not coded:
+            return read
+    return column
 
 
-def _target(table: pl.DataFrame, target: str) -> tuple[pl.DataFrame, str | None]:
-    """The table with a numeric target, and for a binary one the value that counts as 1 ('' if it is 0/1 already)."""
-    values = table[target].drop_nulls().unique().sort()
-    if len(values) < 2:
-        raise UserError("target", target, "has only one value: there is nothing to learn")
-    if len(values) == 2:
-        if values.dtype == pl.Boolean or (values.dtype.is_numeric() and values.to_list() == [0, 1]):
-            return table.with_columns(pl.col(target).cast(pl.Float64)), ""
-        positive = str(values[1])
-        return table.with_columns((pl.col(target).cast(pl.String) == positive).cast(pl.Float64).alias(target)), positive
-    if not values.dtype.is_numeric():
-        hint = f"has {len(values)} classes; binary (two) and regression (a number) are supported: train a model a class"
-        raise UserError("target", target, hint)
-    return table, None
-
-
-def _left_out(series: pl.Series) -> str:
+def _left_out(column: pl.Series) -> str:
     """Why a column is no feature, or ''."""
-    distinct = series.drop_nulls().n_unique()
-    if series.dtype.is_temporal():
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        return str(column.dtype)
+    if column.dtype.is_temporal():
         return "timestamp"
+    distinct, present = column.drop_nulls().n_unique(), len(column) - column.null_count()
     if distinct < 2:
         return "only one value"
-    if series.dtype == pl.String and distinct > _MANY_LEVELS * len(series):
-        return "almost unique"
-    numbered = series.dtype.is_integer() and distinct == len(series)
-    if numbered and (re.search(r"(^|_)id$", series.name) or series.max() - series.min() == len(series) - 1):  # ty: ignore[unsupported-operator]
-        return "row number"
+    if present < _FEW_VALUES:
+        return f"only {present} values"
+    if column.dtype == pl.String:
+        if column.str.len_chars().max() > MAX_TEXT:  # ty: ignore[unsupported-operator]
+            return f"longer than {MAX_TEXT} characters"
+        return "almost unique" if distinct > _MANY_LEVELS * len(column) else ""
+    if column.dtype.is_numeric() and distinct == len(column) and (column == column.round()).all():
+        numbered = column.max() - column.min() == len(column) - 1  # ty: ignore[unsupported-operator]
+        return "row number" if numbered or re.search(r"(^|_)id$", column.name) else ""
     return ""
 
 
-def _contract(model: str, table: pl.DataFrame, target: str, time: str | None, binary: bool) -> dict:
-    columns = {}
-    for series in table:
-        if series.name not in (target, time) and not _left_out(series):
-            kind = "boolean" if series.dtype == pl.Boolean else "number" if series.dtype.is_numeric() else "category"
-            columns[series.name] = {"type": kind} | ({"missing": True} if series.null_count() else {})
-    contract: dict = {"model": model, "task": "binary" if binary else "regression", "question": f"What is {target}?"}
-    contract |= {"target": target} | ({"time": {"column": time}} if time else {})
-    return contract | {"features": columns, "windows": {"train": "0.0..0.7", "holdout": "0.7..1.0"}}
-
-
-def _contract_yaml(contract: dict, table: pl.DataFrame, positive: str | None) -> str:
+def _contract_yaml(contract: dict[str, Any], notes: list[str]) -> str:
     """A feature a line, below the decisions made."""
-    target, time = contract["target"], contract.get("time", {}).get("column")
-    left_out = [f"{s.name} ({why})" for s in table if s.name not in (target, time) and (why := _left_out(s))]
-    notes = ["Read every line: the model's interface, and the bounds it must meet (docs/contract.md)."]
-    if positive is None:
-        notes.append(f"{target} has {table[target].n_unique()} different numbers, so the task is regression.")
-    notes += [f"{target} is 1 where the table says {positive!r}."] if positive else []
-    notes += [f"Left out: {', '.join(left_out)}."] if left_out else []
+    lines = ["# Read every line: the model's interface, and the bounds it must meet (docs/contract.md).\n"]
+    lines += [f"# {' '.join(note.split())}\n" for note in notes]
     parts = {name: value for name, value in contract.items() if name != "features"}
-    lines = [f"# {note}\n" for note in notes]
     lines += [yaml.safe_dump(parts, sort_keys=False, width=120, allow_unicode=True), "features:\n"]
-    for name, feature in contract["features"].items():
-        flow = yaml.safe_dump(feature, sort_keys=False, default_flow_style=True, width=1000).strip()
-        lines.append(f"  {name}: {flow}\n")
+    for each in contract["features"].items():
+        flow = yaml.safe_dump(dict([each]), sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True)
+        lines.append(f"  {flow.strip()[1:-1]}\n")
     return "".join(lines)
 
 
-def _data_py(
-    path: Path, renamed: dict[str, str], table: pl.DataFrame, target: str, positive: str | None, time: str | None
-) -> str:
-    names = {_quoted(old): _quoted(new) for old, new in renamed.items() if old != new}
-    steps = ["read(DATA)"]
-    steps += [".rename(NAMES)"] if names else []
-    steps += [f'.with_columns({target}=pl.col("{target}").cast(pl.String) == {_quoted(positive)})'] if positive else []
-    known = [column for column in (target, time) if column and table[column].null_count()]
-    steps += [f".drop_nulls([{', '.join(map(_quoted, known))}])"] if known else []
+def _data_py(path: Path, steps: list[str]) -> str:
+    steps = ["read(DATA)", *steps]
     expression = "".join(steps)
     if len(expression) > _LINE - len("    return "):
         expression = "\n        ".join(["(", *steps]) + "\n    )"
-    return render(_DATA_PY, path=_quoted(str(path.absolute())), names=names, expression=expression) + "\n"
+    return render(_DATA_PY, path=_quoted(str(path.absolute())), expression=expression) + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -144,9 +203,8 @@ def _quoted(text: str) -> str:
     return repr(text) if '"' in text or not text.isprintable() else json.dumps(text, ensure_ascii=False)
 
 
-def _better(contract: Contract, table: pl.DataFrame) -> str:
+def _better(contract: Contract, rows: pl.DataFrame) -> str:
     """Small tables are often better served by a linear model: boosting must win by more than chance."""
-    rows = table.drop_nulls(contract.target).with_columns(pl.col(contract.target).cast(pl.Float64))
     rows = rows.sample(min(rows.height, _SMALL), seed=0, shuffle=True)
     y, losses = rows[contract.target].to_numpy(), {}
     folds = StratifiedKFold(_FOLDS) if contract.task == "binary" else KFold(_FOLDS)
@@ -154,8 +212,21 @@ def _better(contract: Contract, table: pl.DataFrame) -> str:
         scores = np.empty(len(y))
         for most, rest in folds.split(y, y):
             unfitted = estimator.build(contract, {"estimator": kind}, 0, features.preprocess)
-            pipeline = estimator.fit(unfitted, rows[most], contract)
-            scores[rest] = estimator.score(pipeline, rows[rest], contract)
+            scores[rest] = estimator.score(estimator.fit(unfitted, rows[most], contract), rows[rest], contract)
         losses[kind] = evaluation.loss(contract, y, scores)
     gain = losses["linear"] - losses["boosting"]
     return "boosting" if gain.mean() > gain.std() / len(gain) ** 0.5 else "linear"
+
+
+def _write(folder: Path, files: dict[str, str]) -> list[Path]:
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        for file, content in files.items():
+            (draft / file).write_text(content, encoding="utf-8")
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError("name", folder.name, f"cannot be written to {folder.parent}: {error.strerror}") from None
+    return [folder / file for file in files]

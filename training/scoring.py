@@ -1,4 +1,3 @@
-import csv
 import fcntl
 import json
 import math
@@ -6,6 +5,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from mlops.errors import UserError
 from mlops.model import Model
 from mlops.registered_model import RegisteredModel
 from mlops.sandbox import run_in_sandbox
+from training.source import Table, open_table
+from training.validation import typed
 
 _PART_ROWS = 20_000
 _CHUNK_ROWS = 2_000
-_MISSING = frozenset(["", "NA", "NaN", "null"])  # in a CSV, as training reads it
 
 
 def score_file(
@@ -35,20 +36,20 @@ def score_file(
     reason). A part appears whole or not at all, so a run that was killed continues after its last part.
     """
     loaded = _load(environment.model(name), digest)
-    if not source.is_file():
-        raise UserError("source", str(source), "no such file")
+    table = open_table(str(source))
     size, modified = source.stat().st_size, source.stat().st_mtime_ns
     job = {"source": str(source.absolute()), "bytes": size, "modified": modified, "digest": loaded.digest}
-    totals = {"digest": loaded.digest, "scored": 0, "refused": 0, "parts": 0}
+    totals = {"digest": loaded.digest, "scored": 0, "refused": 0, "reason": "", "parts": 0}
     with _job(folder, job):
-        rows = enumerate(_rows(source, [*loaded.schema.names, *loaded.contract.context]))
-        for number, part in groupby(rows, lambda row: row[0] // _PART_ROWS):
+        for number, part in groupby(_rows(table, loaded), lambda row: row[0] // _PART_ROWS):
             scored, refused = folder / f"part-{number:05d}.parquet", folder / f"refused-{number:05d}.jsonl"
             if not scored.exists():
-                # Everything in a CSV is a string, so there a string may be a number.
-                _score_part(loaded, part, scored, refused, strict=source.suffix != ".csv")
+                _score_part(loaded, part, scored, refused)
             totals["scored"] += pa.parquet.read_metadata(scored).num_rows
-            totals["refused"] += refused.read_bytes().count(b"\n") if refused.exists() else 0
+            if refused.exists():
+                reasons = refused.read_bytes().splitlines()
+                totals["refused"] += len(reasons)
+                totals["reason"] = totals["reason"] or json.loads(reasons[0])["reason"]
             totals["parts"] += 1
             say(f"score: {totals['scored'] + totals['refused']} rows")
     return totals
@@ -92,49 +93,22 @@ def _write(file: Path, content: bytes) -> None:
     temporary.replace(file)
 
 
-def _rows(source: Path, names: list[str]) -> Iterator[dict[str, Any] | str]:
-    """The columns `names` of each row, as a request has them; for a broken row, why."""
-    read = {".csv": _csv, ".parquet": _parquet, ".pq": _parquet}.get(source.suffix)
-    if read is None:
-        raise UserError("source", str(source), "is neither .csv nor .parquet")
-    try:
-        yield from read(source, names)
-    except (pa.ArrowException, csv.Error, OSError) as error:
-        raise UserError("source", str(source), f"cannot be read: {error}") from None
+def _rows(table: Table, model: Model) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each row's position with its values, as a request has them, or why it cannot be read."""
+    names, told = [*model.schema.names, *model.contract.context], 0
+    for positions, frame in table.parts:
+        rows, faults = typed(frame.select(name for name in names if name in frame.columns), model.contract)
+        values = rows.iter_rows(named=True) if rows.width else ({} for _ in positions)
+        found: dict[int, dict[str, Any] | str] = dict(zip(positions.tolist(), values, strict=True))
+        found |= {position: why for position, why in zip(positions.tolist(), faults, strict=False) if why}
+        end = int(positions[-1]) + 1 if len(positions) else told
+        found |= {position: why for position, why in table.broken.items() if told <= position < end}
+        yield from sorted(found.items(), key=itemgetter(0))
+        told = end
+    yield from sorted((position, why) for position, why in table.broken.items() if position >= told)
 
 
-def _parquet(source: Path, names: list[str]) -> Iterator[dict[str, Any]]:
-    # Buffered: otherwise whole columns of a row group are read at once.
-    file = pa.parquet.ParquetFile(source, buffer_size=1 << 20)
-    present = [name for name in names if name in file.schema_arrow.names]
-    for batch in file.iter_batches(batch_size=10_000, columns=present):
-        for values in zip(*map(_values, batch.select(present).columns), strict=True):
-            yield dict(zip(present, values, strict=True))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    if pa.types.is_floating(column.type):
-        column = pa.array(column.to_numpy(zero_copy_only=False), from_pandas=True)  # NaN is missing
-    return column.to_pylist()
-
-
-def _csv(source: Path, names: list[str]) -> Iterator[dict[str, Any] | str]:
-    with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = csv.reader(file)
-        header = next(lines, [])
-        present = [(name, header.index(name)) for name in names if name in header]
-        for cells in filter(None, lines):
-            if len(cells) != len(header):
-                yield f"has {len(cells)} cells, the header has {len(header)}"
-            elif not (text := "".join(cells)).isascii() and any("\ud800" <= each <= "\udfff" for each in text):
-                yield "is not UTF-8"
-            else:
-                yield {name: None if (cell := cells[position]) in _MISSING else cell for name, position in present}
-
-
-def _score_part(
-    model: Model, part: Iterator[tuple[int, dict[str, Any] | str]], scored: Path, refused: Path, strict: bool
-) -> None:
+def _score_part(model: Model, part: Iterator[tuple[int, dict[str, Any] | str]], scored: Path, refused: Path) -> None:
     scores: dict[int, float] = {}
     reasons: dict[int, str] = {}
     while chunk := list(islice(part, _CHUNK_ROWS)):
@@ -143,7 +117,7 @@ def _score_part(
             try:
                 if isinstance(values, str):
                     raise msgspec.ValidationError(values)
-                rows[position] = msgspec.convert(values, model.schema.Row, strict=strict)
+                rows[position] = model.schema.row(values)
             except msgspec.ValidationError as error:
                 reasons[position] = str(error)
         for position, found in zip(rows, model.score(rows.values()) if rows else [], strict=True):

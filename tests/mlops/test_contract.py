@@ -27,7 +27,7 @@ PROBLEMS = {
     "an endless range": ({"features": _features(x={"type": "number", "range": [0, float("inf")]})}, "features.x.range.1 is inf"),
     "a category with a range": ({"features": _features(x={"type": "category", "range": [0, 1]})}, "only a number has one"),
     "a number that rejects unknown": ({"features": _features(x={"type": "number", "unknown": "reject"})}, "only a category has unknown"),
-    "a feature with the name of the answer": ({"features": _features(score={"type": "number"})}, "features.score: is a name that bundles use themselves"),
+    "a feature with the name of the answer": ({"features": _features(score={"type": "number"})}, "features.score is 'score': a name that bundles use themselves"),
     "a feature that no request can name": ({"features": _features(**{"a b": {"type": "number"}})}, "features.a b"),
     "a slice that is a number": ({"slices": ["size"]}, "slices: 'size' is not a category"),
     "a slice that is no column": ({"slices": ["where"]}, "slices: 'where' is not a category"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from mlops import attestations, promotion
 from mlops import bundle as bundles
 from mlops.attestations import require_gate
-from mlops.contract import Window
+from mlops.contract import Contract, Window
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError, VerificationError
 from mlops.sandbox import TOLERANCE
@@ -162,19 +163,22 @@ def test_windows_that_overlap_are_refused(tracked: Environment, tmp_path: Path) 
         )
 
 
-def test_a_person_may_accept_a_leaking_column_but_no_loss(tracked: Environment, tmp_path: Path) -> None:
+def test_a_strong_column_needs_a_reason_in_the_contract_and_no_loss_is_accepted(
+    tracked: Environment, tmp_path: Path
+) -> None:
     rows = synthetic.frame().with_columns(size=pl.col("size") + 1.5 * pl.col("y"))
     definition = model(tmp_path, rows, "telling")
     refused = train(tracked, definition)
     assert [reason.partition(":")[0] for reason in refused.verdict.reasons] == ["leakage"]
     assert "size alone has AUC" in refused.verdict.reasons[0]
     assert refused.version is None
-    accepted = train(tracked, definition, accept={"leakage": "the size is on the order"})
+    explained = synthetic.contract_yaml(model="telling")
+    explained["features"]["size"]["strong"] = "the size is on the order"
+    accepted = train(tracked, replace(definition, contract=Contract.model_validate(explained)))
     assert accepted.verdict.decision == "passed"
-    assert accepted.digest == refused.digest
     assert "the size is on the order" in accepted.report.read_text()
     assert require_gate(tracked.model("telling"), accepted.digest).verdict == "passed"
-    with pytest.raises(UserError, match="only too_good and leakage"):
+    with pytest.raises(UserError, match="only too_good"):
         train(tracked, definition, accept={"loss": "it will be fine"})
 
 
