@@ -8,38 +8,38 @@ ENV PATH=/venv/bin:$PATH PYTHONPATH=/platform PYTHONDONTWRITEBYTECODE=1 PYTHONUN
 WORKDIR /platform
 
 FROM base AS app
-COPY requirements/app.txt requirements/
+COPY --chmod=755 requirements/app.txt requirements/
 # A private package index and certificate authority come as secrets: they are in no layer.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/ca.pem \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; pip install -r requirements/app.txt
-COPY mlops mlops
-COPY app app
+COPY --chmod=755 mlops mlops
+COPY --chmod=755 app app
 RUN python -m compileall -q .
 USER 65532:65532
 EXPOSE 8080
 CMD ["python", "-m", "app"]
 
 FROM base AS libraries
-COPY requirements/mlflow.txt requirements/
+COPY --chmod=755 requirements/mlflow.txt requirements/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/ca.pem \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; pip install -r requirements/mlflow.txt
 
 FROM libraries AS mlflow
-COPY mlops mlops
-COPY infra infra
+COPY --chmod=755 mlops mlops
+COPY --chmod=755 infra infra
 RUN python -m compileall -q .
 USER 65532:65532
 EXPOSE 5000
 CMD ["mlflow", "server", "--host", "0.0.0.0"]
 
 FROM libraries AS training
-COPY requirements/training.txt requirements/
+COPY --chmod=755 requirements/training.txt requirements/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/ca.pem \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; pip install -r requirements/training.txt
-COPY mlops mlops
-COPY cli cli
-COPY training training
-COPY monitoring monitoring
+COPY --chmod=755 mlops mlops
+COPY --chmod=755 cli cli
+COPY --chmod=755 training training
+COPY --chmod=755 monitoring monitoring
 RUN python -m compileall -q .
 ARG COMMIT=unknown
 ENV MLOPS_COMMIT=$COMMIT

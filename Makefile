@@ -13,6 +13,8 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 OWN_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Scripts of a virtual environment hold its path: a copy of this folder makes its own.
+$(shell [ ! -f $(INSTALLED) ] || [ "$$(cat $(INSTALLED))" = "$$(pwd -P)" ] || rm -rf .venv .venv-infra .uv)
 PARTS := app training mlflow infra dev
 ENV ?= kind
 
@@ -36,7 +38,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	"$(UV)" venv --quiet --allow-existing --python "$(PYTHON)" .venv
 	"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
-	@touch $@
+	@pwd -P > $@
 
 # Pulumi's program has its own environment, with pip in it: the CLI asks it which plugins to fetch.
 .venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)

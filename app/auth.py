@@ -44,7 +44,7 @@ class Auth:
         }
         self._keys = {key.id: key for key in keys}
 
-    def check(self, authorization: str | None, scope: Scope) -> None:
+    def check(self, authorization: str, scope: Scope) -> None:
         """Raises HttpError 401, 403 or 429."""
         if not authorization:
             raise self._refuse("missing", 401, "send 'Authorization: Bearer <API key>'")

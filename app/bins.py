@@ -25,11 +25,12 @@ class Bins(Collector):
 
     def observe(self, model: Model, rows: Sequence[Sequence[Any]], scores: Sequence[float]) -> None:
         """`rows`: request values in the order of `model.schema.names`."""
-        bins = model.profile["bins"]
+        bins, watched = model.profile["bins"], [*model.profile["watched"], "score"]
         if self._counted is None or self._counted[0] is not model:
-            self._counted = model, {name: np.zeros(len(each["expected"]), np.int64) for name, each in bins.items()}
-        for name, values in zip([*model.schema.names, "score"], [*self._columns(model, rows), scores], strict=True):
-            self._counted[1][name] += profile.count(bins[name], values)
+            self._counted = model, {name: np.zeros(len(bins[name]["expected"]), np.int64) for name in watched}
+        columns = dict(zip([*model.schema.names, "score"], [*self._columns(model, rows), scores], strict=True))
+        for name in watched:
+            self._counted[1][name] += profile.count(bins[name], columns[name])
 
     @staticmethod
     def _columns(model: Model, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ import msgspec
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.auth import Auth
@@ -20,7 +21,7 @@ from app.bins import Bins
 from app.errors import HttpError
 from app.metrics import Metrics
 from app.outcomes import Outcomes, OutcomesIn, OutcomesOut
-from app.predict import Answer, Predict, authorization, read_body
+from app.predict import Answer, Predict, header, read_body
 from app.prediction_log import PredictionLog
 from app.settings import Settings
 from app.shadow import Shadow
@@ -35,7 +36,9 @@ log = logging.getLogger("app.access")
 _REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 _REFUSALS = {"401": "no valid API key", "403": "wrong scope", "429": "rate limit", "503": "overloaded, or no model"}
 _INVALID = {"413": "too large", "422": "a field is invalid"}
-_SCOPES: dict[str, Scope] = {"/outcomes": "outcomes", "/model": "predict"}
+_SCOPES: dict[str, Scope] = {"/outcomes": "outcomes"}  # of the others: predict
+_OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
+_STATIC = "/static"  # of the page /docs
 
 
 def create_app(settings: Settings) -> "Service":
@@ -56,7 +59,7 @@ def create_app(settings: Settings) -> "Service":
         for part in (watcher, prediction_log):
             await asyncio.to_thread(part.stop)
 
-    pages = FastAPI(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None)
+    pages = FastAPIOffline(title=f"{settings.model} predictions", lifespan=lifespan, redoc_url=None, static_url=_STATIC)
 
     @pages.exception_handler(HttpError)
     async def refuse(_: Any, error: HttpError) -> JSONResponse:
@@ -71,7 +74,8 @@ def create_app(settings: Settings) -> "Service":
     @pages.post("/outcomes", tags=["outcomes"])
     def receive(body: OutcomesIn) -> OutcomesOut:
         """Report the true values of earlier predictions."""
-        return outcomes.receive(body.outcomes)
+        live = watcher.live
+        return outcomes.receive(body.outcomes, binary=live is not None and live.model.contract.task == "binary")
 
     @pages.get("/model", tags=["model"])
     def served_model() -> dict[str, Any]:
@@ -136,7 +140,7 @@ class Service:
             await self._pages(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
-        request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = header(scope, b"x-request-id").encode("latin-1")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = os.urandom(16).hex().encode()
 
@@ -148,6 +152,8 @@ class Service:
             await send(message)
 
         try:
+            if encoding := header(scope, b"content-encoding"):
+                raise HttpError(415, f"content-encoding {encoding[:40]!r} is not supported: send the body as it is")
             if scope["path"] == "/predict":
                 await self._predict(scope, receive, send_with_id)
             else:
@@ -163,12 +169,16 @@ class Service:
                 log.warning("request failed", extra=extra | {"ms": round(seconds * 1000, 2)})
 
     async def _page(self, scope: Any, receive: Any, send: Any) -> None:
-        """FastAPI would read a body of any size, and before authentication."""
-        if needed := _SCOPES.get(scope["path"]):
-            self._auth.check(authorization(scope), needed)
+        """FastAPI would read a body of any size, and before authentication. What is not named open is closed."""
+        if scope["path"] not in _OPEN and not scope["path"].startswith(f"{_STATIC}/"):
+            self._auth.check(header(scope, b"authorization"), _SCOPES.get(scope["path"], "predict"))
         parts = [{"type": "http.request", "body": bytes(await read_body(receive, self._max_body_bytes))}]
 
         async def receive_again() -> Any:
             return parts.pop() if parts else await receive()
 
-        await self._pages(scope, receive_again, send)
+        # A body is JSON whatever curl calls it; uvicorn leaves out that of an answer to HEAD.
+        headers = [header for header in scope["headers"] if header[0] != b"content-type"]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        more = {"method": method, "headers": [*headers, (b"content-type", b"application/json")]}
+        await self._pages({**scope, **more}, receive_again, send)

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.metrics import Metrics
+from app.predict import invalid
 from app.prediction_log import PredictionLog
 from mlops.log_schema import OutcomeRecord, id_time
 
@@ -38,7 +39,11 @@ class Outcomes:
         self._log, self._metrics = log, metrics
         self._recent: OrderedDict[str, float] = OrderedDict()
 
-    def receive(self, outcomes: list[OutcomeIn]) -> OutcomesOut:
+    def receive(self, outcomes: list[OutcomeIn], binary: bool) -> OutcomesOut:
+        """Raises HttpError 422 if the value of one is none of a `binary` model."""
+        for position, outcome in enumerate(outcomes):
+            if binary and outcome.value not in (0, 1):
+                raise invalid(f"Expected 0 or 1, got {outcome.value:g} - at `$.outcomes[{position}].value`")
         now = time.time()
         results: Counter[str] = Counter()
         unknown = []

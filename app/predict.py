@@ -67,7 +67,7 @@ class Predict:
     async def _answer(self, scope: Any, receive: Any) -> bytes:
         if scope["method"] != "POST":
             raise HttpError(405, "POST a JSON body", {"allow": "POST"})
-        self._auth.check(authorization(scope), "predict")
+        self._auth.check(header(scope, b"authorization"), "predict")
         body = await read_body(receive, self._settings.max_body_bytes)
         live = self._watcher.live
         if live is None:
@@ -118,8 +118,8 @@ def _response(batch: Batch) -> Answer:
     return answer
 
 
-def authorization(scope: Any) -> str | None:
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
+def header(scope: Any, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
 async def read_body(receive: Any, limit: int) -> bytearray:
@@ -140,7 +140,8 @@ def _decode(body: bytearray, schema: RowSchema) -> Any:
     try:
         return schema.decode(body)
     except msgspec.ValidationError as error:
-        raise invalid(str(error)) from None
+        outside = "" if " - at `$" in str(error) else '; send {"rows": [{…}]}'
+        raise invalid(f"{error}{outside}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid(_not_a_number(body, schema) or f"not valid JSON: {error}") from None
 

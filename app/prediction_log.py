@@ -58,7 +58,7 @@ class PredictionLog:
         self._settings, self._store, self._metrics, self._bins = settings, store, metrics, bins
         self._spool = settings.spool
         self._spool.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._spool / "lock", "w")  # noqa: SIM115 (held for life)
+        self._lock = open(self._spool / "lock", "w", encoding="utf-8")  # noqa: SIM115 (held for life)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -109,9 +109,8 @@ class PredictionLog:
         lines: dict[_Place, list[bytes]] = {}
         for item in items:
             kind, revision = ("predictions", item.live.release.revision) if isinstance(item, Batch) else ("outcomes", 0)
-            records = _records(item) if isinstance(item, Batch) else [item]
             place = _Place(kind, int(item.at // 3600), revision)
-            lines.setdefault(place, []).extend(map(log_schema.line, records))
+            lines.setdefault(place, []).extend(self._lines(item))
         for place, batch in lines.items():
             self._append(place, batch)
         self._count_bins([item for item in items if isinstance(item, Batch)])
@@ -122,6 +121,18 @@ class PredictionLog:
                 self._seen.add(place)
                 del self._open[place]
                 segment.close()
+
+    def _lines(self, item: Batch | OutcomeRecord) -> Iterator[bytes]:
+        """A row that cannot be written is lost alone, and counted."""
+        answered = item.answered() if isinstance(item, Batch) else ([], [], [])
+        for position in range(_rows(item)):
+            try:
+                line = log_schema.line(_record(item, position, *answered) if isinstance(item, Batch) else item)
+            except Exception:
+                self._metrics.log_dropped.labels("error").inc()
+                log.exception("a row cannot be written")
+                continue
+            yield line
 
     def _append(self, place: _Place, lines: list[bytes]) -> None:
         data = b"".join(lines)
@@ -188,22 +199,21 @@ def _rows(item: Batch | OutcomeRecord) -> int:
     return len(item.ids) if isinstance(item, Batch) else 1
 
 
-def _records(batch: Batch) -> Iterator[PredictionRecord]:
-    contract, release = batch.live.model.contract, batch.live.release
-    versions, scores, predictions = batch.answered()
-    results = batch.results or [None] * len(batch.rows)
-    for position, row in enumerate(batch.rows):
-        values = msgspec.structs.asdict(row)
-        kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
-        for name in contract.logged["hash"]:
-            kept[name] = hashlib.sha256(str(values[name]).encode()).hexdigest()[:16]
-        result = results[position]
-        score, seconds, fault = result or Result(None, None, None)
-        yield PredictionRecord(
-            id=batch.ids[position], at=batch.at, revision=release.revision, model_version=versions[position],
-            score=scores[position], prediction=predictions[position], features=kept,
-            entity=contract.entity_of(row) or batch.key, event=contract.event_of(row),
-            arm=batch.arms[position] if batch.arms else None,
-            champion_score=batch.scores[position] if result else None, challenger_score=score,
-            challenger_seconds=seconds, fault=fault,
-        )  # fmt: skip
+def _record(
+    batch: Batch, position: int, versions: list[str], scores: list[float], predictions: list[float]
+) -> PredictionRecord:
+    contract, row = batch.live.model.contract, batch.rows[position]
+    values = msgspec.structs.asdict(row)
+    kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
+    for name in contract.logged["hash"]:
+        kept[name] = hashlib.sha256(str(values[name]).encode()).hexdigest()[:16]
+    result = batch.results[position] if batch.results else None
+    score, seconds, fault = result or Result(None, None, None)
+    return PredictionRecord(
+        id=batch.ids[position], at=batch.at, revision=batch.live.release.revision, model_version=versions[position],
+        score=scores[position], prediction=predictions[position], features=kept,
+        entity=contract.entity_of(row) or batch.key, event=contract.event_of(row),
+        arm=batch.arms[position] if batch.arms else None,
+        champion_score=batch.scores[position] if result else None, challenger_score=score,
+        challenger_seconds=seconds, fault=fault,
+    )  # fmt: skip

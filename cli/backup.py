@@ -32,7 +32,9 @@ def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
     sizes["bucket.tar"] = _stream(
         cluster, _BUCKET, _STORE.format("pack(sys.stdout.buffer)"), folder / "bucket.tar", write=False
     )
-    (folder / "backup.json").write_text(json.dumps({"environment": cluster.name, "at": time.time(), "bytes": sizes}))
+    (folder / "backup.json").write_text(
+        json.dumps({"environment": cluster.name, "at": time.time(), "bytes": sizes}), "utf-8"
+    )
     return sizes
 
 
@@ -40,7 +42,7 @@ def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
     """Into databases and a bucket that may be empty; objects with the same name are overwritten."""
     if not (folder / "backup.json").exists():
         raise UserError("folder", str(folder), "is incomplete: backup.json, which is written last, is missing")
-    sizes = json.loads((folder / "backup.json").read_text())["bytes"]
+    sizes = json.loads((folder / "backup.json").read_text("utf-8"))["bytes"]
     say("bucket")
     _stream(cluster, _BUCKET, _STORE.format("unpack(sys.stdin.buffer)"), folder / "bucket.tar", write=True)
     if not _databases(cluster):

@@ -37,11 +37,11 @@ class Cluster:
         file = ROOT / "environments" / f"Pulumi.{name}.yaml"
         if "MLOPS_BUCKET" in os.environ or not file.exists():
             return None
-        declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+        declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text("utf-8"))["config"]
         defaults = {key: entry["default"] for key, entry in declared.items()}
         changed: dict[str, Any] = {}
         try:
-            for key, value in (yaml.safe_load(file.read_text())["config"] or {}).items():
+            for key, value in (yaml.safe_load(file.read_text("utf-8"))["config"] or {}).items():
                 name_of = key.removeprefix("mlops:")
                 grouped = isinstance(value, dict)
                 changed |= {f"{name_of}.{path}": each for path, each in value.items()} if grouped else {name_of: value}
@@ -75,7 +75,15 @@ class Cluster:
     def run(self, words: Sequence[str], data: bytes | None = None) -> int:
         """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
         self._wait_for(_CONTROLLER)
-        command = ["env", f"MLOPS_BY={author()}", "python", "-m", "cli", *words]
+        command = [
+            "env",
+            f"MLOPS_BY={author()}",
+            f"MLOPS_COMMAND=mlops --env {self.name}",
+            "python",
+            "-m",
+            "cli",
+            *words,
+        ]
         return subprocess.run(self.kubectl("exec", "-i", _CONTROLLER, "--", *command), input=data).returncode
 
     def train(self, words: Sequence[str]) -> int:
@@ -83,10 +91,9 @@ class Cluster:
         self._wait_for("deploy/tracking")
         template = self.get("cronjob", "training")["spec"]["jobTemplate"]
         name = time.strftime("training-%Y%m%d-%H%M%S", time.gmtime())
-        template["spec"]["template"]["spec"]["containers"][0] |= {
-            "command": ["python", "-m", "cli"],
-            "args": list(words),
-        }
+        container = template["spec"]["template"]["spec"]["containers"][0]
+        container["env"].append({"name": "MLOPS_COMMAND", "value": f"mlops --env {self.name}"})
+        container |= {"command": ["python", "-m", "cli"], "args": list(words)}
         job = {"apiVersion": "batch/v1", "kind": "Job", "spec": template["spec"]}
         job["metadata"] = {"name": name, **template["metadata"]}
         self.ask("create", "-f", "-", data=json.dumps(job).encode())
@@ -125,14 +132,14 @@ class Cluster:
         found = self.get("configmap", "keyring")
         with TemporaryDirectory() as folder:
             path = Path(folder, "keyring.json")
-            path.write_text(found["data"]["keyring.json"])
+            path.write_text(found["data"]["keyring.json"], encoding="utf-8")
             self._use("none", Path(folder), path)
             yield
             for private in path.parent.glob("*.pem"):
-                role, text = private.stem.partition("-")[0], private.read_text()
+                role, text = private.stem.partition("-")[0], private.read_text("utf-8")
                 patch = json.dumps({"stringData": {private.name: text}})
                 self.ask("patch", "secret", f"signing-{role}", "--patch-file", "/dev/stdin", data=patch.encode())
-            found["data"]["keyring.json"] = path.read_text()
+            found["data"]["keyring.json"] = path.read_text("utf-8")
             self.ask("replace", "-f", "-", data=json.dumps(found).encode())
 
     def _use(self, endpoint: str, home: Path, keyring: Path) -> None:

@@ -53,7 +53,7 @@ def push(image: str) -> str:
             return next(digest for digest in digests if digest.startswith(f"{name}@"))
         file = Path(folder, "digest")
         _run([tool, "push", "--digestfile", str(file), image])
-        return f"{name}@{file.read_text().strip()}"
+        return f"{name}@{file.read_text(encoding='utf-8').strip()}"
 
 
 def load(images: list[str], context: str) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from cli.terminal import state
 from mlops import access
 from mlops.keys import Role, Scheme
+from mlops.moments import shown
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
 signing_keys = typer.Typer(no_args_is_help=True, help="Keys that sign trainings and approvals.")
@@ -36,8 +37,8 @@ def list_api_keys() -> None:
     keys = access.read(state.environment.store)
     table = Table("id", "name", "scopes", "state", "created", "expires")
     for key in keys:
-        expires = f"{key.expires:%Y-%m-%d}" if key.expires else ""
-        status, created = "revoked" if key.revoked else "active", f"{key.created:%Y-%m-%d}"
+        expires = shown(key.expires) if key.expires else ""
+        status, created = "revoked" if key.revoked else "active", shown(key.created)
         table.add_row(key.id, escape(key.name), ", ".join(key.scopes), status, created, expires)
     state.result({"keys": [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]}, table)
 
@@ -68,7 +69,7 @@ def list_signing_keys() -> None:
     keys = state.environment.keys.all()
     table = Table("id", "role", "environment", "scheme", "state", "created")
     for key in keys:
-        table.add_row(key.id, key.role, key.environment, key.scheme, key.state, f"{key.created:%Y-%m-%d}")
+        table.add_row(key.id, key.role, key.environment, key.scheme, key.state, shown(key.created))
     state.result({"keys": [key.model_dump(mode="json") for key in keys]}, table)
 
 

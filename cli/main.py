@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,9 @@ from typer.exceptions import TyperException
 from cli import keys, rollout
 from cli.cluster import Cluster
 from cli.terminal import Why, err, state
+from mlops import IGNORED
 from mlops.errors import GateError, UserError
+from mlops.moments import moment, shown
 from mlops.releases import Mode, describe, serving
 
 _HELP = "The life of a model: train, release, watch, roll back."
@@ -38,6 +39,8 @@ def common(
 ) -> None:
     state.env, state.name, state.as_json = env, model, as_json
     state.cluster = cluster = Cluster.of(env)
+    if "MLFLOW_TRACKING_URI" in IGNORED:
+        err.print("MLFLOW_TRACKING_URI is ignored: MLOPS_TRACKING names this environment's MLflow")
     verb = context.invoked_subcommand or ""
     if cluster is None or verb in _FROM_HERE or "--help" in sys.argv:
         return
@@ -77,7 +80,13 @@ def init(
 
     scaffold = Scaffold(target, name, time, positive, strong, drop or [])
     files = [str(file) for file in scaffold.write(data)]
-    lines = [*scaffold.notes, "wrote", *(f"  {file}" for file in files), "read the contract, then: make up"]
+    state.name = Path(files[0]).parent.name
+    lines = [
+        *scaffold.notes,
+        "wrote",
+        *(f"  {file}" for file in files),
+        state.pasteable("read the contract, then: make up"),
+    ]
     state.result({"files": files, "notes": scaffold.notes}, "\n".join(lines))
 
 
@@ -109,7 +118,7 @@ def train(
     if verdict.decision == "refused":
         state.result(value, text)
         raise GateError("gate", digest, "refused: " + "\n  ".join(["", *verdict.reasons]))
-    state.result(value, f"{text}; next: mlops release {digest} --why '…'")
+    state.result(value, state.pasteable(f"{text}; next: mlops release {digest} --why '…'"))
 
 
 @app.command()
@@ -148,15 +157,23 @@ def release(
     weight: Annotated[float | None, typer.Option(help="A canary's share of the entities.", min=0, max=1)] = None,
     cohort: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: only these get the challenger.")] = None,
     breaking: Annotated[bool, typer.Option("--breaking", help="Allow a narrower request schema.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait until all replicas serve it.", min=0)] = 60,
 ) -> None:
     """Verify digest, signatures and gate, approve for this environment, and release."""
-    from mlops import promotion
+    from mlops import promotion, replicas
 
     state.announce("release")
     columns = dict(part.partition("=")[::2] for part in cohort or []) or None
     mode = "canary" if columns and mode == "full" else mode
     done = promotion.release(state.model, digest, why, mode, breaking, weight, columns)
-    state.result(done.model_dump(mode="json"), f"revision {done.revision}: {describe(done)}")
+    if done.weight and done.weight < 1:
+        from monitoring.analysis import few_entities
+
+        if warning := few_entities(state.model, done.weight):
+            err.print(f"[yellow]warning[/] {warning}")
+    late = replicas.wait_for(state.model, done.revision, wait) if wait else []
+    text = f"revision {done.revision}: {describe(done)}"
+    state.result(done.model_dump(mode="json"), f"{text}; not served yet by {', '.join(late)}" if late else text)
 
 
 @app.command()
@@ -170,20 +187,21 @@ def rollback(why: Why = "rolled back by hand") -> None:
 
 
 @app.command()
-def history(at: Annotated[str | None, typer.Option(help="ISO 8601: intended and observed then.")] = None) -> None:
+def history(
+    at: Annotated[str | None, typer.Option(help="ISO 8601, UTC without a zone: intended and observed then.")] = None,
+) -> None:
     """All releases; with --at, the intended and the observed model at that time."""
     log = state.model.releases.read()
     if at:
         from monitoring.history import observed
 
         try:
-            moment = datetime.fromisoformat(at)
-        except ValueError:
-            raise UserError("at", at, "write a time as 2024-05-01T12:00:00Z") from None
-        moment = moment if moment.tzinfo else moment.astimezone()
-        wanted, seen = serving(log, moment), observed(state.model, moment)
+            asked = moment(at)
+        except ValueError as error:
+            raise UserError("at", at, str(error)) from None
+        wanted, seen = serving(log, asked), observed(state.model, asked)
         found: list[dict[str, Any]] = [{"digest": d, "revision": r, "rows": n} for (d, r), n in seen.items()]
-        value = {"at": moment, "intended": wanted.model_dump(mode="json") if wanted else None, "observed": found}
+        value = {"at": asked, "intended": wanted.model_dump(mode="json") if wanted else None, "observed": found}
         intended = f"revision {wanted.revision}, {wanted.champion[:12]}" if wanted else "nothing"
         answered = ", ".join(f"{digest[:12]} (revision {revision}, {n} rows)" for (digest, revision), n in seen.items())
         state.result(value, f"intended: {intended}\nobserved: {answered or 'no answers in the log within a minute'}")
@@ -191,7 +209,7 @@ def history(at: Annotated[str | None, typer.Option(help="ISO 8601: intended and 
     table = Table("revision", "at", "release", "by", "why")
     for each in log:
         texts = map(escape, (describe(each), each.by, each.why))
-        table.add_row(str(each.revision), f"{each.at:%Y-%m-%d %H:%M:%S}", *texts)
+        table.add_row(str(each.revision), shown(each.at), *texts)
     state.result({"releases": [each.model_dump(mode="json") for each in log]}, table)
 
 
@@ -233,7 +251,10 @@ def predict(rows: Annotated[str, typer.Argument(help="JSON: a row or a list of t
         parsed = json.loads(text)
     except ValueError as error:
         raise UserError("rows", text[:80], f"is not JSON ({error})") from None
-    answer = Client(state.environment).predict(parsed if isinstance(parsed, list) else [parsed])
+    client = Client(state.environment)
+    if (serves := client.model()) != state.model_name:
+        raise UserError("model", state.model_name, f"is not what {state.environment.endpoint} serves: that is {serves}")
+    answer = client.predict(parsed if isinstance(parsed, list) else [parsed])
     lines = [f"{p['prediction']:g}  score {p['score']:.4f}  id {p['id']}" for p in answer["predictions"]]
     lines.append(f"by {answer['model_version'][:12]}, revision {answer['revision']}")
     state.result(answer, "\n".join(lines))
@@ -350,6 +371,8 @@ def restore(folder: Annotated[Path, typer.Argument(help="A folder that `mlops ba
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # ty: ignore[missing-union-attribute] (not every terminal is UTF-8)
     words = sys.argv[1:]
     as_json = "--json" in words  # one option for every verb, before or after it
     try:
@@ -367,7 +390,11 @@ def main() -> None:
         why = str(error).partition("\n")[0][:300]
         problem = UserError("unexpected", type(error).__name__, f"{why}; set MLOPS_TRACEBACK=1 for the full traceback")
     if as_json:
-        print(json.dumps({"error": {"key": problem.key, "value": str(problem.value), "hint": problem.hint}}))
+        print(
+            json.dumps(
+                {"error": {"key": problem.key, "value": str(problem.value), "hint": state.pasteable(problem.hint)}}
+            )
+        )
     err.print("[red]error[/] ", end="", highlight=False)
-    err.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    err.print(state.pasteable(str(problem)), highlight=False, markup=False, soft_wrap=True)
     sys.exit(problem.exit_code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.cluster import Cluster
-from mlops.environment import Environment, only_model
+from mlops.environment import Environment, models, only_model
 from mlops.errors import UserError
 from mlops.registered_model import RegisteredModel
 
@@ -44,6 +45,16 @@ class Context:
         if self.cluster is None:
             raise UserError("env", self.env or "local", f"is not a cluster; {verb} needs one: mlops --env kind {verb}")
         return self.cluster
+
+    def pasteable(self, text: str) -> str:
+        """With every command in it as it was called here, for this environment and model."""
+        called = os.path.relpath(sys.argv[0]) if os.path.basename(sys.argv[0]) == "mlops" else "mlops"
+        name, words = self.name or os.environ.get("MLOPS_MODEL"), [os.environ.get("MLOPS_COMMAND", called)]
+        words += ["--env", self.env] if self.env else []
+        if name and len(models()) != 1:
+            words += ["--model", name]
+            text = text.replace("make up", f"MLOPS_MODEL={name} make up")
+        return re.sub(r"(?<![\w./-])mlops (?=[a-z])", f"{' '.join(words)} ", text)
 
     def announce(self, verb: str) -> None:
         """Print the target before staging or prod is changed."""

@@ -76,9 +76,9 @@ class Cluster:
     """Creates absent Secrets and ConfigMaps in the pod's own namespace."""
 
     def __init__(self) -> None:
-        self._namespace = (_ACCOUNT / "namespace").read_text()
+        self._namespace = (_ACCOUNT / "namespace").read_text("utf-8")
         host = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
-        token = {"authorization": f"Bearer {(_ACCOUNT / 'token').read_text()}"}
+        token = {"authorization": f"Bearer {(_ACCOUNT / 'token').read_text('utf-8')}"}
         trusted = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
         trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT  # many cluster CAs lack extensions that Python 3.13 requires
         self._http = httpx.Client(base_url=host, headers=token, verify=trusted, timeout=20)
@@ -113,11 +113,11 @@ class Folder:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         for key, value in data.items():
-            (new / key).write_text(value)
+            (new / key).write_text(value, "utf-8")
         new.rename(self._path / name)
 
     def secret(self, name: str) -> dict[str, str]:
-        return {file.name: file.read_text() for file in (self._path / name).iterdir()}
+        return {file.name: file.read_text("utf-8") for file in (self._path / name).iterdir()}
 
 
 def keys(target: Cluster | Folder, environment: str) -> None:
@@ -153,7 +153,7 @@ def files(folder: Folder) -> None:
 def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         key = Keyring(Path(folder, "keyring.json")).new(role, environment)
-        return {f"{key.id}.pem": Path(folder, f"{key.id}.pem").read_text(), "key.json": key.model_dump_json()}
+        return {f"{key.id}.pem": Path(folder, f"{key.id}.pem").read_text("utf-8"), "key.json": key.model_dump_json()}
 
 
 def database(uri: str, auth_uri: str) -> None:

@@ -14,6 +14,7 @@ FILES = ("model.onnx", "contract.json", "profile.json", "golden.json", "card.md"
 MAX_BYTES = 256 * 1024 * 1024  # of the model
 _MAX_TEXT = 4 * 1024 * 1024  # of each other file: the process that serves parses them
 MAX_ROWS = 10_000  # of a request
+MAX_WATCHED = 40
 _MAX_BINS = 100  # a feature: each is a series
 
 
@@ -69,12 +70,15 @@ class _Bins(msgspec.Struct):
 
 class _Profile(msgspec.Struct):
     bins: dict[str, _Bins]
+    watched: Annotated[list[str], msgspec.Meta(max_length=MAX_WATCHED)]  # features whose bins are served as metrics
     levels: dict[str, Annotated[list[str], msgspec.Meta(min_length=1)]]
 
     def fits(self, contract: Contract) -> None:
         """Requests are validated and counted by it, so it must be about this contract's columns."""
         if set(self.bins) != {*contract.features, "score"}:
             raise ValueError("the bins are not those of the features and the score")
+        if set(self.watched) - set(contract.features):
+            raise ValueError("not all that is watched is a feature")
         if set(self.levels) != {name for name, feature in contract.features.items() if feature.unknown == "reject"}:
             raise ValueError("the levels are not those of the categories that reject unknown ones")
         for name, bins in self.bins.items():

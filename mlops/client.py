@@ -15,7 +15,7 @@ def api_key(environment: Environment) -> str:
     if key := os.environ.get("MLOPS_API_KEY"):
         return key
     if kept.exists():
-        return kept.read_text().strip()
+        return kept.read_text("utf-8").strip()
     raise UserError("MLOPS_API_KEY", "", "set it to an API key; create one: mlops api-key new NAME")
 
 
@@ -28,19 +28,23 @@ class Client:
         self._http = httpx.Client(base_url=self._url, headers=headers, timeout=30)
 
     def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._post("/predict", {"rows": rows})
+        return self._ask("POST", "/predict", json={"rows": rows})
+
+    def model(self) -> str:
+        """The name of the model that is served."""
+        return self._ask("GET", "/model")["contract"]["model"]
 
     def outcomes(self, outcomes: list[dict[str, Any]]) -> dict[str, int]:
         totals: dict[str, int] = {}
         for start in range(0, len(outcomes), 10_000):
-            results = self._post("/outcomes", {"outcomes": outcomes[start : start + 10_000]})["results"]
+            results = self._ask("POST", "/outcomes", json={"outcomes": outcomes[start : start + 10_000]})["results"]
             for name, count in results.items():
                 totals[name] = totals.get(name, 0) + count
         return totals
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         try:
-            answer = self._http.post(path, json=body)
+            answer = self._http.request(method, path, **body)
         except httpx.HTTPError as error:
             hint = f"the service does not answer ({type(error).__name__}); start it: make up"
             raise UserError("endpoint", self._url, hint) from None
@@ -52,7 +56,7 @@ class Client:
 def read_outcomes(file: Path) -> list[dict[str, Any]]:
     """A CSV file with the columns id and value."""
     try:
-        with file.open(newline="") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             return [{"id": row["id"], "value": float(row["value"])} for row in csv.DictReader(lines)]
     except OSError as error:
         raise UserError("file", str(file), error.strerror or "cannot be read") from None

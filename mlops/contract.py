@@ -121,21 +121,22 @@ class Windows(_Strict):
 
 
 class Gate(_Strict):
-    """Bounds of the gate. Losses are log-loss (binary) or absolute error over that of the median (regression)."""
+    """Bounds of the gate. Losses are log-loss (binary) or absolute error (regression) over that of the best constant
+    answer, so 1 is worthless."""
 
-    margin: float = 0.02  # upper 95 % bound of the loss difference to the champion
-    point_margin: float = 0.01  # and its point estimate
-    slice_margin: float = 0.02
+    margin: float = 0.04  # upper 95 % bound of the loss difference to the champion
+    point_margin: float = 0.02  # and its point estimate
+    slice_margin: float = 0.04
     min_days: int = 28
     min_slice_rows: int = 200
     min_slice_days: int = 10
     min_auc: float = 0.6
-    min_gain: float = 0.005  # over predicting the base rate (binary) or the median (regression)
+    min_gain: float = 0.01
     max_calibration_error: float = 0.12
     calibration_margin: float = 0.02
     fairness_margin: float = 0.05
     max_single_feature_auc: float = 0.85
-    too_good: float = 0.05
+    too_good: float = 0.1
     max_size_mb: float = 50
     max_latency_ms: float = Field(default=20, gt=0, le=1000)
 

@@ -29,15 +29,16 @@ class Environment(BaseModel):
     def load(cls, name: str | None = None) -> Self:
         name = name or os.environ.get("MLOPS_ENV", "local")
         file = ROOT / "environments" / name / "environment.yaml"
-        values: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
+        values: dict[str, Any] = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
         variables = {key: os.environ.get(f"MLOPS_{key.upper()}") for key in cls.model_fields}
         from_process = {key: value for key, value in variables.items() if value is not None}
         home = ROOT / Path(from_process.get("home") or values.get("home") or ".mlops")
         values = {k: str(v).format(home=home) for k, v in values.items()}
         running = home / "running.json"  # written by the embedded platform: its ports may not be the usual ones
         if running.exists():
-            values |= json.loads(running.read_text())
+            values |= json.loads(running.read_text("utf-8"))
         values |= from_process | {"name": name, "home": home}
+        values |= {key: values[key].rstrip("/") for key in ("endpoint", "tracking", "bucket") if key in values}
         if missing := [key for key in cls.model_fields if key not in values]:
             hint = f"has neither {file.relative_to(ROOT)} nor MLOPS_{missing[0].upper()}; create the file or set the variable"
             raise UserError("env", name, hint)
@@ -55,9 +56,13 @@ class Environment(BaseModel):
         return RegisteredModel(name, self.name, self.store, self.keys)
 
 
+def models() -> list[str]:
+    return sorted(path.parent.name for path in MODELS.glob("[!.]*/contract.yaml"))
+
+
 def only_model() -> str:
     """The name of the one model in MODELS. Raises UserError if there is none, or more than one."""
-    names = sorted(path.parent.name for path in MODELS.glob("*/contract.yaml"))
+    names = models()
     if len(names) != 1:
         hint = "choose one with --model or MLOPS_MODEL, or create one: mlops init DATA --target COLUMN"
         raise UserError("model", ", ".join(names) or "none", hint)

@@ -91,7 +91,7 @@ class Keyring:
 
     def _entries(self) -> list[object]:
         try:
-            return list(json.loads(self.path.read_text())["keys"])
+            return list(json.loads(self.path.read_text("utf-8"))["keys"])
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
@@ -106,5 +106,7 @@ class Keyring:
 
     def _write(self, keys: list[Key]) -> None:
         temporary = self.path.with_suffix(".new")
-        temporary.write_text(json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=1) + "\n", "utf-8"
+        )
         temporary.replace(self.path)

@@ -32,6 +32,16 @@ def alive(model: RegisteredModel) -> list[Replica]:
     return [each for each in _read(model).values() if each.ready and abs(time.time() - each.at) < _STALE_SECONDS]
 
 
+def wait_for(model: RegisteredModel, revision: int, seconds: float) -> list[str]:
+    """Until every ready replica serves that revision; returns those that do not by then."""
+    deadline = time.monotonic() + seconds
+    while late := [each.name for each in alive(model) if each.serving < revision]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return late
+
+
 def remove_gone(model: RegisteredModel) -> None:
     """Pods come and go under ever new names."""
     for key, replica in _read(model).items():

@@ -83,7 +83,7 @@ def limit_memory(more_mb: int) -> None:
     """Limit what the model adds to the memory that the interpreter and its libraries take."""
     if sys.platform != "linux":
         return
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text("utf-8")
     used = int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1]) * 1024
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     wanted = used + more_mb * 2**20

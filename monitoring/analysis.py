@@ -8,15 +8,19 @@ import polars as pl
 from mlops import bundle as bundles
 from mlops import rollout
 from mlops.contract import Contract
+from mlops.log_schema import PredictionRecord
 from mlops.registered_model import RegisteredModel
 from mlops.releases import Release, describe, now
 from mlops.report import render
 from mlops.verdict import Verdict
 from monitoring.evidence import Evidence
+from monitoring.frames import COLUMNS
 from monitoring.judge import differences, judge, mature
-from monitoring.outcomes import join_outcomes
+from monitoring.outcomes import join_outcomes, read_log
 from monitoring.sums import Measures
 
+_ENTITIES = {name: COLUMNS[PredictionRecord][name] for name in ("id", "entity")}
+_FEW = 5
 _PAST = timedelta(days=60)
 _PAGE = Path(__file__).parent / "templates" / "rollout.html"
 
@@ -24,7 +28,7 @@ _PAGE = Path(__file__).parent / "templates" / "rollout.html"
 def evidence_for(model: RegisteredModel, champion: str) -> tuple[Contract, Evidence]:
     """The champion's contract, and evidence in units of its loss."""
     bundle = bundles.read(model, champion)
-    unit = 1.0 if bundle.contract.task == "binary" else float(bundle.json("profile.json")["target"]["scale"])
+    unit = float(bundle.json("profile.json")["target"]["scale"])
     return bundle.contract, Evidence(model, Measures(bundle.contract, unit))
 
 
@@ -58,12 +62,20 @@ def daily_std(model: RegisteredModel, prefix: str) -> tuple[float | None, str]:
 
 def _champion_daily_std(model: RegisteredModel, evidence: Evidence) -> tuple[float | None, str]:
     rows = join_outcomes(model, since=now() - _PAST).rows.filter(pl.col("value").is_not_null())
-    day = pl.from_epoch(pl.coalesce("event", "at").cast(pl.Int64)).dt.date()
-    by_day = rows.group_by(day=day).agg(loss=evidence.measures.loss(pl.col("score")).mean())["loss"]
+    by_day = rows.group_by(day=evidence.measures.day).agg(loss=evidence.measures.loss(pl.col("score")).mean())["loss"]
     if by_day.len() < 3:
         return None, f"the log has outcomes of {by_day.len()} days; run a shadow release first"
     source = f"at most: from the champion's own loss on {by_day.len()} days"
     return float(by_day.std()), source  # ty: ignore[invalid-argument-type]
+
+
+def few_entities(model: RegisteredModel, weight: float) -> str:
+    """A warning if the entities of the last day are too few for a share of `weight`, or ''."""
+    n = read_log(model, "predictions", now() - timedelta(days=1), PredictionRecord, _ENTITIES)["entity"].n_unique()
+    if not 0 < n * weight < _FEW:
+        return ""
+    shares = ", ".join(f"{position / n:.0%}" for position in range(min(n, 4)))
+    return f"a share of {weight:.0%} of the last day's {n} entities is a matter of chance: it may be {shares}, …"
 
 
 def write_page(model: RegisteredModel, release: Release) -> str:

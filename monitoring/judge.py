@@ -127,7 +127,7 @@ def mature(contract: Contract, days: pl.DataFrame) -> pl.DataFrame:
         return days
     usual = days.filter(pl.col("rows") >= _MIN_DAY * pl.col("rows").median())
     latest = float(usual["last"].max() or 0)  # ty: ignore[invalid-argument-type]
-    zone = ZoneInfo(contract.time.zone if contract.time else "UTC")
+    zone = ZoneInfo(contract.zone)
     ends = [datetime.combine(day + timedelta(days=1), time(), zone).timestamp() for day in days["day"]]
     over = pl.Series(ends) + 3600 * contract.judge.maturity_hours <= latest
     known = pl.max_horizontal("n", pl.col("n0") + pl.col("n1"))

@@ -24,8 +24,8 @@ class Joined:
 
 def join_outcomes(model: RegisteredModel, since: datetime | None = None) -> Joined:
     """The prediction log with its outcomes. The last outcome received for a prediction counts."""
-    predictions = _read(model, "predictions", since, PredictionRecord, _PREDICTIONS).unique("id")
-    outcomes = _read(model, "outcomes", since, OutcomeRecord, COLUMNS[OutcomeRecord]).sort("at")
+    predictions = read_log(model, "predictions", since, PredictionRecord, _PREDICTIONS).unique("id")
+    outcomes = read_log(model, "outcomes", since, OutcomeRecord, COLUMNS[OutcomeRecord]).sort("at")
     value = pl.col("value")
     summed = {"value": value.last(), "received": pl.len(), "distinct": value.n_unique()}
     values = outcomes.group_by("id", maintain_order=True).agg(**summed)
@@ -42,7 +42,7 @@ def join_outcomes(model: RegisteredModel, since: datetime | None = None) -> Join
     return Joined(rows.select(*_PREDICTIONS, "value").sort("id"), counts)
 
 
-def _read(
+def read_log(
     model: RegisteredModel, kind: str, since: datetime | None, record: Kind, schema: dict[str, Any]
 ) -> pl.DataFrame:
     """Segments and Parquet; a row that is in both, since it was being compacted, once."""

@@ -38,7 +38,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Measures:
-    """What is summed for a contract. `unit`: of the loss and the score, for regression; 1 for binary."""
+    """What is summed for a contract. `unit`: of the loss, and of a regression's score."""
 
     contract: Contract
     unit: float = 1.0
@@ -83,9 +83,14 @@ class Measures:
         rows = rows.filter(known, pl.col("at") < now.timestamp() + _CLOCK_SKEW_SECONDS)
         if rows["id"].hash().n_unique() < rows.height:
             rows = rows.unique("id", maintain_order=False)
-        moment, zone = pl.coalesce("event", "at"), self.contract.time.zone if self.contract.time else "UTC"
-        utc = pl.from_epoch((moment * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC")
-        return rows.with_columns(moment=moment, day=utc.dt.convert_time_zone(zone).dt.date())
+        return rows.with_columns(moment=pl.coalesce("event", "at"), day=self.day)
+
+    @property
+    def day(self) -> pl.Expr:
+        """The local day of a row's event."""
+        millis = (pl.coalesce("event", "at") * 1000).cast(pl.Int64)
+        utc = pl.from_epoch(millis, time_unit="ms").dt.replace_time_zone("UTC")
+        return utc.dt.convert_time_zone(self.contract.zone).dt.date()
 
     def _revisions(self, rows: pl.DataFrame) -> pl.DataFrame:
         champion, challenger = pl.col("champion_score"), pl.col("challenger_score")
@@ -116,7 +121,8 @@ class Measures:
         if self.contract.task == "regression":
             return (value - score).abs() / self.unit
         clipped = score.clip(_CLIP, 1 - _CLIP)
-        return -pl.when(value > 0.5).then(clipped.log()).when(value.is_not_null()).then((1 - clipped).log())
+        log_loss = -pl.when(value > 0.5).then(clipped.log()).when(value.is_not_null()).then((1 - clipped).log())
+        return log_loss / self.unit
 
 
 def empty(columns: dict[str, Any]) -> pl.DataFrame:

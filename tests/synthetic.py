@@ -103,7 +103,8 @@ def build(
     rows = data.canonical(frame() if rows is None else rows)
     split = data.split(rows, contract)
     train, holdout = split.train.frame, split.holdout.frame
-    unfitted = estimator.build(contract, {"max_iter": 20, **parameters}, seed, preprocess)
+    parameters = parameters if parameters.get("estimator") == "linear" else {"max_iter": 20, **parameters}
+    unfitted = estimator.build(contract, parameters, seed, preprocess)
     pipeline = estimator.fit(unfitted, train, contract)
     origin = package.provenance(contract, split, seed, parameters)
     truth = holdout[contract.target].to_numpy()

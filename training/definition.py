@@ -45,7 +45,7 @@ def load_definition(name: str, folder: Path | None = None) -> ModelDefinition:
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.exists() else {}
 
 
 def _module(path: Path) -> ModuleType:

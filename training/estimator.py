@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,26 +12,32 @@ from mlops.contract import Contract
 from mlops.errors import UserError
 from training import features
 
-DEFAULTS = {"learning_rate": 0.1, "max_iter": 100, "max_leaf_nodes": 31}
-DEFAULTS |= {"min_samples_leaf": 20, "l2_regularization": 0.0}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "boosting": {
+        "learning_rate": 0.1, "max_iter": 100, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0,
+    },
+    "linear": {"regularization": 1.0},
+}  # fmt: skip
 
 
 def build(contract: Contract, parameters: dict[str, Any], seed: int, preprocess: Callable[[Contract], Any]) -> Pipeline:
-    """An unfitted pipeline. `parameters`: `estimator` (boosting, the default, or linear) and those of boosting.
+    """An unfitted pipeline. `parameters`: `estimator` (boosting, the default, or linear) and its own.
 
     No early stopping: it holds out random rows, so the model would depend on more than data and parameters.
     """
     parameters = dict(parameters)
-    kind: Literal["boosting", "linear"] = parameters.pop("estimator", "boosting")
-    if kind == "linear":
-        model = LogisticRegression(max_iter=500) if contract.task == "binary" else Ridge()
-        return Pipeline([("features", features.preprocess_linear(contract)), ("model", model)])
-    if kind != "boosting":
+    kind = parameters.pop("estimator", "boosting")
+    if kind not in DEFAULTS:
         raise UserError("parameters.estimator", kind, "use boosting or linear")
-    if unknown := set(parameters) - set(DEFAULTS):
-        raise UserError("parameters", sorted(unknown)[0], f"is not one of {', '.join(DEFAULTS)}")
+    if unknown := set(parameters) - set(DEFAULTS[kind]):
+        raise UserError("parameters", sorted(unknown)[0], f"is not one of {', '.join(DEFAULTS[kind])}")
+    parameters = DEFAULTS[kind] | parameters
+    if kind == "linear":
+        strength = parameters["regularization"]
+        model = LogisticRegression(C=1 / strength, max_iter=500) if contract.task == "binary" else Ridge(alpha=strength)
+        return Pipeline([("features", features.preprocess_linear(contract)), ("model", model)])
     # categorical_features=None: with its own encoding of categories it exports a different model.
-    options = DEFAULTS | parameters | {"early_stopping": False, "random_state": seed, "categorical_features": None}
+    options = parameters | {"early_stopping": False, "random_state": seed, "categorical_features": None}
     if contract.task == "binary":
         model = HistGradientBoostingClassifier(**options)
     else:

@@ -12,22 +12,18 @@ _IMPORTANCE_ROWS = 5000
 
 
 def loss(contract: Contract, y: np.ndarray, score: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """Per row: log-loss in nats (binary), absolute error in units of `scale` (regression)."""
+    """Per row, in units of `scale`: log-loss (binary), absolute error (regression)."""
     if contract.task == "binary":
         p = np.clip(score, _CLIP, 1 - _CLIP)
-        return -np.where(y > 0.5, np.log(p), np.log1p(-p))
+        return -np.where(y > 0.5, np.log(p), np.log1p(-p)) / scale
     return np.abs(y - score) / scale
 
 
 def scale(contract: Contract, y: np.ndarray) -> float:
-    """The unit of the loss: 1 (binary), the mean absolute error of the median (regression)."""
-    return 1.0 if contract.task == "binary" else float(np.mean(np.abs(y - np.median(y)))) or 1.0
-
-
-def constant_loss(contract: Contract, y: np.ndarray) -> float:
-    """The loss of the best constant answer."""
+    """The unit of the loss: that of the best constant answer, the base rate (binary) or the median (regression). So rare
+    events and balanced classes, grams and tons have the same margins."""
     constant = np.full(len(y), y.mean() if contract.task == "binary" else np.median(y))
-    return float(loss(contract, y, constant, scale(contract, y)).mean())
+    return float(loss(contract, y, constant).mean()) or 1.0
 
 
 def calibration_bins(score: np.ndarray) -> np.ndarray:
@@ -53,9 +49,10 @@ def calibration_error(contract: Contract, y: np.ndarray, score: np.ndarray) -> t
 
 def summary(contract: Contract, y: np.ndarray, score: np.ndarray) -> dict[str, float]:
     unit = scale(contract, y)
+    mean = float(loss(contract, y, score, unit).mean())
     found = {
-        "loss": float(loss(contract, y, score, unit).mean()),
-        "gain": constant_loss(contract, y) - float(loss(contract, y, score, unit).mean()),
+        "loss": mean,
+        "gain": 1 - mean,
         "calibration_error": calibration_error(contract, y, score)[0],
         "bias": float(np.mean(score - y)),
     }
@@ -66,6 +63,7 @@ def summary(contract: Contract, y: np.ndarray, score: np.ndarray) -> dict[str, f
         found |= {
             "auc": float(metrics.roc_auc_score(answer, score)) if mixed else float("nan"),
             "average_precision": float(metrics.average_precision_score(answer, score)) if mixed else float("nan"),
+            "log_loss": mean * unit,
             "brier": float(np.mean((score - y) ** 2)),
             "accuracy": float(np.mean(predicted == answer)),
             "positive_rate": float(answer.mean()),

@@ -111,8 +111,7 @@ def _sanity(evidence: Evidence) -> list[Check]:
 
 def _floors(contract: Contract, evidence: Evidence, weights: _Resampling) -> list[Check]:
     gate, y = contract.gate, evidence.y
-    mean = float(evaluation.loss(contract, y, evidence.score, evaluation.scale(contract, y)).mean())
-    gain = evaluation.constant_loss(contract, y) - mean
+    gain = 1 - float(evaluation.loss(contract, y, evidence.score, evaluation.scale(contract, y)).mean())
     bounds = _loss_difference(contract, evidence, evidence.baseline, weights)
     error, chance = evaluation.calibration_error(contract, y, evidence.score)
     better = "if the linear baseline stays better, ship it (estimator: linear in parameters.yaml): loss difference"
@@ -151,7 +150,8 @@ def _against_champion(contract: Contract, evidence: Evidence, weights: _Resampli
     return [
         _interval("loss", upper < gate.margin and point <= gate.point_margin, bounds,
                   f"upper bound < {gate.margin}, point ≤ {gate.point_margin}",
-                  "not shown to be as good as the champion: loss difference"),
+                  f"not shown to be as good as the champion (this hold-out shows differences above {upper - point:.4f}): "
+                  "loss difference"),
         check("too_good", -point <= gate.too_good, -point, f"≤ {gate.too_good}", hint),
     ]  # fmt: skip
 

@@ -24,7 +24,7 @@ def checks(contract: Contract, frame: pl.DataFrame) -> list[Check]:
 
 def strong(contract: Contract, frame: pl.DataFrame) -> dict[str, float]:
     """The columns that alone predict better than the contract's bound, with their AUC."""
-    alone = single_feature_auc(frame, contract)
+    alone = single_feature_auc(contract, frame)
     return {name: auc for name, auc in alone.items() if auc > contract.gate.max_single_feature_auc}
 
 
@@ -42,7 +42,7 @@ def known_too_late(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
     return late
 
 
-def single_feature_auc(frame: pl.DataFrame, contract: Contract) -> dict[str, float]:
+def single_feature_auc(contract: Contract, frame: pl.DataFrame) -> dict[str, float]:
     """How well each column alone ranks the target (regression: above its median). A category is ranked by the target
     means of one half of the rows, on the other half."""
     target = frame[contract.target].to_numpy().astype(float)

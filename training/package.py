@@ -37,6 +37,7 @@ class Candidate:
     original: np.ndarray  # of the fitted pipeline
     baseline: np.ndarray  # of a linear model
     metrics: dict[str, float]
+    parameters: dict[str, Any]  # of the estimator, its defaults too
 
     @property
     def digest(self) -> str:
@@ -58,7 +59,10 @@ def build(definition: ModelDefinition, split: Split, origin: dict[str, Any]) -> 
     built = bundle(contract, pipeline, export(pipeline, contract), train, scores, origin, metrics)
     model = Model(built, built.digest)
     exported = model.score_arrays(features.arrays(holdout, contract)).astype(float)
-    return Candidate(built, model, exported, original, estimator.score(linear, holdout, contract), metrics)
+    final = pipeline.steps[-1][1]
+    parameters = {"estimator": type(final).__name__, **final.get_params(deep=False)}
+    baseline = estimator.score(linear, holdout, contract)
+    return Candidate(built, model, exported, original, baseline, metrics, parameters)
 
 
 def provenance(contract: Contract, split: Split, seed: int, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def train(
         with tempfile.TemporaryDirectory() as folder:
             served = champion.digest if champion else "none"
             report.write(Path(folder), candidate, split, verdict, served, registry.commit)
-            registry.log(candidate.metrics, {"digest": candidate.digest, "gate": verdict.decision}, folder)
+            parameters = {"seed": seed, **origin["windows"], **candidate.parameters}
+            registry.finish(run, parameters, candidate.metrics, candidate.digest, verdict.decision, folder)
             page = report.keep(Path(folder), environment.home / "reports" / contract.model, candidate.digest)
         say("sign")
         version = publish(model, candidate, verdict, registry, run, served)
@@ -86,11 +87,17 @@ def smoke(definition: ModelDefinition, rows: pl.DataFrame, seed: int) -> None:
     graph = export.export(pipeline, contract)
     others = _some(rows[1:], 2 * _SMOKE_ROWS) if rows.height > 1 else rows
     model = Model(package.unmeasured(contract, pipeline, graph, few), "")
-    exported = model.score_arrays(features.arrays(others, contract))
-    difference = export.parity(exported, estimator.score(pipeline, others, contract))
-    if not difference <= TOLERANCE:  # nor is NaN
-        hint = f"exports to a different model: scores differ by {difference:.2g}; encode categories in the pipeline"
-        raise UserError("features.py", type(pipeline.steps[-1][1]).__name__, f"{hint}, not in the estimator")
+
+    def difference(rows: pl.DataFrame) -> float:
+        exported = model.score_arrays(features.arrays(rows, contract))
+        return export.parity(exported, estimator.score(pipeline, rows, contract))
+
+    if not (found := difference(others)) <= TOLERANCE:  # nor is NaN
+        complete = others.drop_nulls(list(contract.features))
+        missing = 0 < complete.height < others.height and difference(complete) <= TOLERANCE
+        why = " where values are missing; impute them" if missing else "; encode categories"
+        hint = f"exports to a different model: scores differ by {found:.2g}{why} in the pipeline, not in the estimator"
+        raise UserError("features.py", type(pipeline.steps[-1][1]).__name__, hint)
 
 
 def _some(rows: pl.DataFrame, count: int) -> pl.DataFrame:

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 
 from mlops import profile as binning
+from mlops.bundle import MAX_WATCHED
 from mlops.contract import Contract
-from training import evaluation
+from training import evaluation, leakage
 
 _NUMBER_BINS = 10
 _LEVELS = 19  # rarer ones are pooled: PSI of many small bins is noise
@@ -39,8 +40,11 @@ def profile(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict
     rejecting = [name for name, feature in contract.features.items() if feature.unknown == "reject"]
     target = frame[contract.target].cast(pl.Float64)
     scale = evaluation.scale(contract, target.to_numpy())
+    alone = leakage.single_feature_auc(contract, frame)
+    watched = sorted(sorted(alone, key=alone.__getitem__, reverse=True)[:MAX_WATCHED])
     return {
         "rows": frame.height,
+        "watched": watched,
         "bins": bins | {"score": _number_bins(scores.astype(float))},
         "levels": {name: frame[name].drop_nulls().unique().sort().to_list() for name in rejecting},
         "target": {"mean": target.mean(), "std": target.std(), "scale": scale},

@@ -1,18 +1,19 @@
 """MLflow: where people look up runs and versions. Nothing that serves depends on it."""
 
+import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlops.environment import ROOT
 from mlops.errors import UserError
 from mlops.tracking import reachable
-from training.estimator import DEFAULTS
 
-_QUIET = {
+_SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",  # an image has no git
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -23,8 +24,9 @@ _QUIET = {
 
 def commit() -> str:
     def git(*words: str) -> str:
+        here = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         command = ["git", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=here).stdout.strip()
 
     try:
         return f"{git('rev-parse', 'HEAD')}{'-changed' if git('status', '--porcelain') else ''}"
@@ -33,18 +35,31 @@ def commit() -> str:
 
 
 class Registry:
+    """Through MLflow's client alone: its fluent interface resumes whatever run the environment names."""
+
     def __init__(self, uri: str, model: str):
         """Raises UserError if the server does not answer."""
         if not reachable(uri):
             raise UserError("tracking", uri, "MLflow does not answer there; start the platform: make up")
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(_SETTINGS)
         import mlflow
 
         mlflow.set_tracking_uri(uri)
-        self._experiment = mlflow.set_experiment(model).experiment_id
+        self._client, self._model = mlflow.MlflowClient(uri, uri), model
+        self._experiment = self._find_experiment()
         self.commit = commit()
-        self._mlflow, self._client, self._model = mlflow, mlflow.MlflowClient(uri), model
+
+    def _find_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):  # it exists
+            return self._client.create_experiment(self._model)
+        found = self._client.get_experiment_by_name(self._model)
+        if found is None:
+            raise UserError("tracking", self._model, "is no experiment of MLflow, and cannot become one")
+        if found.lifecycle_stage == "deleted":  # on MLflow's page
+            self._client.restore_experiment(found.experiment_id)
+        return found.experiment_id
 
     @contextmanager
     def run(self, origin: dict[str, Any], environment: str) -> Generator[str]:
@@ -52,9 +67,25 @@ class Registry:
         self._end_killed_runs()
         tags = {"fingerprint": origin["data"]["fingerprint"], "commit": self.commit, "environment": environment}
         tags |= {"host": socket.gethostname(), "pid": str(os.getpid())}
-        with self._mlflow.start_run(run_name=f"train {origin['windows']['train']}", tags=tags) as run:
-            self._mlflow.log_params({"seed": origin["seed"], **origin["windows"], **DEFAULTS, **origin["parameters"]})
-            yield run.info.run_id
+        run = self._client.create_run(
+            self._experiment, tags=tags, run_name=f"train {origin['windows']['train']}"
+        ).info.run_id
+        try:
+            self._log_data(run, origin)
+            yield run
+        except BaseException:
+            self._client.set_terminated(run, "FAILED")
+            raise
+
+    def _log_data(self, run: str, origin: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        rows, windows = origin["data"], origin["windows"]
+        profile = json.dumps({"num_rows": rows["train_rows"] + rows["holdout_rows"], **windows})
+        data = Dataset(
+            self._model, rows["fingerprint"][:36], "local", json.dumps({"model": self._model}), profile=profile
+        )
+        self._client.log_inputs(run, [DatasetInput(data)])
 
     def _end_killed_runs(self) -> None:
         """Those of this machine."""
@@ -65,10 +96,22 @@ class Registry:
             except (OSError, ValueError):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
-    def log(self, metrics: dict[str, float], tags: dict[str, str], folder: str) -> None:
-        self._mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
-        self._mlflow.set_tags(tags)
-        self._mlflow.log_artifacts(folder)
+    def finish(
+        self, run: str, parameters: dict[str, Any], metrics: dict[str, float], digest: str, gate: str, folder: str
+    ) -> None:
+        """A run that the gate refused ends as failed, under a name that says so."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = time.time_ns() // 1_000_000
+        tags = {"digest": digest, "gate": gate, "mlflow.runName": f"{digest[:12]} {gate}"}
+        self._client.log_batch(
+            run,
+            [Metric(name, value, now, 0) for name, value in metrics.items() if value == value],
+            [Param(name, str(value)[:500]) for name, value in parameters.items()],
+            [RunTag(name, value) for name, value in tags.items()],
+        )
+        self._client.log_artifacts(run, folder)
+        self._client.set_terminated(run, "FINISHED" if gate == "passed" else "FAILED")
 
     def register(self, run_id: str, digest: str, gate: str) -> str:
         """One version a digest, however often it is trained."""

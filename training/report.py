@@ -25,9 +25,9 @@ def write(folder: Path, candidate: Candidate, split: Split, verdict: Verdict, ch
         "commit": commit,
     }
     content = {"title": f"{contract.model}: {split.train.window}", "facts": facts, "metrics": candidate.metrics}
-    (folder / "report.json").write_text(json.dumps(content | verdict.as_dict(), indent=1, default=str))
+    (folder / "report.json").write_text(json.dumps(content | verdict.as_dict(), indent=1, default=str), "utf-8")
     images = {path.stem.replace("_", " "): image(path) for path in drawn}
-    (folder / "report.html").write_text(render(_TEMPLATE, verdict=verdict, images=images, **content))
+    (folder / "report.html").write_text(render(_TEMPLATE, verdict=verdict, images=images, **content), "utf-8")
     (folder / "bundle").mkdir()
     candidate.bundle.unpack(folder / "bundle")
     (folder / "bundle" / "manifest.json").write_bytes(candidate.bundle.manifest)

@@ -78,7 +78,7 @@ def _job(folder: Path, job: dict[str, Any]) -> Generator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError("folder", str(folder), "another process is scoring into it") from None
-        if file.exists() and json.loads(file.read_text()) != job:
+        if file.exists() and json.loads(file.read_text("utf-8")) != job:
             hint = f"has the scores of another job ({file}); use another folder or empty this one"
             raise UserError("folder", str(folder), hint)
         _write(file, json.dumps(job).encode())

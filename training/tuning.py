@@ -23,14 +23,14 @@ def tune(
 ) -> dict[str, Any]:
     """Fit on the past, score on the next block, over the training window. Started again, it adds what is missing to
     `trials`; a bad trial ends after its first block. Writes `parameters.yaml` into the model's folder."""
-    contract = definition.contract
+    contract, kind = definition.contract, definition.parameters.get("estimator", "boosting")
     say("load and validate")
     train = data.cut(data.prepare(environment, definition), contract, contract.windows.train).frame
-    study = _study(environment, f"{contract.model}-{data.fingerprint(train)[:16]}-{seed}", contract.model, seed)
+    study = _study(environment, f"{contract.model}-{kind}-{data.fingerprint(train)[:16]}-{seed}", contract.model, seed)
     blocks = forward_blocks(train, contract)
 
     def objective(trial: optuna.Trial) -> float:
-        parameters = _suggest(trial)
+        parameters = _suggest(trial, kind)
         trial.set_user_attr("parameters", parameters)
         losses = []
         for position in range(1, _BLOCKS):
@@ -50,7 +50,7 @@ def tune(
     best = study.best_trial.user_attrs["parameters"]
     file = definition.folder / "parameters.yaml"
     about = f"# mlops tune: {trials} trials on {contract.windows.train}, forward blocks\n"
-    file.write_text(about + yaml.safe_dump(best))
+    file.write_text(about + yaml.safe_dump(best), "utf-8")
     finished = len(study.get_trials(states=_FINISHED))
     return {"loss": study.best_value, "trials": finished, "resumed": done, "parameters": best, "file": str(file)}
 
@@ -69,7 +69,12 @@ def _study(environment: Environment, name: str, model: str, seed: int) -> optuna
     )
 
 
-def _suggest(trial: optuna.Trial) -> dict[str, Any]:
+def _suggest(trial: optuna.Trial, kind: str) -> dict[str, Any]:
+    if kind == "linear":
+        return {
+            "estimator": kind,
+            "regularization": round(trial.suggest_float("regularization", 1e-3, 1e3, log=True), 4),
+        }
     return {
         "learning_rate": round(trial.suggest_float("learning_rate", 0.02, 0.3, log=True), 4),
         "max_iter": trial.suggest_int("max_iter", 50, 400, step=50),

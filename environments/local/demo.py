@@ -78,7 +78,7 @@ class Demo:
         """The command as a user types it; its answer as JSON. Any other exit code than `code` fails the step."""
         log = self.platform.log("commands")
         run = subprocess.run(self.command(*words), cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"$ mlops {' '.join(words)}\n{run.stdout}{run.stderr}\n")
         if run.returncode != code:
             hint = f"expected {code}; {run.stderr.strip()[-600:]}; see {log}"
@@ -289,7 +289,7 @@ def write_report(demo: Demo, home: Path) -> Path:
     log, model, folder = demo.model.releases.read(), demo.model.name, home / "reports" / demo.model.name
     picture, reports = image(timeline(log, demo.answers, home / "timeline.png")), sorted(folder.glob("*.html"))
     page = render(_HERE / "demo.html", model=model, steps=demo.steps, log=log, picture=picture, reports=reports)
-    (folder / "demo.html").write_text(page)
+    (folder / "demo.html").write_text(page, "utf-8")
     return folder / "demo.html"
 
 

@@ -40,7 +40,7 @@ class Platform:
         self.home, self.model = environment.home, model
         self.logs = self.home / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.home / "platform.lock").open("w")
+        self._lock = (self.home / "platform.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -113,21 +113,23 @@ class Platform:
         with self.log(name).open("ab") as log:
             # Its own process group: Ctrl-C reaches this process alone, which stops the children in order.
             self._children[name] = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | extra, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", *command], cwd=self.home if name == "mlflow" else ROOT,
+                env=os.environ | extra, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         # After each start, so that a successor finds the children of a killed predecessor.
         temporary = self._running.with_suffix(".new")
         endpoint, tracking = (f"http://127.0.0.1:{self._ports[name]}" for name in ("app", "mlflow"))
         pids = {child: process.pid for child, process in self._children.items()}
-        temporary.write_text(json.dumps({"endpoint": endpoint, "tracking": tracking, "pids": pids}))
+        temporary.write_text(json.dumps({"endpoint": endpoint, "tracking": tracking, "pids": pids}), "utf-8")
         temporary.replace(self._running)
 
     def _commands(self) -> dict[str, tuple[list[str], dict[str, str]]]:
         """Name → (module and arguments, environment variables)."""
         environment, ports = self.environment, {name: str(port) for name, port in self._ports.items()}
         mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", ports["mlflow"], "--workers", "1"]
-        mlflow += ["--backend-store-uri", f"sqlite:///{self.home}/mlflow.db"]
-        mlflow += ["--artifacts-destination", f"{environment.bucket}/mlflow"]
+        bucket = environment.bucket if "://" in environment.bucket else Path(environment.bucket).absolute().as_uri()
+        # Relative, since a path may contain what means something in a URI.
+        mlflow += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", f"{bucket}/mlflow"]
         controller = {"MODEL": self.model, "CONTROLLER_PORT": ports["controller"]}
         controller |= {"HOST": "127.0.0.1", "HOME": str(self.home)}
         app = {
@@ -144,16 +146,20 @@ class Platform:
         for role, scope in (("build", None), ("approve", self.environment.name)):
             if (role, scope) not in roles:
                 keyring.new(role, scope)
-        file = self.home / "keys" / "client.key"
-        if not file.exists():
-            _, secret = access.new(self.environment.store, "client", ["predict", "outcomes"], per_second=100_000)
-            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+        file, store = self.home / "keys" / "client.key", self.environment.store
+        kept = file.read_text("utf-8").strip() if file.exists() else None
+        if kept is None or access.sha256(kept) not in {
+            key.sha256 for key in access.read(store)
+        }:  # it is another bucket
+            _, secret = access.new(store, "client", ["predict", "outcomes"], per_second=100_000, secret=kept)
+        if kept is None:
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
                 target.write(secret)
 
     def _stop_leftovers(self) -> None:
         """Children of a killed predecessor: this process holds its lock, so nothing else stops them."""
         if self._running.exists():
-            for pid in json.loads(self._running.read_text()).get("pids", {}).values():
+            for pid in json.loads(self._running.read_text("utf-8")).get("pids", {}).values():
                 command = ["ps", "-o", "command=", "-p", str(pid)]
                 shown = subprocess.run(command, capture_output=True, text=True).stdout
                 if any(module in shown for module in ("-m mlflow", "-m app", "-m monitoring")):

@@ -14,7 +14,9 @@ _TEMPLATES = "/usr/share/prometheus/alertmanager"  # where Debian's build looks 
 class Alertmanager(Workload):
     def create(self) -> None:
         alerts, number = self.settings.alerts, PORTS["alertmanager"]
-        texts = {file.name: file.read_text() for file in sorted((FILES / "alertmanager" / "templates").glob("*.tmpl"))}
+        texts = {
+            file.name: file.read_text("utf-8") for file in sorted((FILES / "alertmanager" / "templates").glob("*.tmpl"))
+        }
         self.service("http")
         self.volume("config", self.config_map(self.name, {"alertmanager.yaml": configuration(alerts)}))
         self.volume("templates", self.config_map(f"{self.name}-templates", texts))
@@ -40,7 +42,7 @@ class Alertmanager(Workload):
 
 def configuration(alerts: Alerts) -> str:
     """The routes of monitoring/alertmanager/alertmanager.yaml, and the receivers that the settings name."""
-    config = yaml.safe_load((FILES / "alertmanager" / "alertmanager.yaml").read_text())
+    config = yaml.safe_load((FILES / "alertmanager" / "alertmanager.yaml").read_text("utf-8"))
     people: dict[str, Any] = {}
     if alerts.slack_channel:
         text = {"title": '{{ template "mlops.title" . }}', "text": '{{ template "mlops.text" . }}'}

@@ -12,7 +12,7 @@ _QUIET = {
 
 
 def dashboards() -> dict[str, str]:
-    return {path.name: path.read_text() for path in sorted((FILES / "grafana" / "dashboards").glob("*.json"))}
+    return {path.name: path.read_text("utf-8") for path in sorted((FILES / "grafana" / "dashboards").glob("*.json"))}
 
 
 class Grafana(Workload):
@@ -22,7 +22,9 @@ class Grafana(Workload):
 
     def create(self) -> None:
         number = PORTS["grafana"]
-        datasource, provider = ((FILES / "grafana" / f"{kind}.yaml").read_text() for kind in ("datasource", "provider"))
+        datasource, provider = (
+            (FILES / "grafana" / f"{kind}.yaml").read_text("utf-8") for kind in ("datasource", "provider")
+        )
         self.service("http")
         self.volume("data")
         self.volume("scratch")

@@ -7,7 +7,7 @@ FILES = Path(__file__).resolve().parents[2] / "monitoring"
 
 
 def rules() -> dict[str, str]:
-    return {path.name: path.read_text() for path in sorted((FILES / "prometheus" / "rules").glob("*.yaml"))}
+    return {path.name: path.read_text("utf-8") for path in sorted((FILES / "prometheus" / "rules").glob("*.yaml"))}
 
 
 class Prometheus(Workload):
@@ -15,7 +15,9 @@ class Prometheus(Workload):
 
     def create(self) -> None:
         settings, number = self.settings.monitoring, PORTS["prometheus"]
-        config = (FILES / "prometheus" / "prometheus.yaml").read_text().replace("$NAMESPACE", self.settings.namespace)
+        config = (
+            (FILES / "prometheus" / "prometheus.yaml").read_text("utf-8").replace("$NAMESPACE", self.settings.namespace)
+        )
         self.service("http")
         self.volume("config", self.config_map(self.name, {"prometheus.yaml": config}))
         self.volume("rules", self.config_map(f"{self.name}-rules", rules()))

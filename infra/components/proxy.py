@@ -7,7 +7,7 @@ import pulumi_kubernetes as k8s
 from infra.ports import PORTS
 from infra.workload import Workload, container, port, probe
 
-_CONFIG = Template((Path(__file__).parent / "haproxy.cfg").read_text())
+_CONFIG = Template((Path(__file__).parent / "haproxy.cfg").read_text("utf-8"))
 _SLOTS = 20  # pods of the app that it can know at a time
 
 

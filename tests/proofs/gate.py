@@ -93,7 +93,7 @@ class Problem:
         built, original = self.bundle(fitted, graph), self.score(fitted)
         model = Model(built, built.digest)
         exported = model.score_arrays(features.arrays(self.holdout, self.contract)).astype(float)
-        return Candidate(built, model, exported, original, original, {})
+        return Candidate(built, model, exported, original, original, {}, {})
 
 
 def synthetic_problem(days: int = 140, rows_a_day: int = 200) -> Problem:

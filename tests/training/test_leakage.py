@@ -61,7 +61,7 @@ def test_a_column_that_alone_gives_away_the_outcome_is_named(rows: pl.DataFrame,
 
 
 def test_honest_columns_are_not_named(rows: pl.DataFrame) -> None:
-    found = leakage.single_feature_auc(rows, contract())
+    found = leakage.single_feature_auc(contract(), rows)
     assert set(found) == set(contract().features)
     assert max(found.values()) < 0.85
     assert found["size"] > 0.65
@@ -69,9 +69,9 @@ def test_honest_columns_are_not_named(rows: pl.DataFrame) -> None:
 
 def test_a_category_with_a_level_for_each_row_is_no_leak(rows: pl.DataFrame) -> None:
     numbered = rows.with_columns(order=pl.Series([f"order {i}" for i in range(rows.height)]))
-    assert leakage.single_feature_auc(numbered, contract(order={"type": "category"}))["order"] < 0.6
+    assert leakage.single_feature_auc(contract(order={"type": "category"}), numbered)["order"] < 0.6
 
 
 def test_a_regression_target_above_its_median_counts(rows: pl.DataFrame) -> None:
-    found = leakage.single_feature_auc(rows, contract("regression", settled={"type": "number"}))
+    found = leakage.single_feature_auc(contract("regression", settled={"type": "number"}), rows)
     assert found["settled"] > 0.95

@@ -60,7 +60,7 @@ def test_a_training_uses_the_parameters_that_were_found(environment: Environment
     assert yaml.safe_load(file.read_text()) == found["parameters"]
     again = load_definition(synthetic.MODEL, made.folder)
     assert again.parameters == found["parameters"]
-    assert set(again.parameters) == set(estimator.DEFAULTS)
+    assert set(again.parameters) == set(estimator.DEFAULTS["boosting"])
     model = again.pipeline(again.contract, again.parameters, 0).steps[-1][1]
     assert {name: getattr(model, name) for name in found["parameters"]} == found["parameters"]
 
