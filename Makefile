@@ -12,9 +12,10 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 # As a prerequisite: a path elsewhere could contain a space.
 OWN_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
-INSTALLED := .venv/installed
 # Scripts of a virtual environment hold its path: a copy of this folder makes its own.
-$(shell [ ! -f $(INSTALLED) ] || [ "$$(cat $(INSTALLED))" = "$$(pwd -P)" ] || rm -rf .venv .venv-infra .uv)
+HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
+INSTALLED := .venv/$(HERE)
+INSTALLED_INFRA := .venv-infra/$(HERE)
 PARTS := app training mlflow infra dev
 ENV ?= kind
 
@@ -24,7 +25,7 @@ ENV ?= kind
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
-install: $(INSTALLED) .venv-infra/installed ## create .venv and .venv-infra
+install: $(INSTALLED) $(INSTALLED_INFRA) ## create .venv and .venv-infra
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -35,14 +36,14 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	  Linux-x86_64|Linux-aarch64|Darwin-arm64) ;; \
 	  *) echo "$$(uname -sm) is not supported: use Linux (x86_64, aarch64), macOS 14+ on Apple silicon, or WSL2"; exit 2 ;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "Python is %d.%d: use 3.11 to 3.14 (make install PYTHON=python3.12)" % sys.version_info[:2])'
-	"$(UV)" venv --quiet --allow-existing --python "$(PYTHON)" .venv
+	"$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv
 	"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
-	@pwd -P > $@
+	@touch $@
 
 # Pulumi's program has its own environment, with pip in it: the CLI asks it which plugins to fetch.
-.venv-infra/installed: requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
-	"$(UV)" venv --quiet --allow-existing --seed --python "$(PYTHON)" .venv-infra
+$(INSTALLED_INFRA): requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
+	"$(UV)" venv --quiet --clear --seed --python "$(PYTHON)" .venv-infra
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --require-hashes --requirements requirements/infra.txt
 	"$(UV)" pip install --quiet --python .venv-infra/bin/python --no-deps --editable .
 	@touch $@

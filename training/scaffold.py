@@ -83,10 +83,12 @@ class Scaffold:
         rows, steps = table.drop_nulls(known), []
         if rows.height < table.height:
             steps.append(f".drop_nulls([{', '.join(map(_quoted, known))}])")
+        if (kind := rows[self.target].dtype).is_nested() or kind in (pl.Binary, pl.Object):
+            raise UserError("target", self.target, f"is {kind}; a target is a number, or words")
         values = rows[self.target].unique().sort()
         if len(values) < 2:
             raise UserError("target", self.target, "has only one value: there is nothing to learn")
-        numbers, words = read_as(values, "target"), values.cast(pl.String)
+        numbers, words = read_as(values, "target"), read_as(values, "category")
         if self.positive is None and set(numbers) == {0.0, 1.0}:
             return steps, rows
         if self.positive is None and len(values) > 2:
