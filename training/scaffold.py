@@ -221,14 +221,14 @@ def _better(contract: Contract, rows: pl.DataFrame) -> str:
 
 
 def _write(folder: Path, files: dict[str, str]) -> list[Path]:
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
         for file, content in files.items():
-            (draft / file).write_text(content, encoding="utf-8")
-        draft.rename(folder)
+            (unfinished / file).write_text(content, encoding="utf-8")
+        unfinished.rename(folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError("name", folder.name, f"cannot be written to {folder.parent}: {error.strerror}") from None
     return [folder / file for file in files]

@@ -47,7 +47,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
     return pl.concat([table] * 8) if draw(st.booleans()) else table
 
 
-def tried(table: pl.DataFrame, folder: Path) -> str:
+def outcome(table: pl.DataFrame, folder: Path) -> str:
     """`fitted` or `explained`; any other end is an exception. `environment.MODELS` is the caller's."""
     plain = not any(kind.is_nested() or kind == pl.Binary for kind in table.dtypes)
     file = folder / ("table.csv" if plain and table.height % 2 else "table.parquet")
@@ -70,7 +70,7 @@ def prove(folder: Path) -> dict[str, Any]:
     def run(table: pl.DataFrame) -> None:
         ends["unexpected"] += 1  # unless it ends otherwise
         with TemporaryDirectory(dir=folder) as place:
-            ends[tried(table, Path(place))] += 1
+            ends[outcome(table, Path(place))] += 1
         ends["unexpected"] -= 1
 
     reason, before = "", environment.MODELS

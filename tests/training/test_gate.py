@@ -4,10 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.special import expit
 
+from mlops.contract import Contract
+from tests import synthetic
 from tests.proofs import gate as proof
 from tests.proofs.gate import Problem
-from training.gate import decide
+from training import evaluation
+from training.gate import Evidence, decide
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +104,30 @@ def test_a_median_of_skewed_values_is_calibrated_and_their_mean_is_not(problem: 
 
 def _refusing(problem: Problem, score: np.ndarray) -> set[str]:
     return {check.name for check in problem.verdict(score, champion=None).checks if check.failed}
+
+
+@pytest.mark.parametrize(
+    ("rate", "rows"), [(0.5, 20_000), (0.1, 40_000), (0.0056, 200_000)], ids=["balanced", "some", "fraud"]
+)
+def test_rare_events_and_balanced_classes_are_judged_alike(rate: float, rows: int) -> None:
+    random = np.random.default_rng(0)
+    signal = random.normal(scale=1.2, size=rows)
+    shift = brentq(lambda shift: expit(signal + shift).mean() - rate, -20, 20)
+    fair = expit(signal + shift)
+    y, day = (random.random(rows) < fair).astype(float), np.arange(rows) % 60
+    contract = Contract.model_validate(synthetic.contract_yaml(slices=[], features={"size": {"type": "number"}}))
+    first = Evidence(y, day, fair, fair)
+    assert decide(contract, first, [], {}).decision == "passed"
+    worthless = Evidence(y, day, np.clip(rate + random.normal(scale=rate / 50, size=rows), 1e-6, 1), fair)
+    assert any(reason.startswith("floor:gain") for reason in decide(contract, worthless, [], {}).reasons)
+    weaker = expit(0.4 * signal + brentq(lambda shift: expit(0.4 * signal + shift).mean() - rate, -20, 20))
+    unit = evaluation.scale(contract, y)
+    gains = [1 - evaluation.loss(contract, y, score, unit).mean() for score in (fair, weaker)]
+    assert gains[1] < 0.75 * gains[0]
+    reasons = decide(contract, Evidence(y, day, weaker, weaker, champion=fair), [], {}).reasons
+    assert any(reason.startswith("loss") for reason in reasons), (gains, reasons)
+    assert "this hold-out shows differences above" in " ".join(reasons)
+    assert not any(
+        reason.startswith("loss")
+        for reason in decide(contract, Evidence(y, day, fair, fair, champion=fair), [], {}).reasons
+    )

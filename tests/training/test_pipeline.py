@@ -80,6 +80,9 @@ def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path
     assert run.data.metrics["loss"] == pytest.approx(trained.metrics["loss"])
     assert set(run.data.tags) >= {"fingerprint", "commit", "digest", "gate", "environment"}
     assert run.data.params["seed"] == "0"
+    assert run.info.run_name == f"{trained.digest[:12]} passed"
+    [data] = run.inputs.dataset_inputs
+    assert data.dataset.digest == trained.bundle.json("provenance.json")["data"]["fingerprint"][:36]
     origin = trained.bundle.json("provenance.json")
     assert run.data.tags["fingerprint"] == origin["data"]["fingerprint"]
     assert set(origin) >= {"lock", "seed", "libraries", "architecture"}
@@ -132,7 +135,49 @@ def test_a_refused_model_is_kept_with_its_reasons_and_cannot_be_released(tracked
     assert client.search_registered_models("name = 'shuffled'") == []
     experiment = client.get_experiment_by_name("shuffled")
     assert experiment is not None
-    assert client.search_runs([experiment.experiment_id])[0].data.tags["gate"] == "refused"
+    run = client.search_runs([experiment.experiment_id])[0]
+    assert (run.data.tags["gate"], run.info.status) == ("refused", "FAILED")
+    assert run.info.run_name == f"{found['digest'][:12]} refused"
+
+
+def test_a_linear_models_run_has_its_own_parameters_and_an_experiment_deleted_by_hand_comes_back(
+    tracked: Environment, tmp_path: Path
+) -> None:
+    folder = model(tmp_path, name="restored").folder
+    (folder / "parameters.yaml").write_text("estimator: linear\n")
+    client = mlflow.MlflowClient(tracked.tracking)
+    client.delete_experiment(client.create_experiment("restored"))
+    trained = train(tracked, load_definition("restored", folder))
+    experiment = client.get_experiment_by_name("restored")
+    assert experiment is not None
+    assert experiment.lifecycle_stage == "active"
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.data.params["estimator"] == "LogisticRegression"
+    assert not set(run.data.params) & {"max_leaf_nodes", "learning_rate"}
+    assert run.data.tags["digest"] == trained.digest
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "GIT_DIR"])
+def test_what_the_environment_says_of_other_programs_changes_nothing(
+    tracked: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = model(tmp_path / "models", name="untouched").folder.parent
+    subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
+    monkeypatch.setenv(
+        name, str(tmp_path / "other" / ".git") if name == "GIT_DIR" else "0123456789abcdef0123456789abcdef"
+    )
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    done = cli(tracked, folder, "--json", "train")
+    assert done.returncode == 0, done.stderr
+    digest = json.loads(done.stdout.splitlines()[-1])["digest"]
+    built = next(each for each in attestations.read(tracked.model("untouched"), digest)[0] if each.kind == "built")
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_DIR": str(ROOT / ".git")},
+    )
+    assert built.details["commit"].startswith(head.stdout.strip())
 
 
 def test_a_challenger_is_compared_with_the_champion_on_rows_that_neither_has_seen(

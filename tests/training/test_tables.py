@@ -64,7 +64,7 @@ def test_a_column_may_have_any_name(environment: Environment, tmp_path: Path, st
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables.tables())
 def test_any_table_is_taken_or_explained(tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame) -> None:
-    assert tables.tried(table, tmp_path_factory.mktemp("table")) in ("fitted", "explained")
+    assert tables.outcome(table, tmp_path_factory.mktemp("table")) in ("fitted", "explained")
 
 
 @pytest.mark.parametrize(
