@@ -173,6 +173,39 @@ def test_commands_and_options_that_are_named_exist() -> None:
     assert wrong == []
 
 
+def test_options_in_messages_exist() -> None:
+    options = {
+        option
+        for group in COMMANDS.values()
+        for each in group.values()
+        for param in each.params
+        for option in param.opts
+    }
+    wrong = []
+    for path in (path for part in ("mlops", "app", "training", "monitoring") for path in python(part)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", node.value))
+                wrong += [
+                    (name(path), each) for each in found - options - {"--env", "--model", "--json", "--porcelain"}
+                ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("part", BUDGET)
+def test_texts_are_utf8_whatever_the_locale(part: str) -> None:
+    plain = r"(read_text\(\)|write_text\((?!.*utf-8)[^\n]*\)$|open\(\"[wa]\"\))"
+    assert [
+        f"{name(path)}: {found}" for path in python(part) for found in re.findall(plain, path.read_text(), re.MULTILINE)
+    ] == []
+
+
+def test_images_can_be_read_whoever_builds_them() -> None:
+    copied = re.findall(r"^COPY .*", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(copied) >= 10
+    assert [line for line in copied if "--chmod=755" not in line] == []
+
+
 def test_every_command_is_documented() -> None:
     said = "\n".join(line for path in DOCUMENTS for line in code_of(path))
     for first, commands in COMMANDS.items():

@@ -14,6 +14,7 @@ from sklearn import metrics
 from mlops.contract import Contract
 from training import evaluation
 
+_BARS = 25  # of the columns that matter most
 Importance = dict[str, float]  # by column
 
 
@@ -47,7 +48,7 @@ def draw(contract: Contract, y: np.ndarray, score: np.ndarray, importance: Impor
 
 
 def _importance(ax: Axes, importance: dict[str, float]) -> None:
-    ordered = sorted(importance.items(), key=lambda item: item[1])
+    ordered = sorted(importance.items(), key=lambda item: item[1])[-_BARS:]
     ax.barh([name for name, _ in ordered], [value for _, value in ordered])
     ax.set_xlabel("loss when the column is shuffled, less the loss")
 

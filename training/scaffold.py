@@ -29,6 +29,11 @@ _FOLDS = 5
 _FEW_VALUES = 20
 _FEW_NUMBERS = 20  # as many different whole numbers may be classes
 _NUMBERED = r"^\s*[+-]?0\d"  # a code with leading zeros
+_OTHERWISE = {
+    "numbers": r"^\s*[$€£¥]\s?-?\d[\d., ]*$|^\s*-?\d[\d., ]*\s?[$€£¥%]\s*$|^-?\d{1,3}(,\d{3})+(\.\d+)?$",
+    "dates": r"^\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|^\s*\d{4}[/.]\d{1,2}[/.]\d{1,2}",
+}
+_MOST = 0.9
 _DATA_PY = Path(__file__).parent / "templates" / "data.py.j2"
 
 
@@ -66,7 +71,10 @@ class Scaffold:
         parsed = Contract.model_validate(contract)
         good, bad = good_and_bad(data.select(rows, parsed), parsed)
         if bad.height:
-            self.notes.append(f"{bad.height} of {rows.height} rows would be quarantined; the first: {bad.row(0)[1]}")
+            found = f"{bad.height} of {rows.height} rows are not as the others (the first: {bad.row(0)[1]})"
+            if bad.height > parsed.quarantine_limit * rows.height:
+                raise UserError("data", str(path), f"{found}; write them alike in the file, or --drop the column")
+            self.notes.append(f"{found} and will be quarantined")
         train = data.split(data.canonical(good), parsed).train.frame
         self._strong(contract, train, parsed)
         choice = f"# boosting or linear: the better one in cross-validation of {path.name}\nestimator: "
@@ -173,6 +181,9 @@ def _left_out(column: pl.Series) -> str:
     if column.dtype == pl.String:
         if column.str.len_chars().max() > MAX_TEXT:  # ty: ignore[unsupported-operator]
             return f"longer than {MAX_TEXT} characters"
+        for kind, pattern in _OTHERWISE.items():
+            if column.str.contains(pattern).mean() > _MOST:  # ty: ignore[unsupported-operator]
+                return f"{kind} written as {column.drop_nulls()[0]!r}: read them in load()"
         return "almost unique" if distinct > _MANY_LEVELS * len(column) else ""
     if column.dtype.is_numeric() and distinct == len(column) and (column == column.round()).all():
         numbered = column.max() - column.min() == len(column) - 1  # ty: ignore[unsupported-operator]

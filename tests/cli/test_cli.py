@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 
 from cli import main as cli
 from cli.cluster import Cluster
-from mlops import access, log_schema, rollout
+from cli.terminal import Context
+from mlops import access, log_schema, replicas, rollout
 from mlops.attestations import attest
 from mlops.bundle import Bundle
 from mlops.environment import ROOT, Environment
@@ -501,3 +504,66 @@ def test_a_refusal_by_the_gate_has_its_own_exit_code(mlops: Run, monkeypatch: py
 
     monkeypatch.setattr(ReleaseLog, "read", refuse)
     assert mlops("history")[0] == 3
+
+
+def test_a_release_is_served_when_the_command_ends(
+    result: Result,
+    mlops: Run,
+    environment: Environment,
+    champion: str,
+    second_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second = synthetic.publish(environment, second_bundle)
+    with Service(environment, MODEL, poll_seconds=1) as service:
+        service.serves(1)
+        monkeypatch.setenv("MLOPS_ENDPOINT", f"{service.url}/")
+        monkeypatch.setenv("MLOPS_API_KEY", service.key)
+        result("release", second, "--why", "second")
+        assert service.predict(synthetic.request())["model_version"] == second
+        code, _, said = mlops("--model", "other", "predict", json.dumps(synthetic.request()))
+        assert (code, "serves: that is synthetic" in said) == (2, True)
+        assert result("predict", json.dumps(synthetic.request()))["model_version"] == second
+        assert result("status")["service"]["state"] == "ready"
+        service.predict(*(synthetic.request(customer=f"c{number % 3}") for number in range(30)))
+        service.until(lambda: environment.store.keys(f"predictions/{MODEL}") != [])
+        code, _, said = mlops("release", champion, "--mode", "canary", "--weight", "0.01", "--why", "back in part")
+        assert code == 0
+        assert "1% of the last day's 3 entities is a matter of chance: it may be 0%, 33%, 67%" in said
+
+
+def test_a_replica_that_does_not_follow_is_named(
+    mlops: Run, environment: Environment, champion: str, second_bundle: Bundle
+) -> None:
+    replicas.report(environment.model(MODEL), "slow", serving=1, ready=True, loaded=[champion])
+    _, said, _ = mlops("release", synthetic.publish(environment, second_bundle), "--why", "second", "--wait", "0.5")
+    assert "not served yet by slow" in said
+
+
+def test_what_is_printed_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    state = Context(env=None, name="wine")
+    monkeypatch.setattr("mlops.environment.MODELS", tmp_path)
+    for name in ("wine", "beer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "contract.yaml").touch()
+    monkeypatch.setattr(sys, "argv", [str(Path(os.getcwd(), ".venv", "bin", "mlops")), "train"])
+    text = state.pasteable("next: mlops release abc; start it: make up")
+    assert text == "next: .venv/bin/mlops --model wine release abc; start it: MLOPS_MODEL=wine make up"
+    monkeypatch.setenv("MLOPS_COMMAND", "mlops --env kind")
+    assert (
+        state.pasteable("mlops-platform, see mlops status")
+        == "mlops-platform, see mlops --env kind --model wine status"
+    )
+
+
+def test_times_are_shown_as_they_can_be_asked_for(mlops: Run, champion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        [at] = re.findall(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", mlops("history")[1])
+        time.sleep(1)
+        later = (datetime.fromisoformat(at) + timedelta(seconds=1)).replace(tzinfo=None).isoformat()
+        assert champion[:12] in mlops("history", "--at", later)[1]
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import psutil
 import pytest
 
@@ -94,7 +95,7 @@ def until(condition: Callable[[], bool], run: Run, seconds: float = 30) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    home = tmp_path / "a home"  # with a space, as people have them
+    home = tmp_path / "a home %2F #1?"  # as people have them
     yield home
     for process in psutil.process_iter():
         try:
@@ -151,6 +152,20 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     assert [key for key in Store(str(home / "bucket")).keys("") if not in_bucket_map(key)] == []
     assert not (home / "running.json").exists()
     assert "stopped" in third.text
+
+
+def test_a_first_model_that_is_refused_leaves_the_platform_up_and_says_why(home: Path, tmp_path: Path) -> None:
+    made = synthetic.write_model(tmp_path / "models", synthetic.frame().with_columns(pl.col("y").shuffle(seed=1)))
+    (made.folder / "parameters.yaml").write_text("estimator: linear\n")
+    run = Run(home, tmp_path / "models").up()
+    assert re.search(
+        r"no model is released yet: gate is .*floor:.*\n.*The platform stays up.*mlops --model synthetic train",
+        run.text,
+        re.DOTALL,
+    )
+    assert answers(f"{run.running['endpoint']}/readyz")
+    assert answers(f"{run.running['tracking']}/health")
+    assert run.end(signal.SIGINT) == 0
 
 
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:

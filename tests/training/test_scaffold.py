@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,72 @@ def test_an_existing_model_is_left_alone(tmp_path: Path, models: Path) -> None:
     with pytest.raises(UserError, match="choose another with --name"):
         Scaffold("SalePrice").write(tmp_path / "houses.csv")
     assert (models / "houses" / "contract.yaml").read_text() == "mine"
+
+
+def written(folder: Path, **columns: list[Any]) -> Path:
+    pl.DataFrame(columns).write_csv(folder / "things.csv")
+    return folder / "things.csv"
+
+
+SIZES, ANSWERS = [*map(float, range(40))] * 5, [0, 1] * 100
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([f"${n},234.00" for n in range(1, 9)] * 25, r"numbers written as '\$1,234.00': read them in load"),
+        ([f"{n} %" for n in range(1, 9)] * 25, "numbers written as '1 %'"),
+        ([f"{n:02d}/12/2024" for n in range(1, 26)] * 8, "dates written as '01/12/2024'"),
+        (["yes", "no", "maybe", None, "often"] * 40, ""),
+    ],
+)
+def test_what_looks_like_numbers_or_dates_but_is_not_is_said(tmp_path: Path, cells: list[str], said: str) -> None:
+    scaffold = Scaffold("y")
+    scaffold.write(written(tmp_path, a=SIZES, b=cells, y=ANSWERS))
+    assert bool(re.search(said, " ".join(scaffold.notes))) == bool(said) or not said
+    assert ("b" in load_definition("things").contract.features) == (not said)
+
+
+def test_a_time_in_another_form_is_named_before_anything_is_written(tmp_path: Path, models: Path) -> None:
+    file = written(tmp_path, a=SIZES, day=[f"{1 + n % 28:02d}/12/2024" for n in range(200)], y=ANSWERS)
+    with pytest.raises(UserError, match=r"200 of 200 rows.*Expected a time in ISO 8601, got `01/12/2024`"):
+        Scaffold("y", time="day").write(file)
+    assert not models.exists()
+
+
+def test_the_positive_class_is_said_and_can_be_chosen(tmp_path: Path) -> None:
+    file = written(tmp_path, a=SIZES, y=["low", "high"] * 100)
+    scaffold = Scaffold("y", name="default")
+    scaffold.write(file)
+    assert "y is 1 where the table says 'low' (another with --positive)" in scaffold.notes
+    Scaffold("y", name="chosen", positive="high").write(file)
+    assert load_definition("chosen").load()["y"].to_list() == [False, True] * 100
+
+
+def test_of_several_classes_one_is_named_and_few_numbers_may_be_classes(tmp_path: Path) -> None:
+    Scaffold("y", name="one", positive="b").write(written(tmp_path, a=SIZES, y=[*"abcd"] * 50))
+    assert load_definition("one").contract.task == "binary"
+    scaffold = Scaffold("y", name="numbers")
+    scaffold.write(written(tmp_path, a=SIZES, y=[0, 1, 2, 2] * 50))
+    assert "3 different numbers, so the task is regression; if they are classes" in " ".join(scaffold.notes)
+
+
+def test_a_strong_column_is_asked_for_and_its_reason_is_in_the_contract(tmp_path: Path) -> None:
+    file = written(tmp_path, a=SIZES, told=[n % 2 + n / 1000 for n in range(200)], y=ANSWERS)
+    with pytest.raises(UserError, match=r"told \(1.00\).*--drop COLUMN.*--strong"):
+        Scaffold("y").write(file)
+    Scaffold("y", name="kept", strong="measured before").write(file)
+    assert load_definition("kept").contract.features["told"].strong == "measured before"
+    Scaffold("y", name="left", drop=["told"]).write(file)
+    assert "told" not in load_definition("left").contract.features
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    models.mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        Scaffold("y").write(written(tmp_path, a=SIZES, y=ANSWERS))
+    assert list(models.iterdir()) == []
