@@ -20,13 +20,13 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2050,
-    "cli": 950,
-    "app": 1600,
-    "training": 2050,
-    "monitoring": 1050,
+    "mlops": 2200,
+    "cli": 1010,
+    "app": 1630,
+    "training": 2420,
+    "monitoring": 1060,
     "infra": 1600,
-    "environments": 680,
+    "environments": 690,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}
 IMPORTS |= {part: {*BUDGET} for part in ("cli", "environments")}

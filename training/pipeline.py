@@ -66,7 +66,7 @@ def train(
             served = champion.digest if champion else "none"
             report.write(Path(folder), candidate, split, verdict, served, registry.commit)
             parameters = {"seed": seed, **origin["windows"], **candidate.parameters}
-            registry.finish(run, parameters, candidate.metrics, candidate.digest, verdict.decision, folder)
+            registry.log(run, parameters, candidate.metrics, candidate.digest, verdict.decision, folder)
             page = report.keep(Path(folder), environment.home / "reports" / contract.model, candidate.digest)
         say("sign")
         version = publish(model, candidate, verdict, registry, run, served)

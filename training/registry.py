@@ -70,12 +70,12 @@ class Registry:
         run = self._client.create_run(
             self._experiment, tags=tags, run_name=f"train {origin['windows']['train']}"
         ).info.run_id
+        self._status = "FAILED"
         try:
             self._log_data(run, origin)
             yield run
-        except BaseException:
-            self._client.set_terminated(run, "FAILED")
-            raise
+        finally:
+            self._client.set_terminated(run, self._status)
 
     def _log_data(self, run: str, origin: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput
@@ -96,7 +96,7 @@ class Registry:
             except (OSError, ValueError):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
-    def finish(
+    def log(
         self, run: str, parameters: dict[str, Any], metrics: dict[str, float], digest: str, gate: str, folder: str
     ) -> None:
         """A run that the gate refused ends as failed, under a name that says so."""
@@ -111,7 +111,7 @@ class Registry:
             [RunTag(name, value) for name, value in tags.items()],
         )
         self._client.log_artifacts(run, folder)
-        self._client.set_terminated(run, "FINISHED" if gate == "passed" else "FAILED")
+        self._status = "FINISHED" if gate == "passed" else "FAILED"
 
     def register(self, run_id: str, digest: str, gate: str) -> str:
         """One version a digest, however often it is trained."""
