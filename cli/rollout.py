@@ -68,7 +68,7 @@ def abort(why: Why = "") -> None:
 
 def experiment(
     digest: Annotated[str, typer.Argument(help="The challenger's digest, or its beginning.")],
-    effect: Annotated[float, typer.Option(help="The smallest gain in loss that matters.", min=0.0001)] = 0.01,
+    effect: Annotated[float, typer.Option(help="The smallest gain in loss that matters.", min=0.0001)] = 0.02,
     days: Annotated[int, typer.Option(help="How many days you are ready to wait.", min=2)] = 28,
     weight: Annotated[float, typer.Option(help="The challenger's share of the entities.", min=0.01, max=0.99)] = 0.5,
     why: Why = "",

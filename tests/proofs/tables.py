@@ -36,7 +36,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
     height, width = draw(st.sampled_from([0, 1, 2, 4, 12, 25, 50])), draw(st.integers(0, 4))
     names = ["y", *draw(st.lists(_NAMES.filter(lambda name: name != "y"), min_size=width, max_size=width, unique=True))]
     kinds = [
-        draw(st.sampled_from(["bit", "bit", "word", *_CELLS])),
+        draw(st.sampled_from(["bit", "word", "small", "float"] * 6 + [*_CELLS])),
         *(draw(st.sampled_from([*_CELLS])) for _ in range(width)),
     ]
     columns = []
