@@ -88,7 +88,7 @@ def test_a_route_that_is_not_named_open_asks_for_a_key(tmp_path: Path) -> None:
         "keyring": made.keyring,
         "spool": tmp_path / "spool",
     }
-    app = create_app(Settings(**settings))
+    app = create_app(Settings.model_validate(settings))
     app._pages.add_api_route("/ours", lambda: "secret")
     client = TestClient(app)  # ty: ignore[invalid-argument-type]
     assert client.get("/ours").status_code == 401
@@ -117,7 +117,7 @@ def test_a_row_that_cannot_be_logged_is_lost_alone_and_counted(
         "keyring": made.keyring,
         "spool": tmp_path / "spool",
     }
-    log = PredictionLog(Settings(**settings), made.store, metrics, Bins(metrics.registry))
+    log = PredictionLog(Settings.model_validate(settings), made.store, metrics, Bins(metrics.registry))
     rows = [model.schema.row(synthetic.request(customer=f"c{i}")) for i in range(5)]
     broken = model.schema.row(synthetic.request(size=1.0))
     monkeypatch.setattr(type(model.contract), "entity_of", lambda _, row: 1 / (row is not broken))
