@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> "Service":
     watcher = Watcher(settings, model, auth, metrics)
     prediction_log = PredictionLog(settings, store, metrics, bins)
     shadow = Shadow(prediction_log, metrics)
-    outcomes = Outcomes(prediction_log, metrics)
+    outcomes = Outcomes(watcher, prediction_log, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -74,8 +74,7 @@ def create_app(settings: Settings) -> "Service":
     @pages.post("/outcomes", tags=["outcomes"])
     def receive(body: OutcomesIn) -> OutcomesOut:
         """Report the true values of earlier predictions."""
-        live = watcher.live
-        return outcomes.receive(body.outcomes, binary=live is not None and live.model.contract.task == "binary")
+        return outcomes.receive(body.outcomes)
 
     @pages.get("/model", tags=["model"])
     def served_model() -> dict[str, Any]:

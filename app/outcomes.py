@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.metrics import Metrics
 from app.predict import invalid
 from app.prediction_log import PredictionLog
+from app.watcher import Watcher
 from mlops.log_schema import OutcomeRecord, id_time
 
 _LATE_SECONDS = 30 * 24 * 3600.0
@@ -35,12 +36,14 @@ class OutcomesOut(BaseModel):
 class Outcomes:
     """Receives outcomes. Duplicates that reached different replicas are resolved by the same rules when the log is read."""
 
-    def __init__(self, log: PredictionLog, metrics: Metrics):
-        self._log, self._metrics = log, metrics
+    def __init__(self, watcher: Watcher, log: PredictionLog, metrics: Metrics):
+        self._watcher, self._log, self._metrics = watcher, log, metrics
         self._recent: OrderedDict[str, float] = OrderedDict()
 
-    def receive(self, outcomes: list[OutcomeIn], binary: bool) -> OutcomesOut:
-        """Raises HttpError 422 if the value of one is none of a `binary` model."""
+    def receive(self, outcomes: list[OutcomeIn]) -> OutcomesOut:
+        """Raises HttpError 422 if the model that serves cannot have the value of one."""
+        live = self._watcher.live
+        binary = live is not None and live.model.contract.task == "binary"
         for position, outcome in enumerate(outcomes):
             if binary and outcome.value not in (0, 1):
                 raise invalid(f"Expected 0 or 1, got {outcome.value:g} - at `$.outcomes[{position}].value`")

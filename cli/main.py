@@ -12,10 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from cli import keys, rollout
+from cli import IGNORED, keys, rollout
 from cli.cluster import Cluster
 from cli.terminal import Why, err, state
-from mlops import IGNORED
 from mlops.errors import GateError, UserError
 from mlops.moments import moment, shown
 from mlops.releases import Mode, describe, serving

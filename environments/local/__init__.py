@@ -1,0 +1,3 @@
+from mlops import forget_other_programs
+
+forget_other_programs()

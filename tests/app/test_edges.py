@@ -90,7 +90,7 @@ def test_a_route_that_is_not_named_open_asks_for_a_key(tmp_path: Path) -> None:
     }
     app = create_app(Settings.model_validate(settings))
     app._pages.add_api_route("/ours", lambda: "secret")
-    client = TestClient(app)  # ty: ignore[invalid-argument-type]
+    client = TestClient(app)
     assert client.get("/ours").status_code == 401
     assert client.get("/healthz").status_code == 200
 

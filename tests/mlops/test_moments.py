@@ -72,12 +72,13 @@ def test_every_reader_agrees_on_200_moments(zone: str) -> None:
 @pytest.mark.parametrize("zone", ZONES)
 def test_columns_of_dates_and_of_local_times_are_read_like_their_texts(zone: str) -> None:
     naive = [at + timedelta(minutes=minutes) for at in CHANGES for minutes in range(-120, 120, 7)]
-    for values in (naive, [at.date() for at in naive], [at.replace(tzinfo=ZoneInfo(zone)) for at in naive]):
-        column = (
-            pl.Series("at", values)
-            if not isinstance(values[0], datetime) or values[0].tzinfo is None
-            else pl.Series("at", [at.astimezone(UTC) for at in values])
-        )
+    zoned = [at.replace(tzinfo=ZoneInfo(zone)) for at in naive]
+    columns = {
+        "local": (naive, naive),
+        "zoned": (zoned, [at.astimezone(UTC) for at in zoned]),
+        "dates": (dates := [at.date() for at in naive], dates),
+    }
+    for values, column in columns.values():
         read, _ = typed(pl.DataFrame({"at": column}), contract(zone))
         assert [at.timestamp() for at in read["at"]] == [moment(value, zone).timestamp() for value in values]
 

@@ -65,7 +65,7 @@ class Caller:
 
     def run(self, told: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
         home, told = self.at.environment.home, dict(told)
-        known = {
+        known: dict[str, Any] = {
             "HOME": home,
             "BUCKET": home / "bucket",
             "KEYRING": self.at.environment.keyring,

@@ -81,6 +81,7 @@ def test_a_training_leaves_a_run_that_explains_it(tracked: Environment, tmp_path
     assert set(run.data.tags) >= {"fingerprint", "commit", "digest", "gate", "environment"}
     assert run.data.params["seed"] == "0"
     assert run.info.run_name == f"{trained.digest[:12]} passed"
+    assert run.inputs is not None
     [data] = run.inputs.dataset_inputs
     assert data.dataset.digest == trained.bundle.json("provenance.json")["data"]["fingerprint"][:36]
     origin = trained.bundle.json("provenance.json")
