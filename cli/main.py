@@ -218,12 +218,13 @@ def status() -> None:
     import httpx
 
     from mlops.bundle import digests
+    from mlops.client import http
     from mlops.tracking import reachable
 
     environment, model = state.environment, state.model
     current, bundles = model.releases.current(), [digest[:12] for digest in digests(model)]
     try:
-        service = httpx.get(f"{environment.endpoint}/readyz", timeout=3).json()["reason"] or "ready"
+        service = http(environment.endpoint, timeout=3).get("/readyz").json()["reason"] or "ready"
     except (httpx.HTTPError, ValueError, KeyError):
         service = "does not answer"
     tracking = "ready" if reachable(environment.tracking) else "does not answer"
@@ -372,7 +373,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="A folder that `mlops ba
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # ty: ignore[missing-union-attribute] (not every terminal is UTF-8)
-    words = sys.argv[1:]
+    words = sys.argv[1:] = [os.fsencode(word).decode("utf-8", "replace") for word in sys.argv[1:]]
     as_json = "--json" in words  # one option for every verb, before or after it
     try:
         rest = [word for word in words if word != "--json"]

@@ -7,13 +7,14 @@ for _name in ("NO_PROXY", "no_proxy"):  # loopback is never proxied
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would look up a host and write a device id
 
 
+_OTHERS = ("MLFLOW_", "MPLBACKEND", "PROMETHEUS_", "prometheus_")
+_LOGIN = ("_USERNAME", "_PASSWORD", "_TOKEN", "_TLS", "_CERT_PATH")
+
+
 def forget_other_programs() -> list[str]:
-    """What a shell or a notebook has set for other uses of MLflow and of Prometheus' client changes nothing here, nor in the
-    processes that are started from here. Returns the names."""
-    login = ("_USERNAME", "_PASSWORD", "_TOKEN", "_TLS", "_CERT_PATH")
-    names = [
-        name for name in os.environ if name.upper().startswith(("MLFLOW_", "PROMETHEUS_")) and not name.endswith(login)
-    ]
+    """What a shell or a notebook has set for other uses of MLflow, matplotlib and Prometheus' client changes nothing here, nor
+    in the processes that are started from here. Returns the names."""
+    names = [name for name in os.environ if name.startswith(_OTHERS) and not name.endswith(_LOGIN)]
     for name in names:
         del os.environ[name]
     return names

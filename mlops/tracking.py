@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from mlops.client import http
 from mlops.errors import UserError
 
 _API = "/api/2.0/mlflow"
@@ -12,7 +13,7 @@ _API = "/api/2.0/mlflow"
 
 def reachable(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=3).status_code == 200
+        return http(url, timeout=3).get("/health").status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -22,7 +23,7 @@ class Tracking:
 
     def __init__(self, url: str):
         login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-        self._url, self._http = url, httpx.Client(base_url=url, auth=login if login[0] else None, timeout=10)
+        self._url, self._http = url, http(url, auth=login if login[0] else None, timeout=10)
 
     def mirror(self, model: str, champion: str, challenger: str | None) -> list[str]:
         """Set both aliases on the versions of these digests; returns the changes. Without a challenger both name the

@@ -12,11 +12,11 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
+from itertools import pairwise
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 
 from environments.local.platform import Platform
@@ -26,6 +26,7 @@ from mlops import bundle as bundles
 from mlops import environment
 from mlops.attestations import attest
 from mlops.bundle import Bundle
+from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 from mlops.releases import Release, serving
@@ -135,13 +136,13 @@ class Demo:
         return f"{len(traffic.answers)} requests so far, none failed"
 
     def refused(self) -> float:
-        text = httpx.get(f"{self.environment.endpoint}/metrics").text
+        text = http(self.environment.endpoint).get("/metrics").text
         return sum(map(float, re.findall(r"^mlops_release_refused_total\S* (\S+)$", text, re.MULTILINE)))
 
 
 def run(demo: Demo) -> None:
     with demo.step("The platform is up, and waits for a model") as step:
-        ready = httpx.get(f"{demo.environment.endpoint}/readyz").json()
+        ready = http(demo.environment.endpoint).get("/readyz").json()
         expect(ready == {"ready": True, "reason": "no model released"}, f"/readyz said {ready}")
         demo.platform.wait_for_tracking()
         step.facts.append(f"predictions {demo.environment.endpoint}, MLflow {demo.environment.tracking}")
@@ -259,12 +260,15 @@ def back(demo: Demo, better: str, first: str, rows: list[dict[str, Any]]) -> Non
 
 def moments(demo: Demo, better: str) -> list[Answer]:
     """An answer under the first release, one by the better model, one under the last: outside rollouts, where both models
-    answer, and each as far as possible from any change."""
+    answer, and each as far as possible from any record and from any answer by another model."""
     log, best = demo.model.releases.read(), dict[int, tuple[float, Answer]]()
-    for answer in demo.answers:
+    answers = sorted(demo.answers, key=attrgetter("at"))
+    changes = [each.at for pair in pairwise(answers) if pair[0].model_version != pair[1].model_version for each in pair]
+    changes += [record.at.timestamp() for record in log]
+    for answer in answers:
         release = serving(log, datetime.fromtimestamp(answer.at, UTC))
         if release and not release.in_rollout and release.champion == answer.model_version:
-            apart = min(abs(answer.at - each.at.timestamp()) for each in log)
+            apart = min(abs(answer.at - change) for change in changes)
             best[release.revision] = max(best.get(release.revision, (0.0, answer)), (apart, answer), key=itemgetter(0))
     middle = max(
         (best[each.revision] for each in log if each.champion == better and each.revision in best), key=itemgetter(0)

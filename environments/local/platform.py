@@ -17,6 +17,7 @@ import httpx
 from rich.console import Console
 
 from mlops import access
+from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 
@@ -78,7 +79,7 @@ class Platform:
             if (code := self._children[name].poll()) is not None:
                 raise UserError(name, f"exit code {code}", f"ended while starting; see {self.log(name)}")
             with contextlib.suppress(httpx.HTTPError):
-                if good(httpx.get(url, timeout=2)):
+                if good(http(url, timeout=2).get(url)):
                     return
             time.sleep(0.1)
         raise UserError(name, url, f"is not ready after {_START_SECONDS} s; see {self.log(name)}")
