@@ -169,7 +169,7 @@ def release(
         from monitoring.analysis import few_entities
 
         if warning := few_entities(state.model, done.weight):
-            err.print(f"[yellow]warning[/] {warning}")
+            err.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
     late = replicas.wait_for(state.model, done.revision, wait) if wait else []
     text = f"revision {done.revision}: {describe(done)}"
     state.result(done.model_dump(mode="json"), f"{text}; not served yet by {', '.join(late)}" if late else text)

@@ -50,7 +50,7 @@ class Run:
         return json.loads((self.home / "running.json").read_text())
 
     def up(self) -> Run:
-        until(lambda: "Ctrl-C ends it" in self.text or self.process.poll() is not None, self, 200)
+        until(lambda: "Ctrl-C ends it" in self.text or self.process.poll() is not None, self, 900)
         assert self.process.poll() is None, self.text
         return self
 
@@ -105,7 +105,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
             continue
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Path) -> None:
     made = synthetic.write_model(tmp_path / "models", synthetic.frame())
     (made.folder / "parameters.yaml").write_text("estimator: linear\n")
@@ -154,6 +154,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     assert "stopped" in third.text
 
 
+@pytest.mark.timeout(1200)
 def test_a_first_model_that_is_refused_leaves_the_platform_up_and_says_why(home: Path, tmp_path: Path) -> None:
     made = synthetic.write_model(tmp_path / "models", synthetic.frame().with_columns(pl.col("y").shuffle(seed=1)))
     (made.folder / "parameters.yaml").write_text("estimator: linear\n")
