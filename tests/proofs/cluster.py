@@ -199,7 +199,7 @@ def everything(cluster: Cluster) -> dict[str, list[str]]:
     for name in backup.DATABASES:
         rows = in_postgres(cluster, f"pg_dump --data-only --inserts --rows-per-insert=1 {name}").splitlines()
         found[name] = sorted(row for row in rows if row.startswith("INSERT"))
-    packed = cluster.ask("exec", "deploy/controller", "--", "python", "-m", "cli.backup", "out")
+    packed = cluster.ask("exec", backup._BUCKET, "--", "sh", "-c", backup._STORE.format("pack(sys.stdout.buffer)"))
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         kept = [entry for entry in archive if not entry.name.startswith(("predictions/", "outcomes/", "replicas/"))]
         hashes = {entry.name: hashlib.sha256(content(archive, entry)).hexdigest() for entry in kept}

@@ -201,14 +201,19 @@ def brought(name: str, kind: Kind, folder: Path) -> dict[str, Any]:
         found["explained"] &= one
         option = next((each for each in kind.known if each in done.stderr and each not in words), None)
         if option is None:
-            return found | {"said": done.stderr.strip()[-500:], "seconds": round(time.monotonic() - started)}
-        found["asked"].append(done.stderr.strip().replace(str(folder), "…")[:300])
+            return found | {"said": _shown(done.stderr, folder), "seconds": round(time.monotonic() - started)}
+        found["asked"].append(_shown(done.stderr, folder))
         words += [option, kind.known[option]]
     before = _fingerprints(models)
     found |= _served(name, told, mlops, file)
     found["lines_touched"] = sum(before[each] != now for each, now in _fingerprints(models).items())
     found["commands"] += 3
     return found | {"seconds": round(time.monotonic() - started)}
+
+
+def _shown(text: str, folder: Path) -> str:
+    """Without the folder's name, which is another each time; its end says why something failed."""
+    return text.strip().replace(f"{folder}/", "")[-500:]
 
 
 def _fingerprints(models: Path) -> dict[Path, str]:
@@ -232,17 +237,19 @@ def _served(
         said = output.read_text("utf-8")
         lines = re.findall(r"^curl .*/predict .*$", said, re.MULTILINE)
         if not lines:
-            return {"explained": False, "said": said[-600:]}
+            return {"explained": False, "said": _shown(said, file.parent)}
         answer = subprocess.run(["sh", "-c", lines[0]], capture_output=True, text=True).stdout
         done = mlops("--json", "--model", name, "score", str(file), str(file.parent / "scores"))
         if done.returncode or "predictions" not in answer:
-            return {"explained": False, "said": f"{answer[-300:]} {done.stderr.strip()[-300:]}"}
+            return {"explained": False, "said": _shown(f"{answer} {done.stderr}", file.parent)}
         scored = json.loads(done.stdout.splitlines()[-1])
         contract = load_contract(file.parent / "models" / name / "contract.yaml")
         url, header = shlex.split(lines[0])[2], shlex.split(lines[0])[4]
         with httpx.Client(headers=dict([header.split(": ")]), timeout=60) as http:
             found = difference(lambda row: _ask(http, url, row), contract, file, file.parent / "scores")
         return {"answered": True, "scored": scored["scored"], "refused": scored["refused"], **found}
+    except AssertionError as error:  # the API refused a row that was scored
+        return {"explained": False, "said": str(error)[:500]}
     finally:
         run.send_signal(signal.SIGINT)
         run.wait(120)
