@@ -17,4 +17,6 @@ def forget_other_programs() -> list[str]:
     names = [name for name in os.environ if name.startswith(_OTHERS) and not name.endswith(_LOGIN)]
     for name in names:
         del os.environ[name]
+    home = os.environ.get("MLOPS_HOME") or os.path.join(os.path.dirname(__file__), os.pardir, ".mlops")
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(home, "matplotlib"))  # or it writes below the user's home
     return names

@@ -26,7 +26,7 @@ BUDGET = {
     "training": 2420,
     "monitoring": 1060,
     "infra": 1600,
-    "environments": 700,
+    "environments": 720,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}
 IMPORTS |= {part: {*BUDGET} for part in ("cli", "environments")}

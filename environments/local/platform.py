@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 import httpx
 from rich.console import Console
@@ -34,6 +35,17 @@ def free_port(wanted: int) -> int:
     raise UserError("port", wanted, "neither it nor the next 200 are free")
 
 
+def claim_port(wanted: int) -> tuple[int, TextIO]:
+    """As `free_port`, and the lock that says so while it is open: MLflow binds its port long after it was found free."""
+    for port in range(wanted, wanted + 200):
+        with contextlib.suppress(OSError):
+            lock = open(Path(tempfile.gettempdir(), f"mlops-port-{port}.lock"), "w", encoding="utf-8")  # noqa: SIM115
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if free_port(port) == port:
+                return port, lock
+    raise UserError("port", wanted, "neither it nor the next 200 are free")
+
+
 class Platform:
     """Starts, watches and stops the processes. Only one at a time for each home folder."""
 
@@ -50,7 +62,9 @@ class Platform:
         self._running = self.home / "running.json"
         self._stop_leftovers()
         self.environment = Environment.load(environment.name)
-        self._ports = {"app": free_port(8080), "mlflow": free_port(5001), "controller": free_port(9100)}
+        wanted = {"app": 8080, "mlflow": 5001, "controller": 9100}
+        self._claims = {name: claim_port(port) for name, port in wanted.items()}
+        self._ports = {name: port for name, (port, _) in self._claims.items()}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -107,7 +121,8 @@ class Platform:
             _signal(child.pid, signal.SIGKILL)
             child.wait()
         self._running.unlink(missing_ok=True)
-        self._lock.close()
+        for lock in (self._lock, *(claim for _, claim in self._claims.values())):
+            lock.close()
 
     def _spawn(self, name: str) -> None:
         command, extra = self._commands()[name]
