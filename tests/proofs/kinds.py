@@ -244,8 +244,11 @@ def _served(
             return {"explained": False, "said": _shown(f"{answer} {done.stderr}", file.parent)}
         scored = json.loads(done.stdout.splitlines()[-1])
         contract = load_contract(file.parent / "models" / name / "contract.yaml")
-        url, header = shlex.split(lines[0])[2], shlex.split(lines[0])[4]
-        with httpx.Client(headers=dict([header.split(": ")]), timeout=60) as http:
+        words = shlex.split(lines[0])
+        url, header = next(word for word in words if word.startswith("http")), words[words.index("-H") + 1]
+        with httpx.Client(
+            headers=dict([header.split(": ")]), timeout=60, trust_env=False
+        ) as http:  # past proxies, as curl
             found = difference(lambda row: _ask(http, url, row), contract, file, file.parent / "scores")
         return {"answered": True, "scored": scored["scored"], "refused": scored["refused"], **found}
     except AssertionError as error:  # the API refused a row that was scored
