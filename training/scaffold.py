@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,11 @@ class Scaffold:
     def _strong(self, contract: dict[str, Any], train: pl.DataFrame, parsed: Contract) -> None:
         found = leakage.strong(parsed, train)
         if found and not self.strong:
-            named = ", ".join(f"{name} ({auc:.2f})" for name, auc in found.items())
+            named = [f"{name} ({auc:.2f})" for name, auc in sorted(found.items(), key=itemgetter(1), reverse=True)]
+            more = [f"{len(named) - 5} more"] if len(named) > 5 else []
             hint = "predict so well alone (AUC) that they may be known only after the prediction: leave those out with "
-            raise UserError(
-                "data", named, f"{hint}--drop COLUMN; for the others say why they are no leak: --strong '…'"
-            )
+            hint += "--drop COLUMN (may be repeated), and say why the others are no leak: --strong '…'"
+            raise UserError("columns", ", ".join(named[:5] + more), hint)
         for name in found:
             contract["features"][name]["strong"] = self.strong
 
@@ -172,7 +173,7 @@ def _left_out(column: pl.Series) -> str:
     if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
         return str(column.dtype)
     if column.dtype.is_temporal():
-        return "timestamp"
+        return f"a time; if it is the event's: --time {column.name}"
     distinct, present = column.drop_nulls().n_unique(), len(column) - column.null_count()
     if distinct < 2:
         return "only one value"

@@ -177,7 +177,7 @@ def test_missing_numbers_of_a_parquet_file_are_missing(tmp_path: Path) -> None:
             {"a": [*range(100)] * 2, "y": [0] * 100 + [1] * 100, "told": [*"no"] * 0 + ["x"] * 100 + ["z"] * 100},
             "y",
             {},
-            "data",
+            "columns",
             "told .1.00.*--strong",
         ),
         ({"a": [1, 1], "y": [0, 1]}, "y", {}, "data", "no column to predict from"),
