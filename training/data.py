@@ -149,7 +149,7 @@ def split(rows: pl.DataFrame, contract: Contract, train: Window | None = None, h
 
 
 def _require_rows(name: str, part: Cut, contract: Contract, least: int) -> None:
-    y = part.frame[contract.target]
+    y = part.frame[contract.target].cast(pl.Float64)
     counts = {f"rows with {contract.target} = {value}": int((y == value).sum()) for value in (0, 1)}
     what, count = min((counts if contract.task == "binary" else {"rows": len(y)}).items(), key=itemgetter(1))
     if count < least:
