@@ -5,6 +5,7 @@ import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,6 +259,21 @@ def test_uv_may_lie_in_a_folder_with_a_space(tmp_path: Path) -> None:
         ["make", "-n", "install"], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_copied_folder_installs_for_itself(tmp_path: Path) -> None:
+    """Its scripts would run the original's."""
+    copy = tmp_path / "copy"
+    for path in ("Makefile", "pyproject.toml"):
+        copy.mkdir(exist_ok=True)
+        shutil.copy(ROOT / path, copy)
+    shutil.copytree(ROOT / "requirements", copy / "requirements")
+    for folder in (".venv", ".venv-infra"):
+        (copy / folder).mkdir()
+        for stamp in (ROOT / folder).glob("[0-9]*"):
+            (copy / folder / stamp.name).touch()
+    planned = subprocess.run(["make", "-n", "install"], cwd=copy, capture_output=True, text=True).stdout
+    assert "venv --quiet --clear" in planned
 
 
 def test_the_tests_of_ci_are_those_of_the_readme() -> None:

@@ -20,8 +20,9 @@ import polars as pl
 import psutil
 import pytest
 
-from environments.local.platform import free_port
-from mlops.environment import ROOT
+from environments.local.platform import Platform, claim_port, free_port
+from mlops import access
+from mlops.environment import ROOT, Environment
 from mlops.releases import ReleaseLog
 from mlops.store import Store
 from tests import synthetic
@@ -186,3 +187,32 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_the_clients_key_follows_to_another_bucket(tmp_path: Path) -> None:
+    here = Environment(
+        name="local",
+        home=tmp_path,
+        bucket=str(tmp_path / "bucket"),
+        keyring=tmp_path / "keys" / "keyring.json",
+        endpoint="",
+        tracking="",
+    )
+    platform = object.__new__(Platform)
+    for bucket in ("one", "two", "two"):
+        platform.home, platform.environment = tmp_path, here.model_copy(update={"bucket": str(tmp_path / bucket)})
+        platform._make_keys()
+        secret = (tmp_path / "keys" / "client.key").read_text()
+        assert [key.sha256 for key in access.read(platform.environment.store)] == [access.sha256(secret)]
+
+
+def test_two_platforms_never_share_a_port() -> None:
+    wanted = free_port(25_000)
+    first, lock = claim_port(wanted)
+    second, other = claim_port(wanted)
+    assert first != second
+    for each in (lock, other):
+        each.close()
+    again, lock = claim_port(first)
+    lock.close()
+    assert again == first

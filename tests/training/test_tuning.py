@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -63,6 +64,16 @@ def test_a_training_uses_the_parameters_that_were_found(environment: Environment
     assert set(again.parameters) == set(estimator.DEFAULTS["boosting"])
     model = again.pipeline(again.contract, again.parameters, 0).steps[-1][1]
     assert {name: getattr(model, name) for name in found["parameters"]} == found["parameters"]
+
+
+def test_a_linear_model_stays_one(environment: Environment, made: ModelDefinition) -> None:
+    linear = replace(made, parameters={"estimator": "linear"})
+    found = search(environment, linear, 2)
+    assert set(found["parameters"]) == {"estimator", "regularization"}
+    assert found["parameters"]["estimator"] == "linear"
+    model = made.pipeline(made.contract, found["parameters"], 0).steps[-1][1]
+    assert type(model).__name__ == "LogisticRegression"
+    assert pytest.approx(1 / found["parameters"]["regularization"]) == model.C
 
 
 def test_the_holdout_rows_play_no_part(environment: Environment, tmp_path: Path) -> None:
