@@ -43,18 +43,16 @@ def _packed(graph: Any, contract: Contract) -> Any:
 
 
 def _float32_thresholds(pipeline: Pipeline) -> None:
-    """Round the thresholds of trees down to float32, as the graph will hold them.
+    """Round the thresholds of boosted trees down to float32, as the graph will hold them; of other trees the exporter does.
 
     For a float32 `x`, `x <= t` is the same for both; rounding to the nearest, as the exporter does, sends a value
     just above `t` the other way. Midpoints of values on a grid (44.1 and 44.3 °F) meet a third one on it often.
     """
-    final = pipeline.steps[-1][1]
-    boosted = [tree.nodes["num_threshold"] for trees in getattr(final, "_predictors", []) for tree in trees]
-    members = np.ravel(getattr(final, "estimators_", [final])).tolist()
-    grown = [member.tree_.threshold for member in members if hasattr(member, "tree_")]
-    for thresholds in (*boosted, *grown):
-        near = thresholds.astype(np.float32)
-        thresholds[:] = np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
+    for trees in getattr(pipeline.steps[-1][1], "_predictors", []):
+        for tree in trees:
+            exact = tree.nodes["num_threshold"]
+            near = exact.astype(np.float32)
+            tree.nodes["num_threshold"] = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def parity(exported: np.ndarray, original: np.ndarray) -> float:
