@@ -40,15 +40,21 @@ def profile(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict
     rejecting = [name for name, feature in contract.features.items() if feature.unknown == "reject"]
     target = frame[contract.target].cast(pl.Float64)
     scale = evaluation.scale(contract, target.to_numpy())
-    alone = leakage.single_feature_auc(contract, frame)
-    watched = sorted(sorted(alone, key=alone.__getitem__, reverse=True)[:MAX_WATCHED])
     return {
         "rows": frame.height,
-        "watched": watched,
+        "watched": _watched(contract, frame),
         "bins": bins | {"score": _number_bins(scores.astype(float))},
         "levels": {name: frame[name].drop_nulls().unique().sort().to_list() for name in rejecting},
         "target": {"mean": target.mean(), "std": target.std(), "scale": scale},
     }
+
+
+def _watched(contract: Contract, frame: pl.DataFrame) -> list[str]:
+    """All features, or of very many those that alone tell most."""
+    if len(contract.features) <= MAX_WATCHED:
+        return sorted(contract.features)
+    alone = leakage.single_feature_auc(contract, frame)
+    return sorted(sorted(alone, key=alone.__getitem__, reverse=True)[:MAX_WATCHED])
 
 
 def golden(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def read(uri: str, query: str | None = None) -> pl.DataFrame:
 
 def open_table(uri: str) -> Table:
     """Raises UserError, also while its parts are read."""
-    resolved = re.sub(r"\$\{(\w+)\}", _secret, uri)
+    resolved = _resolved(uri)
     remote = "://" in resolved
     if not (kind := _FILE.search(resolved.partition("?")[0] if remote else resolved)):
         raise UserError("data", uri, "is neither .csv, .tsv nor .parquet; for a database give a query as well")
@@ -188,7 +188,7 @@ def _query(uri: str, query: str) -> pl.DataFrame:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
-    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", re.sub(r"\$\{(\w+)\}", _secret, uri))
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", _resolved(uri))
     try:
         engine = sqlalchemy.create_engine(url)
         with engine.connect() as connection:
@@ -222,6 +222,10 @@ def read_snapshot(store: Store, model: str) -> pl.DataFrame:
     if content is None:
         raise UserError("snapshot", key, "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
     return pl.read_parquet(BytesIO(content))
+
+
+def _resolved(uri: str) -> str:
+    return re.sub(r"\$\{(\w+)\}", _secret, uri)
 
 
 def _secret(match: re.Match[str]) -> str:

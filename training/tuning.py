@@ -71,10 +71,8 @@ def _study(environment: Environment, name: str, model: str, seed: int) -> optuna
 
 def _suggest(trial: optuna.Trial, kind: str) -> dict[str, Any]:
     if kind == "linear":
-        return {
-            "estimator": kind,
-            "regularization": round(trial.suggest_float("regularization", 1e-3, 1e3, log=True), 4),
-        }
+        strength = trial.suggest_float("regularization", 1e-3, 1e3, log=True)
+        return {"estimator": kind, "regularization": round(strength, 4)}
     return {
         "learning_rate": round(trial.suggest_float("learning_rate", 0.02, 0.3, log=True), 4),
         "max_iter": trial.suggest_int("max_iter", 50, 400, step=50),

@@ -30,7 +30,7 @@ def typed(frame: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, pl.Ser
     kinds: dict[str, str] = {name: feature.type for name, feature in contract.features.items()}
     kinds = dict.fromkeys(contract.entity, "category") | kinds
     kinds |= {contract.target: "target", **dict.fromkeys(contract.times, "moment")}
-    faults = [pl.Series(["" for _ in range(frame.height)], dtype=pl.String)]
+    faults = [pl.Series([""] * frame.height, dtype=pl.String)]
     for name, kind in kinds.items():
         if name in frame.columns:
             given = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
