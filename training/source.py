@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _parquet(source: Any) -> Iterator[tuple[np.ndarray, pl.DataFrame]]:
     # Buffered: otherwise whole columns of a row group are read at once.
     file, start = pa.parquet.ParquetFile(source, buffer_size=1 << 20), 0
     names = column_names(file.schema_arrow.names)
-    for batch in (file.schema_arrow.empty_table(), *file.iter_batches(batch_size=10_000)):
+    for batch in chain([file.schema_arrow.empty_table()], file.iter_batches(batch_size=10_000)):
         frame = pl.DataFrame(batch.rename_columns(names))
         yield np.arange(start, start := start + frame.height), frame
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import sqlalchemy
 
 from environments.local.platform import free_port
 from mlops.errors import UserError
-from training.source import read
+from training.source import open_table, read
 
 ROWS = pl.DataFrame(
     {"size": [1.5, None, 3.0], "color": ["red", "blue", None], "count": [1, 2, 3], "member": [True, False, True]}
@@ -42,6 +43,17 @@ def test_a_file_is_read_as_it_is(tmp_path: Path, name: str, write) -> None:
     write(tmp_path / name)
     found = read(str(tmp_path / name))
     assert found.equals(ROWS if name.endswith(("parquet", "pq")) else ROWS.cast(pl.String))
+
+
+def test_parquet_is_read_part_by_part(tmp_path: Path) -> None:
+    """What came before a part is gone when the next one is read."""
+    frame = pl.DataFrame({"text": [f"{number:0100}" for number in range(600_000)]})
+    frame.write_parquet(file := tmp_path / "table.parquet")
+    before, most = pa.total_allocated_bytes(), 0
+    for _, part in open_table(str(file)).parts:
+        del part
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 30 << 20 < frame.estimated_size()
 
 
 def test_a_csv_is_text_and_the_usual_words_for_missing(tmp_path: Path) -> None:
