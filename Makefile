@@ -16,10 +16,14 @@ BIN := .venv/bin
 HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
 INSTALLED := .venv/$(HERE)
 INSTALLED_INFRA := .venv-infra/$(HERE)
-PARTS := app training mlflow infra dev
+INSTALLED_AWS := .venv-aws/$(HERE)
+PARTS := app training mlflow infra aws dev
 ENV ?= kind
 
-.PHONY: help install demo up test lint format bench prove deploy destroy lock clean
+# An environment on AWS has a file for infra/aws.
+ON_AWS := $(wildcard environments/aws/Pulumi.$(ENV).yaml)
+
+.PHONY: help install demo up test lint format bench prove account deploy destroy lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,11 +45,11 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-# Pulumi's program has its own environment, with pip in it: the CLI asks it which plugins to fetch.
-$(INSTALLED_INFRA): requirements/infra.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
-	"$(UV)" venv --quiet --clear --seed --python "$(PYTHON)" .venv-infra
-	"$(UV)" pip install --quiet --python .venv-infra/bin/python --require-hashes --requirements requirements/infra.txt
-	"$(UV)" pip install --quiet --python .venv-infra/bin/python --no-deps --editable .
+# Pulumi's programs have their own environments, with pip in them: the CLI asks it which plugins to fetch.
+.venv-infra/$(HERE) .venv-aws/$(HERE): .venv-%/$(HERE): requirements/%.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
+	"$(UV)" venv --quiet --clear --seed --python "$(PYTHON)" .venv-$*
+	"$(UV)" pip install --quiet --python .venv-$*/bin/python --require-hashes --requirements requirements/$*.txt
+	"$(UV)" pip install --quiet --python .venv-$*/bin/python --no-deps --editable .
 	@touch $@
 
 demo: install ## the whole life of a model on real data, each step proved; writes a report
@@ -77,12 +81,19 @@ $(wordlist 2,99,$(MAKECMDGOALS)):
 	@:
 endif
 
-deploy: install ## make deploy ENV=kind: pulumi up
+account: install $(INSTALLED_AWS) ## once per AWS account: state, images, keys, roles (docs/first-deploy.md)
+	@environments/account/up $(STACK)
+
+deploy: install $(if $(ON_AWS),$(INSTALLED_AWS)) ## make deploy ENV=kind: pulumi up; on AWS of infra/aws first
+	@$(BIN)/mlops --env $(ENV) doctor
 	@if [ $(ENV) = kind ]; then $(BIN)/mlops --env kind images --missing; fi
+	$(if $(ON_AWS),@environments/pulumi aws/$(ENV) up --yes && $(BIN)/mlops --env $(ENV) connect)
 	@environments/pulumi $(ENV) up --yes
 
-destroy: install ## make destroy ENV=kind: pulumi destroy
+# First what controllers made in AWS, by deleting what they made it for: then nothing holds the network.
+destroy: install $(if $(ON_AWS),$(INSTALLED_AWS)) ## make destroy ENV=kind: pulumi destroy
 	@environments/pulumi $(ENV) destroy --yes
+	$(if $(ON_AWS),@$(BIN)/mlops --env $(ENV) emptied && environments/pulumi aws/$(ENV) destroy --yes)
 
 # uv pip compile refuses the groups of an unmanaged project: it gets a managed copy.
 lock: | $(OWN_UV) ## renew requirements/; make lock LOCK=--upgrade: with newer versions
@@ -94,4 +105,4 @@ lock: | $(OWN_UV) ## renew requirements/; make lock LOCK=--upgrade: with newer v
 	rm -rf .lock
 
 clean: ## remove the virtual environments and all local data (.mlops)
-	rm -rf .venv .venv-infra .uv .mlops .lock
+	rm -rf .venv .venv-infra .venv-aws .uv .mlops .lock

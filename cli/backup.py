@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.cluster import Cluster
+from infra.databases import OWNER
 from mlops.errors import UserError
 
 DATABASES = ("mlflow", "mlflow_auth")
@@ -52,8 +53,10 @@ def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
     try:
         for name in _databases(cluster):
             say(f"restore {name}")
-            create = f"psql -d {name} -c '' 2>/dev/null || createdb --encoding=UTF8 --template=template0 {name}"
-            again = f"pg_restore --clean --if-exists --no-owner --single-transaction --exit-on-error -d {name}"
+            create = (
+                f"psql -d {name} -c '' 2>/dev/null || createdb --encoding=UTF8 --template=template0 -O {OWNER} {name}"
+            )
+            again = f"pg_restore --clean --if-exists --no-owner --role={OWNER} --single-transaction --exit-on-error -d {name}"
             _stream(cluster, _POSTGRES, f"{_TOOLS}{create}; {again}", folder / f"{name}.dump", write=True)
     finally:
         cluster.ask("scale", "deploy/tracking", "--replicas=1")

@@ -58,13 +58,48 @@ class Cluster:
             done = subprocess.run(self.kubectl(*words), input=data, capture_output=True)
         except FileNotFoundError:
             raise UserError("kubectl", "missing", "install it: clusters are reached through it") from None
+        said = done.stderr.decode().strip()[-400:]
+        if done.returncode and "does not exist" in said and self.settings["cluster.kind"] == "eks":
+            self._log_in()
+            return self.ask(*words, data=data)
         if done.returncode:
-            said = done.stderr.decode().strip()[-400:]
             raise UserError(f"kubectl {words[0]}", self.name, said or f"exit code {done.returncode}")
         return done.stdout
 
+    @property
+    def eks(self) -> dict[str, str]:
+        """Name and region of the cluster that infra/aws makes, or was told of."""
+        from infra.render import AWS
+
+        values = AWS.configuration(self.name)
+        name = json.loads(values[f"{AWS.name}:cluster"])["name"] or f"mlops-{self.name}"
+        return {"name": name, "region": values[f"{AWS.name}:region"]}
+
+    def _log_in(self) -> None:
+        """A context of the kubeconfig for it."""
+        words = [
+            "--name",
+            self.eks["name"],
+            "--region",
+            self.eks["region"],
+            "--alias",
+            self.settings["cluster.context"],
+        ]
+        done = subprocess.run(["aws", "eks", "update-kubeconfig", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError("cluster", self.eks["name"], f"cannot be reached: {done.stderr.strip()[-300:]}")
+
     def get(self, kind: str, name: str) -> dict[str, Any]:
         return json.loads(self.ask("get", kind, name, "-o", "json"))
+
+    def secret(self, name: str) -> dict[str, str] | None:
+        if not (found := self.ask("get", "secret", name, "--ignore-not-found", "-o", "json")):
+            return None
+        return {key: base64.b64decode(value).decode() for key, value in json.loads(found)["data"].items()}
+
+    def put_secret(self, name: str, data: dict[str, str]) -> None:
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
+        self.ask("apply", "--server-side", "--force-conflicts", "-f", "-", data=json.dumps(secret).encode())
 
     def images(self) -> set[str]:
         """Images that the nodes have."""
@@ -121,8 +156,8 @@ class Cluster:
         assert forward.stdout
         if not (port := re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())):
             raise UserError("cluster", self.name, f"no connection; try: {' '.join(command)}")
-        key = base64.b64decode(self.get("secret", "client-key")["data"]["client.key"]).decode()
-        os.environ.setdefault("MLOPS_API_KEY", key)
+        if key := (self.secret("client-key") or {}).get("client.key"):
+            os.environ.setdefault("MLOPS_API_KEY", key)
         self._use(f"http://127.0.0.1:{port.group(1)}", ROOT / ".mlops" / self.name, Path("none"))
 
     @contextlib.contextmanager

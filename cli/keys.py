@@ -55,12 +55,15 @@ def revoke_api_key(key_id: Annotated[str, typer.Argument(help="As `api-key list`
 def new_signing_key(
     role: Annotated[Role, typer.Argument(help="build: signs trainings; approve: releases.")],
     scheme: Annotated[Scheme, typer.Option()] = "ed25519",
+    kms: Annotated[str | None, typer.Option(help="ARN of the key in AWS KMS that is its private half.")] = None,
 ) -> None:
     """Create a key pair; an approval key counts in this environment only."""
     state.announce("signing-key new")
     environment = state.environment
-    key = environment.keys.new(role, environment.name if role == "approve" else None, scheme)
-    state.result(key.model_dump(mode="json"), f"{key.id}: its private half is in {environment.keyring.parent}")
+    scope, keys = environment.name if role == "approve" else None, environment.keys
+    key = keys.add_kms(role, scope, kms) if kms else keys.new(role, scope, scheme)
+    where = kms or environment.keyring.parent
+    state.result(key.model_dump(mode="json"), f"{key.id}: its private half is in {where}")
 
 
 @signing_keys.command("list")

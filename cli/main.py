@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from cli import IGNORED, keys, rollout
+from cli import IGNORED, keys, operations, rollout, rotate
 from cli.cluster import Cluster
 from cli.terminal import Why, err, state
 from mlops.errors import GateError, UserError
@@ -22,11 +23,18 @@ from mlops.releases import Mode, describe, serving
 _HELP = "The life of a model: train, release, watch, roll back."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(rotate.app, name="rotate")
 app.add_typer(keys.api_keys, name="api-key")
 app.add_typer(keys.signing_keys, name="signing-key")
 app.command()(rollout.experiment)
+for verb in operations.VERBS:
+    app.command(**operations.OPTIONS.get(verb.__name__, {}))(verb)
 _LOCAL = ("run", "init", "tune", "score")
-_FROM_HERE = ("images", "backup", "restore", "snapshot")  # they reach the cluster by themselves
+_FROM_HERE = (
+    "snapshot",
+    "rotate",
+    *(verb.__name__ for verb in operations.VERBS),
+)  # they reach the cluster by themselves
 
 
 @app.callback()
@@ -323,54 +331,9 @@ def snapshot(file: Annotated[Path | None, typer.Argument(help="Parquet; load() i
     state.result({"key": key, "bytes": len(content)}, f"{len(content)} bytes in {key}")
 
 
-@app.command()
-def images(
-    push: Annotated[str | None, typer.Option(help="Registry and prefix; if not given, this machine's cluster.")] = None,
-    platform: Annotated[str | None, typer.Option(help="linux/amd64 or linux/arm64; this machine's by default.")] = None,
-    missing: Annotated[bool, typer.Option("--missing", help="Only those that the nodes do not have.")] = False,
-    pip_conf: Annotated[Path | None, typer.Option(help="For a private package index; in no layer.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="For a private certificate authority; in no layer.")] = None,
-) -> None:
-    """Build the images with docker, podman or buildah, then load them into the cluster or push them."""
-    from cli.images import TARGETS, deliver
-    from training.registry import commit
-
-    cluster, revision = state.require_cluster("images"), commit()
-    present = cluster.images() if missing else ()
-    wanted = {name: cluster.settings[f"images.{name}"] for name in TARGETS}
-    wanted = {name: image for name, image in wanted.items() if image not in present}
-    options = ["--build-arg", f"COMMIT={revision}", *(["--platform", platform] if platform else [])]
-    for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)):
-        options += ["--secret", f"id={name},src={path}"] if path else []
-    with err.status("images") as status:
-        made = deliver(wanted, cluster.settings["cluster.context"], push, options, revision[:12], status.update)
-    lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {made[name]}" for name in made if push]
-    state.result({"images": made}, "\n".join(lines or made.values()))
-
-
-@app.command()
-def backup(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
-    """Save the bucket, and MLflow's databases if they are bundled."""
-    from cli.backup import save
-
-    with err.status("backup") as status:
-        sizes = save(state.require_cluster("backup"), folder, status.update)
-    state.result(sizes, "\n".join(f"{size:>14} {name}" for name, size in sizes.items()))
-
-
-@app.command()
-def restore(folder: Annotated[Path, typer.Argument(help="A folder that `mlops backup` wrote.")]) -> None:
-    """Restore a backup, overwriting objects with the same name."""
-    from cli.backup import load
-
-    cluster = state.require_cluster("restore")
-    err.print(f"restore in [bold]{cluster.name}[/]: databases and bucket of namespace {cluster.settings['namespace']}")
-    with err.status("restore") as status:
-        sizes = load(cluster, folder, status.update)
-    state.result(sizes, f"restored {', '.join(sizes)}; the app reads the bucket by itself")
-
-
 def main() -> None:
+    # Even under PYTHONWARNINGS=error: connections that are kept open end with the process.
+    warnings.simplefilter("ignore", ResourceWarning)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # ty: ignore[missing-union-attribute] (not every terminal is UTF-8)
     words = sys.argv[1:] = [os.fsencode(word).decode("utf-8", "replace") for word in sys.argv[1:]]

@@ -7,6 +7,7 @@ from infra.components.alertmanager import Alertmanager
 from infra.components.bucket import Bucket
 from infra.components.controller import Controller
 from infra.components.database import Database
+from infra.components.eks import Eks
 from infra.components.grafana import Grafana
 from infra.components.kube_state_metrics import KubeStateMetrics
 from infra.components.network import Network
@@ -22,7 +23,8 @@ from infra.platform import Platform
 platform = Platform()
 settings = platform.settings
 
-network = Network("network", platform)
+cluster = [Eks("eks", platform)] if settings.on_aws else []
+network = Network("network", platform, *cluster)
 keys = Setup("setup-keys", platform, network)
 
 stores = [Bucket("bucket", platform, keys)] if settings.bucket.kind == "bundled" else []

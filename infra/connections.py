@@ -1,26 +1,39 @@
 from typing import Any
 
+import pulumi
+
+from infra.aws.outputs import Outputs
+from infra.identities import SECRETS, TRACKING_USERS, Secrets
 from infra.ports import PORTS
-from infra.provision import SECRETS, TRACKING_USERS, Secrets
 from infra.settings import Settings
 
 
 class Connections:
-    """How workloads reach what is bundled or brought along: addresses as values, credentials as references to Secrets."""
+    """How workloads reach what is bundled, made by infra/aws or brought along: addresses as values, credentials as
+    references to Secrets."""
 
-    def __init__(self, settings: Settings):
-        self._settings = settings
-        bundled = {kind: getattr(settings, kind).kind == "bundled" for kind in ("bucket", "database", "tracking")}
-        self.database_host = "database" if bundled["database"] else settings.database.host
-        server = f"postgresql+psycopg://{settings.database.user}@{self.database_host}:{settings.database.port}"
+    def __init__(self, settings: Settings, aws: Outputs | None):
+        self._settings, self._aws = settings, aws
+        database, bucket, tracking = settings.database, settings.bucket, settings.tracking
+        # An RDS instance has the same name inside the cluster as a bundled database: infra/components/eks.py
+        self.database_host = database.host if database.kind == "external" else "database"
+        user = f"{database.user}@" if database.kind == "external" else ""  # else PGUSER
+        server = f"postgresql+psycopg://{user}{self.database_host}:{database.port}"
         self.backend, self.auth = f"{server}/mlflow", f"{server}/mlflow_auth"  # the password is in PGPASSWORD
-        self.tracking = f"http://tracking:{PORTS['tracking']}" if bundled["tracking"] else settings.tracking.url
-        endpoint = f"http://bucket:{PORTS['bucket']}" if bundled["bucket"] else settings.bucket.endpoint
-        self.bucket = {"AWS_REGION": settings.bucket.region} | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
-        self.serving = {
+        self.tracking = f"http://tracking:{PORTS['tracking']}" if tracking.kind == "bundled" else tracking.url
+        endpoint = f"http://bucket:{PORTS['bucket']}" if bucket.kind == "bundled" else bucket.endpoint
+        region: pulumi.Input[str] = bucket.region
+        self.database = {"PGSSLMODE": "require"} if database.kind == "rds" else {}
+        self.bucket_url: pulumi.Input[str] = bucket.url
+        if aws and bucket.kind == "s3":
+            self.bucket_url, region, endpoint = aws.bucket_url, aws.region, ""
+        # boto3 reads the second name only
+        self.bucket: dict[str, pulumi.Input[str]] = {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+        self.bucket |= {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
+        self.serving: dict[str, Any] = {
             "MLOPS_ENV": settings.environment,
             "MLOPS_MODEL": settings.model,
-            "MLOPS_BUCKET": settings.bucket.url,
+            "MLOPS_BUCKET": self.bucket_url,
             "MLOPS_KEYRING": "/keys/keyring.json",
             **self.bucket,
         }
@@ -31,24 +44,39 @@ class Connections:
 
     def setup(self, step: str) -> dict[str, Any]:
         """The values of a step of `infra.provision`."""
-        databases = {"MLFLOW_BACKEND_STORE_URI": self.backend, "MLFLOW_AUTH_STORE_URI": self.auth}
-        keys = {"MLOPS_ENV": self._settings.environment}
+        region = {key: value for key, value in self.bucket.items() if key != "AWS_ENDPOINT_URL"}
+        keys = {"MLOPS_ENV": self._settings.environment} | region
+        databases: dict[str, Any] = {"MLFLOW_BACKEND_STORE_URI": self.backend, "MLFLOW_AUTH_STORE_URI": self.auth}
+        databases |= self.database
+        if self._aws:
+            keys |= {"MLOPS_APPROVAL_KEY": self._aws.approval_key}
+        if self._aws and self._settings.database.kind == "rds":
+            databases |= {"DATABASE_ADMIN_ARN": self._aws.database_secret} | region
+        elif self._settings.database.kind == "bundled":
+            databases |= {"DATABASE_ADMIN": self._settings.database.user}
         return {"keys": keys, "bucket": self.values, "database": databases}[step]
 
     def secrets(self, workload: str) -> Secrets:
         """What is brought along has a Secret of its own, or none: then the workload's identity counts, as on AWS."""
         found: Secrets = {}
         for variable, (secret, key) in SECRETS[workload].items():
-            external = self._external(secret)
-            if external is None:
+            replaced = self._replaced(secret, variable)
+            if replaced is None:
                 found[variable] = (secret, key)
-            elif external and not (secret.startswith("bucket-") and not variable.startswith("AWS_")):
-                found[variable] = (external, key)
+            elif replaced:
+                found[variable] = (replaced, key)
         return found
 
-    def _external(self, secret: str) -> str | None:
-        """The Secret that stands for a bundled one; None if that is there."""
-        users = {f"tracking-{user}": "tracking" for user in TRACKING_USERS}
-        kind = "bucket" if secret.startswith("bucket-") else ({"database": "database"} | users).get(secret)
-        group = getattr(self._settings, kind) if kind else None
-        return group.secret if group is not None and group.kind == "external" else None
+    def _replaced(self, name: str, variable: str) -> str | None:
+        """The Secret that stands for a bundled one; empty: there is none; None: the bundled one is there."""
+        settings = self._settings
+        if name.startswith("bucket-"):
+            external = settings.bucket.secret if variable.startswith("AWS_") else ""
+            return {"bundled": None, "s3": "", "external": external}[settings.bucket.kind]
+        if name == "database":  # of its administrator
+            return None if settings.database.kind == "bundled" else ""
+        if name == "database-user" and settings.database.kind == "external":
+            return settings.database.secret if variable == "PGPASSWORD" else ""
+        if name in {f"tracking-{user}" for user in TRACKING_USERS} and settings.tracking.kind == "external":
+            return settings.tracking.secret
+        return None

@@ -1,23 +1,33 @@
+from typing import Any
+
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.aws.outputs import Outputs
+from infra.configuration import PROTECTED
 from infra.connections import Connections
 from infra.ports import PORTS
 from infra.settings import Settings
-
-PROTECTED = ("staging", "prod")
+from mlops.environment import only_model
+from mlops.errors import UserError
 
 
 class Platform:
     """What every component needs: settings, connections, the provider and the namespace."""
 
     def __init__(self) -> None:
-        self.settings = settings = Settings.load()
-        self.connections = Connections(settings)
+        try:
+            self.settings = settings = Settings.load(model=only_model)
+        except UserError as error:
+            raise pulumi.RunError(str(error)) from None
+        self.aws = Outputs.of(settings.environment) if settings.on_aws else None
+        self.connections = Connections(settings, self.aws)
+        context: dict[str, Any] = {"context": settings.cluster.context or None}
+        if self.aws:  # a changed kubeconfig of the same cluster replaces nothing
+            context = {"kubeconfig": self.aws.kubeconfig, "cluster_identifier": self.aws.cluster_arn}
         # After a killed `up` some objects exist that the state does not know: the next one adopts and corrects them.
-        self.provider = k8s.Provider(
-            "cluster", context=settings.cluster.context or None, upsert_existing_objects=True, enable_patch_force=True
-        )
+        adopt = {"upsert_existing_objects": True, "enable_patch_force": True}
+        self.provider = k8s.Provider("cluster", **context, **adopt)
         self.namespace: pulumi.Input[str] = settings.namespace
         if settings.cluster_scope:
             self.namespace = self._namespace().metadata["name"]
@@ -25,7 +35,7 @@ class Platform:
     def _namespace(self) -> k8s.core.v1.Namespace:
         name, restricted = self.settings.namespace, "restricted"
         labels = {f"pod-security.kubernetes.io/{mode}": restricted for mode in ("enforce", "warn")}
-        protect = self.settings.environment in PROTECTED
+        protect = self.settings.environment in PROTECTED and not self.settings.unlock
         opts = pulumi.ResourceOptions(provider=self.provider, protect=protect)
         return k8s.core.v1.Namespace("namespace", metadata={"name": name, "labels": labels}, opts=opts)
 

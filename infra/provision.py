@@ -14,62 +14,21 @@ import shutil
 import ssl
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from infra import databases
+from infra.databases import retried
+from infra.identities import IDENTITIES, SECRETS, TRACKING_USERS, grants
 from mlops import access
 from mlops.environment import Environment
 from mlops.errors import UserError
-from mlops.keys import Keyring, Role
+from mlops.keys import Keyring, Role, kms_key
 
-# Rights in the bucket by identity. No identity may delete releases or bundles.
-IDENTITIES = {
-    "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*", "replicas/*"]},
-    "training": {"read": ["models/*", "data/*"], "write": ["models/*"]},
-    "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
-    "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*", "replicas/*"]},
-}
-TRACKING_USERS = ("training", "controller")
-Secrets = dict[str, tuple[str, str]]  # variable → (Secret, key)
-
-
-def _bucket(identity: str, prefix: str = "AWS") -> Secrets:
-    halves = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
-    return {f"{prefix}_{half}": (f"bucket-{identity}", f"AWS_{half}") for half in halves}
-
-
-def _login(user: str) -> Secrets:
-    return {
-        f"MLFLOW_TRACKING_{half}": (f"tracking-{user}", f"MLFLOW_TRACKING_{half}") for half in ("USERNAME", "PASSWORD")
-    }
-
-
-_DATABASE: Secrets = {"PGPASSWORD": ("database", "password")}
-_SERVER: Secrets = {
-    "MLFLOW_AUTH_ADMIN_PASSWORD": ("tracking-admin", "password"),
-    "MLFLOW_FLASK_SERVER_SECRET_KEY": ("tracking-admin", "secret-key"),
-}
-_USERS = {f"{user.upper()}_PASSWORD": _login(user)["MLFLOW_TRACKING_PASSWORD"] for user in TRACKING_USERS}
-_IDENTITIES = {name: key for each in ("root", *IDENTITIES) for name, key in _bucket(each, each.upper()).items()}
-# The credentials in the environment of each workload.
-SECRETS: dict[str, Secrets] = {
-    "bucket": {f"ROOT_{name}": ("bucket-root", key) for name, key in
-               (("ACCESS_KEY", "AWS_ACCESS_KEY_ID"), ("SECRET_KEY", "AWS_SECRET_ACCESS_KEY"))},
-    "setup-keys": {},
-    "setup-database": _DATABASE | {"ADMIN_PASSWORD": ("tracking-admin", "password")} | _USERS,
-    "setup-bucket": {"CLIENT_KEY": ("client-key", "client.key")} | _IDENTITIES | _bucket("controller"),
-    "tracking": _DATABASE | _SERVER | _bucket("tracking"),
-    "serving": _bucket("serving"),
-    "training": _bucket("training") | _login("training"),
-    "controller": _bucket("controller") | _login("controller"),
-}  # fmt: skip
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_SECONDS = 300
 
 
 class Cluster:
@@ -128,6 +87,7 @@ def keys(target: Cluster | Folder, environment: str) -> None:
         public.append(json.loads(target.secret(f"signing-{role}")["key.json"]))
     target.create("configmaps", "keyring", {"keyring.json": json.dumps({"keys": public}, indent=1)})
     target.create("secrets", "database", {"password": secrets.token_hex(24)})
+    target.create("secrets", "database-user", {"user": "mlflow_a", "password": secrets.token_hex(24)})
     target.create("secrets", "tracking-admin", {"password": secrets.token_hex(16), "secret-key": secrets.token_hex(32)})
     for user in TRACKING_USERS:
         login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16)}
@@ -151,36 +111,12 @@ def files(folder: Folder) -> None:
 
 
 def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
+    """In a KMS, if it has the key that approves: then only the public half is here."""
+    if role == "approve" and (kms := os.environ.get("MLOPS_APPROVAL_KEY")):
+        return {"key.json": kms_key(role, environment, kms).model_dump_json()}
     with tempfile.TemporaryDirectory() as folder:
         key = Keyring(Path(folder, "keyring.json")).new(role, environment)
         return {f"{key.id}.pem": Path(folder, f"{key.id}.pem").read_text("utf-8"), "key.json": key.model_dump_json()}
-
-
-def database(uri: str, auth_uri: str) -> None:
-    """MLflow's two databases with this version's schema, and its users. The password is in PGPASSWORD."""
-    import psycopg
-    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-    from mlflow.store.db.utils import _initialize_tables, _upgrade_db, create_sqlalchemy_engine_with_retry
-    from sqlalchemy import inspect
-
-    for each in (uri, auth_uri):
-        parts = urlsplit(each)
-        name, server = parts.path.lstrip("/"), parts._replace(scheme="postgresql", path="/postgres").geturl()
-        with _retry(lambda server=server: psycopg.connect(server, autocommit=True, connect_timeout=5)) as connection:
-            if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
-                connection.execute(f"create database \"{name}\" encoding 'UTF8' template template0")
-    engine = create_sqlalchemy_engine_with_retry(uri)
-    begun = inspect(engine).has_table("alembic_version")
-    (_upgrade_db if begun else _initialize_tables)(engine)
-    engine.dispose()
-    store = SqlAlchemyStore()
-    store.init_db(auth_uri)
-    for user in ("admin", *TRACKING_USERS):
-        password = os.environ[f"{user.upper()}_PASSWORD"]
-        if store.has_user(user):
-            store.update_user(user, password)  # its Secret may have been replaced
-        else:
-            store.create_user(user, password, is_admin=user == "admin")
 
 
 def bucket(environment: Environment, client_key: str) -> None:
@@ -198,7 +134,7 @@ def _bundled_bucket(name: str, endpoint: str) -> None:
     root = (os.environ["ROOT_ACCESS_KEY_ID"], os.environ["ROOT_SECRET_ACCESS_KEY"])
     session = boto3.Session(*root, region_name=os.environ.get("AWS_REGION", "us-east-1"))
     s3 = session.client("s3", endpoint_url=endpoint)
-    _retry(s3.list_buckets)
+    retried(s3.list_buckets)
     try:
         s3.create_bucket(Bucket=name)
     except ClientError as error:
@@ -212,18 +148,16 @@ def _bundled_bucket(name: str, endpoint: str) -> None:
 
 def policy(bucket: str, users: dict[str, str]) -> dict[str, Any]:
     """The bucket's policy; `users`: identity → principal."""
-    statements: list[dict[str, Any]] = []
-
-    def allow(user: str, action: str, paths: list[str]) -> None:
-        resources = [f"arn:aws:s3:::{bucket}{path}" for path in paths]
-        principal = {"AWS": [user]}
-        statements.append({"Effect": "Allow", "Principal": principal, "Action": [action], "Resource": resources})
-
-    for identity, rights in IDENTITIES.items():
-        allow(users[identity], "s3:ListBucket", [""])
-        for right, action in (("read", "s3:GetObject"), ("write", "s3:PutObject"), ("delete", "s3:DeleteObject")):
-            if paths := rights.get(right):
-                allow(users[identity], action, [f"/{path}" for path in paths])
+    statements = [
+        {
+            "Effect": "Allow",
+            "Principal": {"AWS": [users[identity]]},
+            "Action": [action],
+            "Resource": [f"arn:aws:s3:::{bucket}{key}" for key in keys],
+        }
+        for identity in IDENTITIES
+        for action, keys in grants(identity)
+    ]
     return {"Version": "2012-10-17", "Statement": statements}
 
 
@@ -246,18 +180,6 @@ def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
         raise UserError("bucket user", user, f"was not created: {answer.status_code} {answer.text[:200]}")
 
 
-def _retry(attempt: Callable[[], Any]) -> Any:
-    """The server may still be starting."""
-    deadline = time.monotonic() + _SECONDS
-    while True:
-        try:
-            return attempt()
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
 def main(step: str) -> None:
     if step == "keys":
         keys(Cluster(), os.environ["MLOPS_ENV"])
@@ -266,11 +188,13 @@ def main(step: str) -> None:
         keys(folder, os.environ["MLOPS_ENV"])
         files(folder)
     elif step == "database":
-        database(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_AUTH_STORE_URI"])
+        databases.create(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_AUTH_STORE_URI"])
     elif step == "bucket":
         bucket(Environment.load(), os.environ["CLIENT_KEY"])
+    elif step == "retire":
+        databases.retire(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["RETIRED_USER"])
     else:
-        raise UserError("step", step, "use keys, folder, database or bucket")
+        raise UserError("step", step, "use keys, folder, database, retire or bucket")
 
 
 if __name__ == "__main__":

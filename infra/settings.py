@@ -1,17 +1,12 @@
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-import pulumi
-from pulumi.runtime.config import CONFIG, get_config_env
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from mlops.environment import only_model
-from mlops.errors import UserError, explain
+from infra.configuration import PROTECTED, Group, Labels, Name, ProgramSettings, pairs
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 # Hardly any password matches this pattern, so one pasted here by mistake goes nowhere.
 SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
@@ -30,19 +25,21 @@ HostPort = Annotated[str, Field(pattern=r"^([\w.-]+:[0-9]+)?$")]
 Mirror = Annotated[str, Field(pattern=r"^([\w.:-]+(/[\w./-]+)?)?$")]
 Cron = Annotated[str, Field(pattern=r"^((\S+\s+){4}\S+)?$")]
 CidrPorts = Annotated[str, Field(pattern=r"^([0-9./]+:[0-9]+(,[0-9./]+:[0-9]+)*)?$")]
-Labels = Annotated[str, Field(pattern=r"^([\w./-]+=[\w.-]+(,[\w./-]+=[\w.-]+)*)?$")]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, coerce_numbers_to_str=True)
-
-
-class Cluster(_Group):
+class Cluster(Group):
+    kind: Literal["kubeconfig", "eks"]
     context: str
     domain: str
 
 
-class Images(_Group):
+class Nodes(Group):
+    spot: Literal["none", "training", "all"]
+    architecture: Literal["amd64", "arm64"]
+    cpu: Quantity
+
+
+class Images(Group):
     app: Image
     training: Image
     mlflow: Image
@@ -62,8 +59,8 @@ class Images(_Group):
         return f"{self.mirror}/{image.partition('/')[2]}" if self.mirror else image
 
 
-class Bucket(_Group):
-    kind: Literal["bundled", "external"]
+class Bucket(Group):
+    kind: Literal["bundled", "s3", "external"]
     url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]+)?$")]
     endpoint: Url
     region: str
@@ -71,8 +68,8 @@ class Bucket(_Group):
     size: Quantity
 
 
-class Database(_Group):
-    kind: Literal["bundled", "external"]
+class Database(Group):
+    kind: Literal["bundled", "rds", "external"]
     host: str
     port: Port
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
@@ -80,14 +77,14 @@ class Database(_Group):
     size: Quantity
 
 
-class Tracking(_Group):
+class Tracking(Group):
     kind: Literal["bundled", "external"]
     url: Url
     secret: SecretName
     hosts: str
 
 
-class Serving(_Group):
+class Serving(Group):
     min_replicas: Annotated[int, Field(ge=1)]
     max_replicas: Annotated[int, Field(ge=1)]
     scale_on: Literal["cpu", "keda", "adapter"]
@@ -99,14 +96,16 @@ class Serving(_Group):
     canary_replicas: Annotated[int, Field(ge=1)]
 
 
-class Ingress(_Group):
+class Ingress(Group):
     enabled: bool
     class_: Annotated[str, Field(alias="class")]
     host: str
     tls_secret: SecretName
+    scheme: Literal["internal", "internet-facing"]
+    certificate: Annotated[str, Field(pattern=r"^(arn:aws[\w-]*:acm:\S+)?$")]
 
 
-class Training(_Group):
+class Training(Group):
     schedule: Cron
     data: Literal["load", "snapshot"]
     secret: SecretName
@@ -115,7 +114,7 @@ class Training(_Group):
     memory: Quantity
 
 
-class Monitoring(_Group):
+class Monitoring(Group):
     kind: Literal["bundled", "operator", "none"]
     labels: Labels
     namespace: Name
@@ -125,14 +124,14 @@ class Monitoring(_Group):
 
     @property
     def selected(self) -> dict[str, str]:
-        return dict(pair.split("=") for pair in self.labels.split(",") if pair)
+        return pairs(self.labels)
 
 
-class Switch(_Group):
+class Switch(Group):
     enabled: bool
 
 
-class Alerts(_Group):
+class Alerts(Group):
     secret: SecretName
     slack_channel: str
     email_to: str
@@ -142,15 +141,16 @@ class Alerts(_Group):
     heartbeat: UrlOrSecret
 
 
-class Settings(_Group):
-    """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes, checked and typed."""
+class Settings(ProgramSettings):
+    """What `Pulumi.yaml` declares and `environments/Pulumi.<environment>.yaml` changes."""
 
-    environment: Name
     cluster_scope: bool
     namespace: Name
     model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
     storage_class: str
+    unlock: bool
     cluster: Cluster
+    nodes: Nodes
     images: Images
     bucket: Bucket
     database: Database
@@ -163,16 +163,15 @@ class Settings(_Group):
     kube_state_metrics: Switch
     alerts: Alerts
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if problems := [problem for problem, wrong in self._problems().items() if wrong]:
-            raise ValueError("; ".join(problems))
-        return self
+    @property
+    def on_aws(self) -> bool:
+        """Whether something of it is made by infra/aws."""
+        return self.cluster.kind == "eks"
 
-    def _problems(self) -> dict[str, bool]:
+    def problems(self) -> dict[str, bool]:
         database, tracking, serving, alerts = self.database, self.tracking, self.serving, self.alerts
         smallest, people = serving.min_replicas, bool(alerts.slack_channel or alerts.email_to)
-        lasting, elsewhere = self.environment in ("staging", "prod"), self.monitoring.kind != "bundled"
+        elsewhere, ingress = self.monitoring.kind != "bundled", self.ingress
         secret_url = "secret" in (alerts.webhook, alerts.heartbeat)
         problems = {
             "database.kind is external: needs database.host and database.secret": database.kind == "external"
@@ -182,34 +181,22 @@ class Settings(_Group):
                 serving.max_replicas < smallest,
             "serving.scaleOn is keda: needs monitoring.prometheus, or the bundled monitoring": serving.scale_on == "keda"
             and elsewhere and not self.monitoring.prometheus,
-            "ingress.enabled is true: needs ingress.host": self.ingress.enabled and not self.ingress.host,
+            "ingress.enabled is true: needs ingress.host": ingress.enabled and not ingress.host,
+            "ingress.certificate is empty: an internet-facing load balancer needs one":
+                ingress.enabled and self.on_aws and ingress.scheme == "internet-facing" and not ingress.certificate,
             "alerts.slackChannel, alerts.emailTo: need alerts.secret": people and not alerts.secret,
             "alerts.webhook, alerts.heartbeat: secret needs alerts.secret": secret_url and not alerts.secret,
             "alerts.emailTo: needs alerts.emailFrom and alerts.smtpHost": bool(alerts.email_to)
             and not (alerts.email_from and alerts.smtp_host),
         }  # fmt: skip
-        for kind in ("bucket", "database"):
-            bundled = getattr(self, kind).kind == "bundled"
-            problems[f"{kind}.kind is bundled: only for kind and dev; use external"] = lasting and bundled
+        for name, managed in (("bucket", "s3"), ("database", "rds")):
+            kind = getattr(self, name).kind
+            hint = f"{name}.kind is bundled: only for kind and dev; use {managed} or external"
+            problems[hint] = self.environment in PROTECTED and kind == "bundled"
+            problems[f"{name}.kind is {managed}: needs cluster.kind eks; elsewhere use external"] = (
+                kind == managed and not self.on_aws
+            )
         for name in ("app", "training", "mlflow"):
             image, hint = getattr(self.images, name), "outside kind it must be named by digest (mlops images --push)"
             problems[f"images.{name} is {image}: {hint}"] = self.environment != "kind" and "@sha256:" not in image
         return problems
-
-    @classmethod
-    def load(cls) -> Self:
-        """Of the current stack. Raises pulumi.RunError that lists every problem."""
-        config = pulumi.Config()
-        values: dict[str, Any] = {"environment": pulumi.get_stack()}
-        for key in CONFIG.get() or get_config_env():
-            if (name := key.removeprefix(f"{config.name}:")) != key:
-                value = config.require(name)
-                values[name] = config.require_object(name) if value.startswith("{") else value
-        try:
-            values["model"] = values.get("model") or only_model()
-            return cls.model_validate(values)
-        except UserError as error:
-            raise pulumi.RunError(str(error)) from None
-        except ValidationError as error:
-            lines = [f"settings of {pulumi.get_stack()}: fix each problem listed below", *explain(error)]
-            raise pulumi.RunError("\n  ".join(lines)) from None

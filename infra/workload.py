@@ -8,30 +8,22 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.component import Component
 from infra.platform import Platform
 from infra.ports import PORTS
+from infra.settings import Settings
 
 NAME = "app.kubernetes.io/name"
 _USER = 65532  # of every image that is ours, and what others run as too
 _WRITABLE = ("scratch", "data", "spool")
 
 
-class Component(pulumi.ComponentResource):
-    """A part of the platform: subclasses make their objects in `create`."""
+class KubernetesComponent(Component):
+    settings: Settings
 
-    def __init__(self, name: str, platform: Platform, *after: pulumi.Resource):
-        super().__init__(f"mlops:platform:{type(self).__name__}", name, None, platform.options(*after))
-        self.name, self.platform, self.settings = name, platform, platform.settings
-        self.child = pulumi.ResourceOptions(parent=self)
-        self.prepare()
-        self.create()
-        self.register_outputs({})
-
-    def prepare(self) -> None:
-        """What every component of a kind has."""
-
-    def create(self) -> None:
-        """Make the objects, with `self.child` as their options."""
+    @property
+    def platform(self) -> Platform:
+        return self.program
 
     def metadata(self, name: str | None = None, **more: str) -> Any:
         labels = {NAME: self.name, "app.kubernetes.io/part-of": "mlops", **more}
@@ -45,7 +37,7 @@ class Component(pulumi.ComponentResource):
         return {"config_map": {"name": full}}
 
 
-class Workload(Component):
+class Workload(KubernetesComponent):
     """Pods with an identity of their own. `pulumi up` waits only for what is in the request path: nothing else may hold
     up a deployment."""
 

@@ -1,15 +1,17 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_private_key
 from pydantic import BaseModel
 from securesystemslib.exceptions import Error as SigningError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import AWSSigner, CryptoSigner, Signature, Signer, SSlibKey
 
 from mlops.errors import UserError, VerificationError
 
@@ -29,6 +31,7 @@ class Key(BaseModel):
     state: State = "active"
     public: str
     created: datetime
+    kms: str | None = None  # the key of AWS KMS that is its private half
 
     @property
     def verifier(self) -> SSlibKey:
@@ -58,14 +61,17 @@ class Keyring:
 
     def new(self, role: Role, environment: str | None = None, scheme: Scheme = "ed25519") -> Key:
         made = _GENERATE[scheme]()
-        public = made.public_key.keyval["public"]
-        key = Key(
-            id=f"{role}-{hashlib.sha256(public.encode()).hexdigest()[:8]}", scheme=scheme, role=role,
-            environment=environment, public=public, created=datetime.now(UTC),
-        )  # fmt: skip
+        key = _key(role, environment, made.public_key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(self._private(key.id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(made.private_bytes)
+        self._write([*self.all(), key])
+        return key
+
+    def add_kms(self, role: Role, environment: str | None, kms: str) -> Key:
+        """An asymmetric key of AWS KMS (ECC_NIST_P256, SIGN_VERIFY), whose private half nobody ever has."""
+        key = kms_key(role, environment, kms)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write([*self.all(), key])
         return key
 
@@ -77,11 +83,14 @@ class Keyring:
         self._write(list(keys.values()))
         return keys[key_id]
 
-    def signer(self, role: Role, environment: str | None) -> CryptoSigner:
-        """Of the newest active key for this role and environment whose private half is here."""
+    def signer(self, role: Role, environment: str | None) -> Signer:
+        """Of the newest active key for this role and environment whose private half is here, or in a KMS."""
         for key in reversed(self.all()):
-            private = self._private(key.id)
-            if (key.role, key.environment, key.state) == (role, environment, "active") and private.exists():
+            if (key.role, key.environment, key.state) != (role, environment, "active"):
+                continue
+            if key.kms:
+                return _KmsSigner(key.kms, key.verifier)
+            if (private := self._private(key.id)).exists():
                 try:
                     return CryptoSigner(load_pem_private_key(private.read_bytes(), None), key.verifier)
                 except (ValueError, SigningError) as error:
@@ -110,3 +119,44 @@ class Keyring:
             json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=1) + "\n", "utf-8"
         )
         temporary.replace(self.path)
+
+
+class _KmsSigner(AWSSigner):
+    def __init__(self, kms: str, public: SSlibKey):
+        with _asking(kms):
+            super().__init__(kms, public)
+
+    def sign(self, payload: bytes) -> Signature:
+        with _asking(self.aws_key_id, "; kms:Sign must be allowed"):
+            return super().sign(payload)
+
+
+def kms_key(role: Role, environment: str | None, kms: str) -> Key:
+    """Raises UserError if AWS KMS does not give its public half, or it is of another kind."""
+    import boto3
+
+    kind = "it must be ECC_NIST_P256 for SIGN_VERIFY"
+    with _asking(kms, f"; {kind}, and kms:GetPublicKey be allowed"):
+        found = boto3.client("kms").get_public_key(KeyId=kms)
+    usage, public = found["KeyUsage"], load_der_public_key(found["PublicKey"])
+    if usage != "SIGN_VERIFY" or not isinstance(public, EllipticCurvePublicKey) or public.curve.name != "secp256r1":
+        raise UserError("kms", kms, f"is another kind of key, for {usage}: {kind}")
+    return _key(role, environment, SSlibKey.from_crypto(public), kms)
+
+
+@contextmanager
+def _asking(kms: str, hint: str = "") -> Generator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise UserError("kms", kms, f"was of no use: {error}{hint}") from None
+
+
+def _key(role: Role, environment: str | None, public: SSlibKey, kms: str | None = None) -> Key:
+    text = public.keyval["public"]
+    return Key(
+        id=f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:8]}", scheme=cast(Scheme, public.scheme), role=role,
+        environment=environment, public=text, created=datetime.now(UTC), kms=kms,
+    )  # fmt: skip

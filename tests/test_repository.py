@@ -21,12 +21,12 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2220,
-    "cli": 1010,
+    "mlops": 2270,
+    "cli": 1530,
     "app": 1630,
     "training": 2420,
     "monitoring": 1060,
-    "infra": 1600,
+    "infra": 3680,  # of them for AWS some 2,000
     "environments": 720,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}

@@ -7,11 +7,12 @@ import pulumi_kubernetes as k8s
 
 from infra.ports import PORTS
 from infra.settings import Settings
-from infra.workload import NAME, Component, without_none
+from infra.workload import NAME, KubernetesComponent, without_none
 
 ANYWHERE, API = "anywhere", "the Kubernetes API"
 DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
 _API_PORTS = (443, 6443)  # of the Service, and of the server behind it
+_POD_IDENTITY = "169.254.170.23/32"  # EKS gives a pod its AWS credentials there
 _OUTSIDE = {"ip_block": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}  # but not the node's credentials
 
 
@@ -25,7 +26,7 @@ class Flow:
     port: int
 
 
-class Network(Component):
+class Network(KubernetesComponent):
     """Only these connections, and DNS, are allowed."""
 
     def create(self) -> None:
@@ -62,6 +63,10 @@ def flows(settings: Settings) -> list[Flow]:
     for target, sources in users.items():
         end, port = (target, PORTS[target]) if bundled[target] else (ANYWHERE, _port_of(outside[target]))
         found += [Flow(source, end, port) for source in sources]
+    if settings.on_aws:
+        identities = {source for target in ("bucket", "database") for source in users[target]} | {"setup-keys"}
+        found += [Flow(source, _POD_IDENTITY, 80) for source in sorted(identities)]
+        found.append(Flow("setup-database", ANYWHERE, 443))  # Secrets Manager
     for address in filter(None, settings.training.egress.split(",")):
         cidr, _, port = address.rpartition(":")
         found.append(Flow("training", cidr, int(port)))

@@ -5,12 +5,12 @@ import yaml
 
 from infra.components.grafana import dashboards
 from infra.components.prometheus import rules
-from infra.workload import NAME, Component
+from infra.workload import NAME, KubernetesComponent
 
 _SCRAPED = {"serving": "http", "proxy": "metrics", "controller": "metrics"}  # Service → name of its port
 
 
-class OperatorObjects(Component):
+class OperatorObjects(KubernetesComponent):
     """For an existing Prometheus Operator: what to scrape, the rules, and dashboards for Grafana's sidecar."""
 
     def create(self) -> None:

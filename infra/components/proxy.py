@@ -4,6 +4,7 @@ from typing import Any
 
 import pulumi_kubernetes as k8s
 
+from infra.components.eks import INGRESS_CLASS
 from infra.ports import PORTS
 from infra.workload import Workload, container, port, probe
 
@@ -50,6 +51,10 @@ class Proxy(Workload):
         backend = {"service": {"name": self.name, "port": {"name": "http"}}}
         path = {"path": "/", "path_type": "Prefix", "backend": backend}
         spec: Any = {"rules": [{"host": settings.host, "http": {"paths": [path]}}]}
-        spec |= {"ingress_class_name": settings.class_} if settings.class_ else {}
+        metadata, class_ = self.metadata(), settings.class_
+        if self.settings.on_aws:
+            prefix, class_ = "alb.ingress.kubernetes.io", class_ or INGRESS_CLASS
+            metadata["annotations"] = {f"{prefix}/target-type": "ip", f"{prefix}/healthcheck-path": "/healthz"}
+        spec |= {"ingress_class_name": class_} if class_ else {}
         spec |= {"tls": [{"hosts": [settings.host], "secret_name": settings.tls_secret}]} if settings.tls_secret else {}
-        k8s.networking.v1.Ingress(self.name, metadata=self.metadata(), spec=spec, opts=self.child)
+        k8s.networking.v1.Ingress(self.name, metadata=metadata, spec=spec, opts=self.child)

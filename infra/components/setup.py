@@ -33,6 +33,7 @@ class Setup(Workload):
             "setup", image, cpu="50m", memory="1Gi", command=command, mounts={"/tmp": "scratch"},
             env=env({"HOME": "/tmp", **values}, secrets),
         )  # fmt: skip
-        full, opts = hashed(self.name, image, values, secrets), pulumi.ResourceOptions(parent=self, depends_on=ready)
+        known = {key: value for key, value in values.items() if isinstance(value, str)}
+        full, opts = hashed(self.name, image, known, secrets), pulumi.ResourceOptions(parent=self, depends_on=ready)
         template = self.pod(setup, automount_service_account_token=uses_api)
         k8s.batch.v1.Job(full, metadata=self.awaited(full), spec=job(template), opts=opts)

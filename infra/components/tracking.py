@@ -1,3 +1,5 @@
+import pulumi
+
 from infra.ports import PORTS
 from infra.workload import Workload, container, env, port, probe
 
@@ -26,6 +28,7 @@ class Tracking(Workload):
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "HOME": "/tmp",
             **connections.bucket,
+            **connections.database,
         }
         self.service("http")
         self.volume("scratch", size="4Gi")
@@ -37,12 +40,18 @@ class Tracking(Workload):
             cpu="100m",
             memory="2Gi",
             command=[*serve, "--app-name", "basic-auth"],
-            args=["--artifacts-destination", f"{self.settings.bucket.url}/mlflow", "--allowed-hosts", ",".join(hosts)],
+            args=[
+                "--artifacts-destination",
+                pulumi.Output.concat(connections.bucket_url, "/mlflow"),
+                "--allowed-hosts",
+                ",".join(hosts),
+            ],
             env=env(values, connections.secrets(self.name)),
             ports=[port("http", number)],
             mounts={"/tmp": "scratch", "/etc/mlflow": "config"},
             startup_probe=probe("/health", number, 3, 80),
             readiness_probe=probe("/health", number, 10),
             liveness_probe=probe("/health", number, 30, 5),
+            lifecycle={"pre_stop": {"sleep": {"seconds": 5}}},  # new connections go elsewhere first
         )
         self.deployment(self.pod(server))

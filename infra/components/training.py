@@ -3,6 +3,7 @@ from typing import Any
 import pulumi_kubernetes as k8s
 
 from infra.components.controller import signing_keys
+from infra.components.eks import SPOT_TAINT
 from infra.workload import Workload, container, env, job
 
 _NEVER = "0 0 31 2 *"
@@ -30,10 +31,19 @@ class Training(Workload):
             env_from=[{"secret_ref": {"name": settings.secret}}] if settings.secret else [],
             mounts={"/tmp": "scratch", "/keys": "keys"},
         )
-        template = self.pod(train)
+        spot: dict[str, Any] = {"tolerations": [SPOT_TAINT | {"operator": "Equal"}]} if self.settings.on_aws else {}
+        template = self.pod(train, **spot)
         # A refusal by the gate is a result; repeating the training gives the same one.
         refused = {"container_name": "train", "operator": "In", "values": [3]}
-        policy = {"rules": [{"action": "FailJob", "on_exit_codes": refused}]}
+        interrupted = {
+            "type": "DisruptionTarget",
+            "status": "True",
+        }  # as a spot node's pods are: not the training's fault
+        rules = [
+            {"action": "FailJob", "on_exit_codes": refused},
+            {"action": "Ignore", "on_pod_conditions": [interrupted]},
+        ]
+        policy = {"rules": rules}
         run = job(template, backoff=2, seconds=_HOURS * 3600)
         kept = {"pod_failure_policy": policy, "ttl_seconds_after_finished": 7 * 24 * 3600}
         spec: Any = {

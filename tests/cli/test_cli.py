@@ -28,8 +28,10 @@ from tests.service import Service
 VERBS = {
     "run", "init", "train", "tune", "score", "release", "rollback", "history", "status", "predict", "replay", "outcomes", "check",
     "snapshot", "images", "backup", "restore", "experiment", "rollout", "api-key", "signing-key",
+    "doctor", "cost", "kubectl", "emptied", "rotate",
 }  # fmt: skip
 SUBCOMMANDS = {
+    "rotate db",
     *(f"rollout {verb}" for verb in ("status", "pause", "resume", "promote", "abort")),
     *(f"{kind} {verb}" for kind in ("api-key", "signing-key") for verb in ("new", "list", "revoke")),
 }

@@ -14,7 +14,7 @@ import yaml
 from cli.cluster import Cluster
 from cli.images import TARGETS
 from mlops.environment import MODELS
-from tests.infra.harness import render
+from tests.infra.rendering import render
 
 NODE_PORT = 30080
 MODEL = next((path.parent.name for path in sorted(MODELS.glob("*/contract.yaml"))), "")  # whatever the images hold

@@ -136,6 +136,8 @@ def selectors_never_change(objects: Objects) -> Iterator[str]:
 def services_find_pods(objects: Objects) -> Iterator[str]:
     labels = [_template(thing)["metadata"]["labels"] for thing in _of(objects, *_WORKLOADS)]
     for thing in _of(objects, "Service"):
+        if thing["spec"].get("type") == "ExternalName":
+            continue
         selector = thing["spec"].get("selector") or {"": ""}
         if not any(selector.items() <= found.items() for found in labels):
             yield f"{_title(thing)}: selects nothing"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.infra import schemas
-from tests.infra.harness import render, write, write_objects
+from tests.infra.rendering import render, write, write_objects
 from tests.infra.test_policies import thing
 from tests.infra.test_program import CHOICES, CUSTOM
 

@@ -7,7 +7,7 @@ import pytest
 
 from infra.workload import NAME
 from mlops.environment import ROOT
-from tests.infra.harness import render
+from tests.infra.rendering import render
 from tests.infra.test_program import CHOICES
 
 Objects = list[dict[str, Any]]
@@ -18,7 +18,7 @@ def workloads(objects: Objects) -> dict[str, dict[str, str]]:
     found = {}
     for thing in objects:
         spec = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing.get("spec", {})
-        if "template" in spec:
+        if "metadata" in spec.get("template", {}):
             labels = spec["template"]["metadata"]["labels"]
             found[labels[NAME]] = labels
     return found
@@ -86,5 +86,5 @@ def test_nobody_reaches_what_is_not_theirs(choice: str) -> None:
     assert into.get("prometheus", set()) - {"grafana"} == asking
     assert {source for source, _, _ in flows if source.startswith("namespace/")} == asking | scraping - {"prometheus"}
     outside = {source for source, target, _ in flows if target == "outside"}
-    bundled = choice in ("kind", "dev", "no Grafana", "scaled by KEDA", "scaled by an adapter")
+    bundled = choice in ("kind", "a cluster brought along", "no Grafana", "scaled by KEDA", "scaled by an adapter")
     assert not bundled or outside == {"setup-keys", "kube-state-metrics"}  # the Kubernetes API

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.infra.harness import render
 from tests.infra.policies import violations
+from tests.infra.rendering import render
 
 Objects = list[dict[str, Any]]
 

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from infra.render import PLATFORM, UNKNOWN, Rendered
 from mlops.environment import ROOT
 from tests.infra import schemas
-from tests.infra.harness import PROJECT, UNKNOWN, Rendered, render
 from tests.infra.policies import violations
+from tests.infra.rendering import render
 
 _EXTERNAL_BUCKET = {"bucket.kind": "external", "bucket.endpoint": "https://s3.example.com:9000", "bucket.secret": "s3"}
 _EXTERNAL_DATABASE = {
@@ -20,8 +21,16 @@ _EXTERNAL_DATABASE = {
     "database.port": 6432,
     "database.secret": "db",
 }
-STACKS = sorted((ROOT / PROJECT["stackConfigDir"]).glob("Pulumi.*.yaml"))
-CUSTOM = ("ServiceMonitor", "PrometheusRule", "ScaledObject")  # of operators: their schemas are not here
+_ON_A_CLUSTER = {"cluster.kind": "kubeconfig", "cluster.context": "ours"}
+_BUNDLED = {"bucket.kind": "bundled", "database.kind": "bundled"}
+STACKS = sorted(PLATFORM.stacks.glob("Pulumi.*.yaml"))
+CUSTOM = (
+    "ServiceMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "NodePool",
+    "IngressClassParams",
+)  # of operators: their schemas are not here
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "kind": ("kind", {}),
     "dev": ("dev", {}),
@@ -30,7 +39,14 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "a bucket brought along": ("kind", _EXTERNAL_BUCKET),
     "a database brought along": ("kind", _EXTERNAL_DATABASE),
     "a tracking server brought along": ("kind", {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com", "tracking.secret": "mlflow"}),
-    "everything brought along": ("prod", _EXTERNAL_BUCKET | {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com"}),
+    "everything brought along": ("prod", _ON_A_CLUSTER | _EXTERNAL_BUCKET | _EXTERNAL_DATABASE | {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com"}),
+    "a cluster brought along": ("dev", _ON_A_CLUSTER | _BUNDLED),
+    "EKS with a load balancer for everybody": (
+        "prod", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.scheme": "internet-facing", "ingress.certificate": "arn:aws:acm:us-east-1:000000000000:certificate/1"},
+    ),
+    "EKS with arm64 and training alone on spot nodes": ("dev", {"nodes.spot": "training", "nodes.architecture": "arm64"}),
+    "EKS without spot nodes": ("prod", {"nodes.spot": "none"}),
+    "EKS with everything bundled": ("dev", _BUNDLED),
     "the Prometheus Operator": ("dev", {"monitoring.kind": "operator", "monitoring.labels": "release=prom,team=ml"}),
     "no monitoring": ("dev", {"monitoring.kind": "none"}),
     "no Grafana": ("kind", {"grafana.enabled": False}),
@@ -40,7 +56,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled by KEDA on another Prometheus": (
         "dev", {"monitoring.kind": "operator", "serving.scaleOn": "keda", "monitoring.prometheus": "http://prometheus.monitoring.svc:9090"},
     ),
-    "scaled by an adapter": ("dev", {"serving.scaleOn": "adapter"}),
+    "scaled by an adapter": ("dev", _ON_A_CLUSTER | _BUNDLED | {"serving.scaleOn": "adapter"}),
     "an Ingress": ("prod", {"ingress.enabled": True, "ingress.class": "nginx", "ingress.host": "ml.example.com", "ingress.tlsSecret": "tls"}),
     "a code canary": ("kind", {"serving.canaryImage": "docker.io/library/mlops-app:next"}),
     "a mirror and a pull secret": ("prod", {"images.mirror": "mirror.example.com/hub", "images.pullSecret": "registry"}),
@@ -172,10 +188,13 @@ def test_every_problem_of_the_settings_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("environment", "changes", "says", "hint"),
     [
-        ("prod", {"bucket.kind": "bundled"}, "bucket.kind is bundled", "use external"),
-        ("prod", {"database.kind": "bundled"}, "database.kind is bundled", "use external"),
+        ("prod", {"bucket.kind": "bundled"}, "bucket.kind is bundled", "use s3 or external"),
+        ("prod", {"database.kind": "bundled"}, "database.kind is bundled", "use rds or external"),
         ("dev", {"images.app": "registry.example.com/app:v1"}, "images.app is registry.example.com/app:v1", "by digest (mlops images --push)"),
-        ("kind", {"cluster.kind": "eks"}, "cluster.kind", "unknown key"),
+        ("kind", {"cluster.kind": "gke"}, "cluster.kind is 'gke'", "'kubeconfig' or 'eks'"),
+        ("kind", {"bucket.kind": "s3"}, "bucket.kind is s3", "needs cluster.kind eks; elsewhere use external"),
+        ("kind", {"database.kind": "rds"}, "database.kind is rds", "needs cluster.kind eks; elsewhere use external"),
+        ("prod", {"ingress.enabled": True, "ingress.host": "a.example.com", "ingress.scheme": "internet-facing"}, "ingress.certificate is empty", "internet-facing load balancer needs one"),
         ("kind", {"database.kind": "external"}, "database.kind is external", "needs database.host and database.secret"),
         ("kind", {"tracking.kind": "external"}, "tracking.kind is external", "needs tracking.url"),
         ("kind", {"serving.maxReplicas": 1}, "serving.maxReplicas is 1", "at least serving.minReplicas, 2"),
@@ -207,7 +226,7 @@ def test_settings_of_the_program_are_those_that_the_project_declares() -> None:
             found |= {f"{key}.{path}" for path in paths(kind)} if group else {key}
         return found
 
-    assert paths(Settings) - {"environment"} == set(PROJECT["config"])
+    assert paths(Settings) - {"environment"} == set(PLATFORM.declared["config"])
 
 
 @pytest.mark.parametrize("file", STACKS, ids=lambda file: file.stem)
@@ -217,7 +236,7 @@ def test_an_environment_holds_only_what_differs(file: Path) -> None:
         for group, values in yaml.safe_load(file.read_text())["config"].items()
         for key, value in values.items()
     }
-    defaults = {key: entry["default"] for key, entry in PROJECT["config"].items()}
+    defaults = {key: entry["default"] for key, entry in PLATFORM.declared["config"].items()}
     assert {key: value for key, value in own.items() if key not in defaults or defaults[key] == value} == {}
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pulumi
 import pytest
 
-from tests.infra.harness import PROJECT, render
+from infra.render import PLATFORM
+from tests.infra.rendering import render
 from tests.infra.test_program import CHOICES
 
 CANARY = "Canary_7f3a9c"
-NAMED = [path for path in PROJECT["config"] if path.lower().endswith("secret")]
+NAMED = [path for path in PLATFORM.declared["config"] if path.lower().endswith("secret")]
 ADDRESSES = ["bucket.endpoint", "tracking.url", "alerts.webhook", "alerts.heartbeat"]
 
 

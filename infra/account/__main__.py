@@ -1,0 +1,26 @@
+"""What the environments of one AWS account share: Pulumi's state, images, keys that approve, roles of pipelines."""
+
+from infra.account.account import Account
+from infra.account.components.approvals import Approvals
+from infra.account.components.github import Github
+from infra.account.components.images import Images
+from infra.account.components.roles import Boundary
+from infra.account.components.state import State
+from infra.account.outputs import Outputs
+
+account = Account()
+
+state = State("state", account)
+images = Images("images", account, state.key.arn)
+approvals = Approvals("approvals", account)
+boundary = Boundary("boundary", account)
+github = Github("github", account, state, boundary.arn) if account.settings.github.repository else None
+
+Outputs(
+    boundary=boundary.arn,
+    approval_keys=approvals.keys,
+    roles=github.roles if github else {},
+    repositories=images.urls,
+    state=state.url,
+    secrets_provider=state.secrets_provider,
+).export()

@@ -1,0 +1,27 @@
+from typing import Annotated
+
+from pydantic import Field
+
+from infra.aws.settings import AccountId, Iam, Region, listed
+from infra.configuration import Group, Labels, ProgramSettings
+
+
+class Github(Group):
+    repository: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")]
+    subject: Annotated[str, Field(pattern=r"^(repo:[\w.@-]+/[\w.@-]+)?$")]
+    branch: Annotated[str, Field(pattern=r"^[\w./-]+$")]
+
+
+class Settings(ProgramSettings):
+    """What `infra/account/Pulumi.yaml` declares and `environments/account/Pulumi.<stack>.yaml` changes."""
+
+    account: AccountId
+    region: Region
+    environments: Annotated[str, Field(pattern=r"^[a-z0-9-]+(,[a-z0-9-]+)*$")]
+    tags: Labels
+    iam: Iam
+    github: Github
+
+    @property
+    def stages(self) -> list[str]:
+        return listed(self.environments)

@@ -1,0 +1,506 @@
+"""What the roles of infra/account and infra/aws may do, and who may be one of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto import mock_aws
+
+from infra.account.components.github import ISSUER
+from infra.account.outputs import PURPOSES
+from infra.render import ACCOUNT, render
+from tests.infra.rights import (
+    NO_CALL,
+    NUMBER,
+    REPOSITORY,
+    STAGES,
+    Call,
+    Context,
+    Moto,
+    allowed,
+    arn,
+    holds,
+    listed,
+    made,
+    matches,
+    policies,
+    statements,
+)
+
+YES, NO = True, False
+BOUNDARY = arn("iam", "policy/mlops/mlops-boundary")
+OF_DEV, OF_PROD = ({"aws:ResourceTag/environment": each} for each in ("dev", "prod"))
+FOR_DEV = {"aws:RequestTag/environment": "dev"}
+NEW = {"s3:if-none-match": "*"}
+
+# Role, call, on what, and whether it may; then more of the request's context. `dev/KEY` is in the bucket of dev.
+CASES: list[tuple[Any, ...]] = [
+    ("serving", "s3:ListBucket", "dev", YES),
+    ("serving", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
+    ("serving", "s3:GetObject", "dev/access/keys.json", YES),
+    ("serving", "s3:GetObject", "dev/data/rows.parquet", NO),
+    ("serving", "s3:GetObject", "staging/models/m/bundles/d/model.onnx", NO),
+    ("serving", "s3:PutObject", "dev/predictions/m/1", YES),
+    ("serving", "s3:PutObject", "dev/outcomes/m/1", YES),
+    ("serving", "s3:PutObject", "dev/replicas/1", YES),
+    ("serving", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("serving", "s3:PutObject", "dev/models/m/attestations/d/1", NO),
+    ("serving", "s3:PutObject", "dev/models/m/releases/2", NO, NEW),
+    ("serving", "s3:PutObject", "dev/access/keys.json", NO),
+    ("serving", "s3:DeleteObject", "dev/predictions/m/1", NO),
+    ("serving", "kms:GenerateDataKey", "data of dev", YES),
+    ("serving", "kms:Sign", "approval of dev", NO),
+    ("serving", "secretsmanager:GetSecretValue", "rds!db-1-abcdef", NO),
+    ("training", "s3:GetObject", "dev/data/rows.parquet", YES),
+    ("training", "s3:GetObject", "dev/models/m/releases/1", YES),
+    ("training", "s3:GetObject", "dev/access/keys.json", NO),
+    ("training", "s3:GetObject", "dev/predictions/m/1", NO),
+    ("training", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", YES),
+    ("training", "s3:PutObject", "dev/models/m/attestations/d/1", YES),
+    ("training", "s3:PutObject", "dev/models/m/releases/2", NO, NEW),
+    ("training", "s3:PutObject", "dev/data/rows.parquet", NO),
+    ("training", "s3:PutObject", "dev/predictions/m/1", NO),
+    ("training", "s3:PutObject", "dev/outcomes/m/1", NO),
+    ("training", "s3:PutObject", "dev/mlflow/1", NO),
+    ("training", "s3:PutObject", "staging/models/m/bundles/d/model.onnx", NO),
+    ("training", "s3:DeleteObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("training", "kms:Sign", "approval of dev", NO),
+    ("training", "kms:Sign", "approval of prod", NO),
+    ("tracking", "s3:GetObject", "dev/mlflow/1", YES),
+    ("tracking", "s3:PutObject", "dev/mlflow/1", YES),
+    ("tracking", "s3:DeleteObject", "dev/mlflow/1", YES),
+    ("tracking", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("tracking", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("tracking", "kms:Sign", "approval of dev", NO),
+    ("controller", "s3:GetObject", "dev/outcomes/m/1", YES),
+    ("controller", "s3:PutObject", "dev/models/m/releases/2", YES, NEW),
+    ("controller", "s3:PutObject", "dev/models/m/releases/2", NO),
+    ("controller", "s3:PutObject", "dev/models/m/attestations/d/1", YES),
+    ("controller", "s3:DeleteObject", "dev/predictions/m/1", YES),
+    ("controller", "s3:DeleteObject", "dev/models/m/releases/1", NO),
+    ("controller", "s3:PutObject", "staging/models/m/releases/2", NO, NEW),
+    ("controller", "kms:Sign", "approval of dev", YES),
+    ("controller", "kms:Sign", "approval of staging", NO),
+    ("controller", "kms:Sign", "approval of prod", NO),
+    ("controller", "kms:PutKeyPolicy", "approval of dev", NO),
+    ("setup-bucket", "s3:PutObject", "dev/access/keys.json", YES),
+    ("setup-bucket", "s3:GetObject", "dev/access/keys.json", YES),
+    ("setup-bucket", "s3:PutObject", "dev/models/m/releases/2", NO, NEW),
+    ("setup-bucket", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("setup-bucket", "kms:Sign", "approval of dev", NO),
+    ("setup-keys", "kms:GetPublicKey", "approval of dev", YES),
+    ("setup-keys", "kms:GetPublicKey", "approval of prod", NO),
+    ("setup-keys", "kms:Sign", "approval of dev", NO),
+    ("setup-keys", "s3:GetObject", "dev/access/keys.json", NO),
+    ("setup-database", "secretsmanager:GetSecretValue", "rds!db-1-abcdef", YES),
+    ("setup-database", "secretsmanager:GetSecretValue", "rds!db-2-abcdef", NO),
+    ("setup-database", "kms:Decrypt", "data of dev", YES),
+    ("setup-database", "kms:Decrypt", "data of staging", NO),
+    ("setup-database", "s3:ListBucket", "dev", NO),
+    ("dev preview", "s3:GetObject", "state/.pulumi/stacks/mlops/dev.json", YES),
+    ("dev preview", "s3:GetObject", "state/.pulumi/stacks/mlops-account/shared.json", YES),
+    ("dev preview", "s3:GetObject", "state/.pulumi/stacks/mlops/prod.json", NO),
+    ("dev preview", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev preview", "kms:Decrypt", "state", YES),
+    ("dev preview", "kms:Decrypt", "data of dev", NO),
+    ("dev preview", "ec2:DescribeVpcs", "*", YES),
+    ("dev preview", "eks:DescribeCluster", "cluster/mlops-dev", YES),
+    ("dev preview", "secretsmanager:GetSecretValue", "rds!db-1-abcdef", NO),
+    ("dev preview", "s3:PutObject", "state/.pulumi/stacks/mlops/dev.json", NO),
+    ("dev preview", "s3:PutObject", "state/.pulumi/locks/organization/mlops/dev/1.json", NO),
+    ("dev preview", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev preview", "s3:DeleteObject", "state/.pulumi/stacks/mlops/dev.json", NO),
+    ("dev preview", "s3:PutBucketPolicy", "dev", NO),
+    ("dev preview", "s3:DeleteBucket", "dev", NO),
+    ("dev preview", "iam:CreateRole", "role/mlops/mlops-dev-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("dev preview", "iam:PutRolePolicy", "role/mlops/mlops-dev-serving", NO),
+    ("dev preview", "iam:AttachRolePolicy", "role/mlops/github-mlops-dev-preview", NO),
+    ("dev preview", "iam:UpdateAssumeRolePolicy", "role/mlops/mlops-dev-serving", NO),
+    ("dev preview", "kms:CreateKey", "*", NO, FOR_DEV),
+    ("dev preview", "kms:Encrypt", "state", NO),
+    ("dev preview", "kms:PutKeyPolicy", "data of dev", NO),
+    ("dev preview", "kms:ScheduleKeyDeletion", "data of dev", NO),
+    ("dev preview", "kms:Sign", "approval of dev", NO),
+    ("dev preview", "ec2:CreateVpc", "*", NO),
+    ("dev preview", "ec2:CreateTags", "vpc/vpc-1", NO, OF_DEV),
+    ("dev preview", "ec2:DeleteVpc", "vpc/vpc-1", NO, OF_DEV),
+    ("dev preview", "rds:DeleteDBInstance", "db:mlops-dev", NO),
+    ("dev preview", "ecr:PutImage", "repository/mlops-app", NO),
+    ("dev preview", "eks:CreateAccessEntry", "cluster/mlops-dev", NO),
+    ("dev preview", "eks:DeleteCluster", "cluster/mlops-dev", NO),
+    ("dev preview", "logs:DeleteLogGroup", "log-group:/mlops-dev/flows", NO),
+    ("dev preview", "sns:DeleteTopic", "mlops-dev", NO),
+    ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", YES, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", NO),
+    ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", NO,
+     {"iam:PermissionsBoundary": "arn:aws:iam::aws:policy/AdministratorAccess"}),
+    ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-prod-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("dev infrastructure", "iam:DeleteRolePermissionsBoundary", "role/mlops/mlops-dev-serving", NO),
+    ("dev infrastructure", "iam:CreatePolicyVersion", "policy/mlops/mlops-boundary", NO),
+    ("dev infrastructure", "iam:PutRolePolicy", "role/mlops/mlops-dev-serving", YES),
+    ("dev infrastructure", "iam:PutRolePolicy", "role/mlops/github-mlops-dev-train", NO),
+    ("dev infrastructure", "iam:UpdateAssumeRolePolicy", "role/mlops/github-mlops-prod-deploy", NO),
+    ("dev infrastructure", "iam:CreateUser", "user/somebody", NO),
+    ("dev infrastructure", "iam:PassRole", "role/mlops/mlops-dev-nodes", YES, {"iam:PassedToService": "eks.amazonaws.com"}),
+    ("dev infrastructure", "iam:PassRole", "role/mlops/mlops-dev-nodes", NO, {"iam:PassedToService": "lambda.amazonaws.com"}),
+    ("dev infrastructure", "ec2:CreateVpc", "*", YES),
+    ("dev infrastructure", "ec2:CreateVpc", "*", NO, {"aws:RequestedRegion": "eu-west-1"}),
+    ("dev infrastructure", "ec2:CreateSubnet", "vpc/vpc-1", YES, OF_DEV),
+    ("dev infrastructure", "ec2:CreateSubnet", "vpc/vpc-1", NO, OF_PROD),
+    ("dev infrastructure", "ec2:CreateRoute", "route-table/rtb-1", NO, OF_PROD),
+    ("dev infrastructure", "ec2:CreateTags", "vpc/vpc-1", YES),
+    ("dev infrastructure", "ec2:CreateTags", "vpc/vpc-1", NO, OF_PROD | FOR_DEV),
+    ("dev infrastructure", "ec2:DeleteVpc", "vpc/vpc-1", YES, OF_DEV),
+    ("dev infrastructure", "ec2:DeleteVpc", "vpc/vpc-1", NO, OF_PROD),
+    ("dev infrastructure", "ec2:DeleteVpc", "vpc/vpc-1", NO),
+    ("dev infrastructure", "ec2:AuthorizeSecurityGroupIngress", "security-group/sg-1", NO),
+    ("dev infrastructure", "eks:DeleteCluster", "cluster/mlops-dev", YES),
+    ("dev infrastructure", "eks:DeleteCluster", "cluster/mlops-dev2", NO),
+    ("dev infrastructure", "rds:DeleteDBInstance", "db:mlops-dev", YES),
+    ("dev infrastructure", "rds:DeleteDBInstance", "db:mlops-prod", NO),
+    ("dev infrastructure", "s3:PutBucketPolicy", "dev", YES),
+    ("dev infrastructure", "s3:PutBucketPolicy", "prod", NO),
+    ("dev infrastructure", "s3:PutBucketPolicy", "state", NO),
+    ("dev infrastructure", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev infrastructure", "s3:PutObject", "state/.pulumi/stacks/mlops-aws/dev.json", YES),
+    ("dev infrastructure", "s3:PutObject", "state/.pulumi/stacks/mlops-aws/prod.json", NO),
+    ("dev infrastructure", "s3:PutObject", "state/.pulumi/stacks/mlops-account/shared.json", NO),
+    ("dev infrastructure", "kms:CreateKey", "*", YES, FOR_DEV),
+    ("dev infrastructure", "kms:CreateKey", "*", NO),
+    ("dev infrastructure", "kms:PutKeyPolicy", "data of dev", YES),
+    ("dev infrastructure", "kms:PutKeyPolicy", "data of prod", NO),
+    ("dev infrastructure", "kms:PutKeyPolicy", "approval of dev", NO),
+    ("dev infrastructure", "kms:TagResource", "approval of prod", NO, FOR_DEV),
+    ("dev infrastructure", "kms:ScheduleKeyDeletion", "state", NO),
+    ("dev infrastructure", "kms:Sign", "approval of dev", NO),
+    ("dev infrastructure", "ecr:PutImage", "repository/mlops-app", NO),
+    ("dev deploy", "ecr:PutImage", "repository/mlops-app", YES),
+    ("dev deploy", "ecr:PutImage", "repository/other", NO),
+    ("dev deploy", "eks:DescribeCluster", "cluster/mlops-dev", YES),
+    ("dev deploy", "kms:Sign", "approval of dev", NO),
+    ("prod deploy", "ecr:BatchGetImage", "repository/mlops-app", YES),
+    ("prod deploy", "ecr:PutImage", "repository/mlops-app", NO),
+    ("prod deploy", "ecr:InitiateLayerUpload", "repository/mlops-app", NO),
+    ("prod deploy", "ecr:UploadLayerPart", "repository/mlops-app", NO),
+    ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops/prod.json", YES),
+    ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops/dev.json", NO),
+    ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops-aws/prod.json", NO),
+    ("prod deploy", "s3:DeleteObject", "state/.pulumi/locks/organization/mlops/prod/1.json", YES),
+    ("prod deploy", "s3:DeleteObject", "state/.pulumi/stacks/mlops/prod.json", NO),
+    ("prod deploy", "s3:PutObject", "prod/models/m/releases/2", NO, NEW),
+    ("prod deploy", "kms:Sign", "approval of prod", NO),
+    ("dev train", "eks:DescribeCluster", "cluster/mlops-dev", YES),
+    ("dev train", "eks:DescribeCluster", "cluster/mlops-prod", NO),
+    ("dev train", "kms:Sign", "approval of dev", NO),
+    ("dev train", "s3:PutObject", "dev/models/m/releases/2", NO, NEW),
+    ("dev train", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev train", "s3:GetObject", "state/.pulumi/stacks/mlops/dev.json", NO),
+    ("dev train", "ecr:PutImage", "repository/mlops-training", NO),
+    ("staging promote", "s3:ListBucket", "dev", YES, {"s3:prefix": "models/m/"}),
+    ("staging promote", "s3:ListBucket", "dev", NO, {"s3:prefix": "predictions/m/"}),
+    ("staging promote", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
+    ("staging promote", "s3:GetObject", "dev/models/m/attestations/d/1", YES),
+    ("staging promote", "s3:GetObject", "dev/models/m/releases/1", NO),
+    ("staging promote", "s3:GetObject", "dev/data/rows.parquet", NO),
+    ("staging promote", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("staging promote", "s3:PutObject", "staging/models/m/bundles/d/model.onnx", YES),
+    ("staging promote", "s3:PutObject", "staging/models/m/attestations/d/1", YES),
+    ("staging promote", "s3:PutObject", "staging/models/m/releases/2", NO, NEW),
+    ("staging promote", "s3:DeleteObject", "staging/models/m/bundles/d/model.onnx", NO),
+    ("staging promote", "s3:PutObject", "prod/models/m/bundles/d/model.onnx", NO),
+    ("staging promote", "kms:Decrypt", "data of dev", YES),
+    ("staging promote", "kms:GenerateDataKey", "data of staging", YES),
+    ("staging promote", "kms:Decrypt", "data of prod", NO),
+    ("staging promote", "kms:Decrypt", "state", NO),
+    ("staging promote", "kms:Sign", "approval of staging", NO),
+    ("prod promote", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev promote", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    # The most that a role made by infrastructure can be.
+    ("boundary", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
+    ("boundary", "iam:CreateUser", "user/somebody", NO),
+    ("boundary", "iam:CreateRole", "role/mlops/mlops-dev-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("boundary", "iam:UpdateAssumeRolePolicy", "role/mlops/mlops-prod-controller", NO),
+    ("boundary", "iam:PassRole", "role/mlops/mlops-dev-nodes", YES),
+    ("boundary", "iam:PassRole", "role/administrator", NO),
+    ("boundary", "sts:AssumeRole", "role/administrator", NO),
+    ("boundary", "organizations:LeaveOrganization", "*", NO),
+    ("boundary", "kms:PutKeyPolicy", "data of dev", YES),
+    ("boundary", "kms:PutKeyPolicy", "approval of prod", NO),
+    ("boundary", "kms:UntagResource", "approval of prod", NO),
+    ("boundary", "kms:Sign", "approval of prod", NO),
+]  # fmt: skip
+
+# What the policies of a bucket and a key deny, whatever a role may: action, on what, whether it is denied, context.
+PLAIN = {"aws:SecureTransport": "false"}
+DENIED: list[tuple[Any, ...]] = [
+    ("s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES, PLAIN),
+    ("s3:ListBucket", "dev", YES, PLAIN),
+    ("s3:GetObject", "state/.pulumi/stacks/mlops/dev.json", YES, PLAIN),
+    ("s3:DeleteObject", "dev/models/m/releases/1", YES),
+    ("s3:DeleteObjectVersion", "dev/models/m/bundles/d/model.onnx", YES),
+    ("s3:DeleteObject", "dev/predictions/m/1", NO),
+    ("s3:PutObject", "dev/models/m/releases/2", YES),
+    ("s3:PutObject", "dev/models/m/releases/2", NO, NEW),
+    ("s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    *(("kms:Sign", f"approval of {stage}", NO, {"aws:PrincipalArn": arn("iam", f"role/mlops/mlops-{stage}-controller")})
+      for stage in STAGES),
+    *(("kms:Sign", "approval of prod", YES, {"aws:PrincipalArn": arn("iam", who)}) for who in (
+        "root", "user/administrator", "role/administrator", "role/mlops/mlops-dev-controller", "role/mlops-prod-controller",
+        "role/mlops/mlops-prod-training", "role/mlops/github-mlops-prod-deploy", "role/mlops/mlops-prod-controller2")),
+    ("kms:GetPublicKey", "approval of prod", NO, {"aws:PrincipalArn": arn("iam", "role/administrator")}),
+]  # fmt: skip
+READS = ("BatchGet", "Describe", "Get", "List", "View")
+LOOKED_AT = (
+    "autoscaling", "budgets", "cloudwatch", "ec2", "ecr", "eks", "iam", "kms", "logs", "rds", "servicequotas", "sns",
+)  # fmt: skip
+# Why something allowed is a wildcard: actions (a pattern) on a resource, where the keys of its condition. ENV is an
+# environment.
+WILDCARDS: dict[str, tuple[str, ...]] = {
+    "the boundary: a role may what its own policy says, too": ("not *iam:[*]* on *", "iam:*Instance* on *", "iam:GetRole on *"),
+    "the account's administrators own its keys": ("kms:[*] on this key",),
+    "services of AWS choose which": ("kms:GenerateDataKey[*] on this key", "kms:ReEncrypt[*] on this key"),
+    "how things are set up, not what is in them; most take no resource": tuple(
+        f"{service}:{verb}* on *" for service in LOOKED_AT for verb in READS
+    ),
+    "takes no resource": (
+        "eks:CreateCluster on * where aws:RequestTag/environment",
+        "iam:CreateServiceLinkedRole on *",
+        "iam:CreateServiceLinkedRole on * where iam:AWSServiceName",
+        "sns:Unsubscribe on *",
+    ),
+    "AWS gives the id, so a tag tells whose it is": (
+        "ec2:* on * where aws:RequestedRegion, aws:ResourceTag/environment",
+        "ec2:* on * where aws:ResourceTag/environment",
+        "kms:*Key on * where aws:RequestTag/environment, aws:ResourceTag/environment",
+        "kms:TagResource on * where aws:RequestTag/environment, aws:ResourceTag/environment",
+        "kms:* on kms key/* where aws:ResourceTag/environment",
+    ),
+    "a new rule of a group whose tag another statement checks": (
+        "ec2:AuthorizeSecurityGroupIngress on ec2 security-group-rule/*",
+    ),
+    "AWS makes up the rest of the name": (
+        "rds:* on rds og:default:*",
+        "secretsmanager:* on secretsmanager secret:rds!db-*",
+        *(f"eks:* on eks {part}/mlops-ENV/*" for part in ("access-entry", "addon", "podidentityassociation")),
+    ),
+    "what the programs name after their environment": (
+        "* on cloudwatch alarm:mlops-ENV-*",
+        "iam:* on iam role/mlops/mlops-ENV-*",
+        "iam:CreateRole on iam role/mlops/mlops-ENV-* where iam:PermissionsBoundary",
+        "iam:PassRole on iam role/mlops/mlops-ENV-* where iam:PassedToService",
+        "kms:*Alias on kms alias/mlops-ENV-* where aws:ResourceTag/environment",
+        *(f"logs:* on logs log-group:{each}mlops-ENV/*" for each in ("/", "/aws/eks/", "/aws/rds/instance/")),
+        "logs:* on logs log-group:/mlops-ENV/flows:*",
+    ),
+    "roles that infra/aws makes": ("iam:PassRole on iam role/mlops/mlops-*",),
+    "the three images": ("ecr:* on ecr repository/mlops-*",),
+    "folders of the bucket, and all of it for the controller": (
+        *(f"s3:[GP]* on s3 mlops-ENV/{each}*" for each in ("", "access/", "models/*/bundles/", "models/*/attestations/")),
+        *(f"s3:GetObject on s3 mlops-ENV/{each}/*" for each in ("data", "models")),
+        *(f"s3:[DGP]* on s3 mlops-ENV/{each}/*" for each in ("mlflow", "outcomes", "predictions", "replicas")),
+    ),
+    "files of an environment in Pulumi's state, and what the account's stack exports": (
+        "s3:GetObject on s3 mlops-state/.pulumi/stacks/*/ENV.json*",
+        "s3:GetObject on s3 mlops-state/.pulumi/stacks/mlops-account/*",
+        *(f"s3:[GP]* on s3 mlops-state/.pulumi/{folder}/{project}/ENV{rest}" for project in ("mlops", "mlops-aws")
+          for folder, rest in (("stacks", ".json*"), ("history", "/*"), ("backups", "/*"))),
+        *(f"s3:[DGP]* on s3 mlops-state/.pulumi/locks/organization/{each}/ENV/*" for each in ("mlops", "mlops-aws")),
+    ),
+}  # fmt: skip
+# Findings of parliament (patterns) that are no mistakes.
+PARLIAMENT = {
+    "RESOURCE_STAR *": "WILDCARDS gives each its reason",
+    "RESOURCE_POLICY_PRIVILEGE_ESCALATION *": "who sets a bucket up could change who reads it; no other role can",
+    "RESOURCE_MISMATCH *'ec2:AuthorizeSecurityGroupIngress'*": "two statements: for the group, and for its new rule",
+}
+RIGHT = {
+    "aud": "sts.amazonaws.com",
+    "sub": "repo:acme/ml:environment:prod",
+    "job_workflow_ref": "acme/ml/.github/workflows/deploy.yml@refs/heads/main",
+}
+WITH_IDS = {"sub": "repo:acme@1/ml@2:environment:prod"}
+WORKFLOW = "acme/ml/.github/workflows/{}@refs/{}".format
+# What a token says otherwise than the right one, and whether it may deploy to prod.
+TOKENS: dict[str, tuple[Context, bool]] = {
+    "the right one": ({}, YES),
+    "another repository": ({"sub": "repo:acme/other:environment:prod"}, NO),
+    "a fork": ({"sub": "repo:mallory/ml:environment:prod"}, NO),
+    "a repository whose name begins so": ({"sub": "repo:acme/ml-2:environment:prod"}, NO),
+    "another environment": ({"sub": "repo:acme/ml:environment:staging"}, NO),
+    "an environment whose name begins so": ({"sub": "repo:acme/ml:environment:prod-2"}, NO),
+    "a pull request": ({"sub": "repo:acme/ml:pull_request"}, NO),
+    "a branch without the environment": ({"sub": "repo:acme/ml:ref:refs/heads/main"}, NO),
+    "other case": ({"sub": "repo:Acme/ML:environment:prod"}, NO),
+    "ids that are not asked for": (WITH_IDS, NO),
+    "another audience": ({"aud": "https://github.com/acme"}, NO),
+    "another workflow": ({"job_workflow_ref": WORKFLOW("train.yml", "heads/main")}, NO),
+    "another branch's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "heads/mine")}, NO),
+    "a tag's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "tags/main")}, NO),
+    "a pull request's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "pull/1/merge")}, NO),
+    "another repository's workflow": (
+        {"job_workflow_ref": "mallory/ml/.github/workflows/deploy.yml@refs/heads/main"}, NO),
+}  # fmt: skip
+SERVICES = {"pods.eks.amazonaws.com", "eks.amazonaws.com", "ec2.amazonaws.com", "vpc-flow-logs.amazonaws.com"}
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Moto]:
+    with pytest.MonkeyPatch.context() as monkeypatch, mock_aws():
+        yield Moto(monkeypatch)
+
+
+def named(case: tuple[Any, ...]) -> str:
+    return " ".join({YES: "yes", NO: "no"}[word] if isinstance(word, bool) else str(word) for word in case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_a_role_may_do_its_work_and_no_more(case: tuple[Any, ...], moto: Moto) -> None:
+    role, action, on, may, *more = case
+    call = Call(role, action, on, *more)
+    assert allowed(call.statements, action, call.resource, call.context) == may
+    if not matches(NO_CALL, action):
+        assert moto.allows(call) == may
+
+
+def test_every_role_that_has_rights_is_asked_about() -> None:
+    of_pipelines = {f"github-mlops-{stage}-{purpose}" for stage in STAGES for purpose in PURPOSES}
+    asked = {Call(role, action, on).role_name for role, action, on, *_ in CASES}
+    assert policies().keys() - asked - of_pipelines == {"mlops-dev-flows"}
+    assert {name.rpartition("-")[2] for name in asked & of_pipelines} == set(PURPOSES)
+
+
+@pytest.mark.parametrize("case", DENIED, ids=named)
+def test_the_policy_of_a_bucket_or_key_denies_what_no_role_may(case: tuple[Any, ...]) -> None:
+    action, on, denied, *more = case
+    call = Call("boundary", action, on, *more)
+    everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    assert allowed([everything, *call.denied], action, call.resource, call.context) != denied
+
+
+def test_a_preview_only_reads() -> None:
+    of_previews = [each for name, found in policies().items() if name.endswith("-preview") for each in found]
+    actions = {action for each in of_previews for action in listed(each["Action"])}
+    reads = re.compile(rf"[a-z0-9]+:({'|'.join(READS)})\w*\*?")
+    assert {action for action in actions if not reads.fullmatch(action)} == {"kms:Decrypt"}
+    assert not any(action.startswith("secretsmanager:") for action in actions)
+
+
+def allowed_wildcards() -> set[str]:
+    found = set()
+    for resource in made("policy", "rolePolicy", "bucketPolicy", "topicPolicy", "key"):
+        for each in statements(resource.inputs["policy"]):
+            keys = sorted({key for condition in each.get("Condition", {}).values() for key in condition})
+            where = f" where {', '.join(keys)}" if keys and "Principal" not in each else ""
+            actions = [f"not {', '.join(each['NotAction'])}"] if "NotAction" in each else listed(each["Action"])
+            for action in actions if each["Effect"] == "Allow" else []:
+                for there in listed(each["Resource"]):
+                    place = "this key" if resource.type.startswith("aws:kms/") else short(there)
+                    if "*" in f"{action}{place}":
+                        found.add(f"{action} on {place}{where}")
+    return found
+
+
+def short(there: str) -> str:
+    there = re.sub(r"^arn:aws:(\w+):[\w-]*:\d*:", r"\1 ", there.replace(f"-{NUMBER}", ""))
+    return re.sub(rf"\b({'|'.join(STAGES)})\b", "ENV", there)
+
+
+def excuses(wildcard: str, excuse: str) -> bool:
+    (action, place), (pattern, there) = wildcard.split(" on "), excuse.split(" on ")
+    return place == there and fnmatchcase(action, pattern)
+
+
+def test_every_wildcard_has_a_reason_and_every_reason_a_wildcard() -> None:
+    found = allowed_wildcards()
+    excused = {reason: {each for each in found for excuse in those if excuses(each, excuse)}
+               for reason, those in WILDCARDS.items()}  # fmt: skip
+    assert found - set().union(*excused.values()) == set()
+    assert [reason for reason, those in excused.items() if not those] == []
+
+
+def test_policies_are_as_small_as_aws_takes_them() -> None:
+    def length(policy: str) -> int:
+        return len(json.dumps(json.loads(policy), separators=(",", ":")))
+
+    inline = {each.inputs["role"]: length(each.inputs["policy"]) for each in made("rolePolicy")}
+    trusts = {each.inputs["name"]: length(each.inputs["assumeRolePolicy"]) for each in made("role")}
+    [boundary] = made("policy")
+    assert max(inline.values()) < 10_240 - 500  # longer names must fit, too
+    assert max(trusts.values()) < 2048 - 500
+    assert length(boundary.inputs["policy"]) < 6144 - 500
+
+
+def trust(role: str, changes: Context | None = None) -> dict[str, Any]:
+    rendered = render("shared", REPOSITORY | (changes or {}), project=ACCOUNT)
+    [found] = [
+        each for each in rendered.of_aws if each.inputs.get("name") == role and "assumeRolePolicy" in each.inputs
+    ]
+    [statement] = statements(found.inputs["assumeRolePolicy"])
+    return statement
+
+
+def passes(statement: dict[str, Any], claims: Context) -> bool:
+    assert (statement["Effect"], statement["Action"]) == ("Allow", "sts:AssumeRoleWithWebIdentity")
+    return holds(statement, {f"{ISSUER}:{claim}": value for claim, value in claims.items()})
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_prod_is_deployed_by_the_one_right_token(token: str) -> None:
+    said, may = TOKENS[token]
+    assert passes(of_prod(), RIGHT | said) == may
+
+
+@cache
+def of_prod(subject: str = "") -> dict[str, Any]:
+    return trust("github-mlops-prod-deploy", {"github.subject": subject} if subject else None)
+
+
+def test_a_token_that_leaves_a_claim_out_passes_nowhere() -> None:
+    assert not any(passes(of_prod(), {k: v for k, v in RIGHT.items() if k != claim}) for claim in RIGHT)
+
+
+def test_a_subject_with_ids_is_asked_for_its_ids() -> None:
+    statement = of_prod("repo:acme@1/ml@2")
+    assert passes(statement, RIGHT | WITH_IDS)
+    assert not passes(statement, RIGHT)
+    assert not passes(statement, RIGHT | {"sub": "repo:acme@1/ml@3:environment:prod"})
+
+
+def test_nobody_else_can_be_one_of_the_roles() -> None:
+    pull_request = "repo:acme/ml:pull_request"
+    for role in made("role"):
+        [statement] = statements(role.inputs["assumeRolePolicy"])
+        if "Federated" not in statement["Principal"]:
+            assert set(statement["Principal"]) == {"Service"}
+            assert statement["Principal"]["Service"] in SERVICES
+            continue
+        _, _, stage, purpose = role.inputs["name"].split("-")
+        file = {"infrastructure": "deploy"}.get(purpose, purpose)
+        subjects = [f"repo:acme/ml:environment:{stage}"]
+        subjects += [pull_request] if purpose == "preview" and stage != "prod" else []
+        wanted = {"aud": RIGHT["aud"], "sub": subjects}
+        wanted |= {} if purpose == "preview" else {"job_workflow_ref": WORKFLOW(f"{file}.yml", "heads/main")}
+        assert statement["Principal"] == {"Federated": arn("iam", "openidconnectprovider/github")}
+        assert statement["Condition"] == {"StringEquals": {f"{ISSUER}:{key}": value for key, value in wanted.items()}}
+        assert role.inputs["maxSessionDuration"] == 3600
+
+
+@pytest.mark.skipif(not shutil.which("parliament"), reason="needs parliament: pip install parliament 'setuptools<81'")
+def test_parliament_finds_nothing(tmp_path: Path) -> None:
+    for role, found in policies().items():
+        (tmp_path / f"{role}.json").write_text(json.dumps({"Version": "2012-10-17", "Statement": found}))
+    run = subprocess.run(["parliament", "--directory", tmp_path, "--json"], capture_output=True, text=True)
+    findings = [json.loads(line) for line in run.stdout.splitlines()]
+    said = {f"{each['issue']} {each['detail']}": each["location"] for each in findings}
+    assert {text: where for text, where in said.items() if not matches([*PARLIAMENT], text)} == {}
+    assert [pattern for pattern in PARLIAMENT if not any(fnmatchcase(text, pattern) for text in said)] == [], run.stderr
