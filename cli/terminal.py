@@ -50,7 +50,7 @@ class Context:
         """With every command in it as it was called here, for this environment and model."""
         called = os.path.relpath(sys.argv[0]) if os.path.basename(sys.argv[0]) == "mlops" else "mlops"
         name, words = self.name or os.environ.get("MLOPS_MODEL"), [os.environ.get("MLOPS_COMMAND", called)]
-        words += ["--env", self.env] if self.env else []
+        words += ["--env", self.env] if self.env and "MLOPS_COMMAND" not in os.environ else []  # which has it
         if name and len(models()) != 1:
             words += ["--model", name]
             text = text.replace("make up", f"MLOPS_MODEL={name} make up")

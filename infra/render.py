@@ -146,6 +146,8 @@ def _referenced(project: Project, stack: str, values: dict[str, str]) -> dict[st
 @cache
 def _exported(project: Project, stack: str) -> dict[str, Any]:
     missing = {} if project.file(stack).exists() else {"account": "0" * 12}
+    if missing and project == AWS:
+        missing["keys.approval"] = f"arn:aws:kms:us-east-1:{'0' * 12}:key/approval"
     if project == ACCOUNT:
         missing["github.repository"] = "acme/ml"
     return {f"organization/{project.name}/{stack}": render(stack, missing, project=project).outputs}

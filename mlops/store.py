@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obstore.exceptions import AlreadyExistsError, PreconditionError
-from obstore.store import LocalStore, S3Store
+from obstore.store import LocalStore, ObjectStore, S3Store, from_url
 
 from mlops.errors import UserError, VerificationError
 
@@ -17,7 +17,10 @@ _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=8)}
 
 
 class Store:
-    """The bucket: a folder (a path or file://…) or an S3 API (s3://bucket/prefix, endpoint and keys from AWS_*)."""
+    """The bucket: a folder (a path or file://…), an S3 API (s3://bucket/prefix, endpoint and keys from AWS_*) or Azure's
+    (az://container/prefix, account and keys from AZURE_*): those of which put-if-absent is proven, see `make prove writers`."""
+
+    _store: ObjectStore
 
     def __init__(self, url: str):
         self.url = url
@@ -27,8 +30,10 @@ class Store:
             config = {"endpoint": endpoint} if endpoint else {}
             options = _CLIENT | {"allow_http": endpoint.startswith("http://")}
             self._store = S3Store(bucket, prefix=prefix or None, client_options=options, retry_config=_RETRY, **config)
+        elif url.startswith("az://"):
+            self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
         elif "://" in url and not url.startswith("file://"):
-            raise UserError("bucket", url, "write a folder, file://… or s3://BUCKET[/PREFIX]")
+            raise UserError("bucket", url, "write a folder, file://…, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]")
         else:
             self._store = LocalStore(Path(url.removeprefix("file://")).absolute(), mkdir=True)
 

@@ -31,7 +31,15 @@ class Cloud(AwsProgram):
 
     @property
     def approval_key(self) -> pulumi.Input[str]:
-        return self.settings.keys.approval or self.account.approval_keys[self.environment]
+        return self.settings.keys.approval or self.account.approval_keys.apply(self._own)
+
+    def _own(self, keys: dict[str, str]) -> str:
+        if self.environment not in keys:
+            hint = (
+                f"has no key for {self.environment}; add it to environments in environments/account, then make account"
+            )
+            raise pulumi.RunError(f"stack {self.settings.account_stack} of infra/account {hint}")
+        return keys[self.environment]
 
     def role(self, name: str, trusted: Any, opts: pulumi.ResourceOptions) -> aws.iam.Role:
         iam = self.settings.iam

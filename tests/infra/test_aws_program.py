@@ -140,9 +140,7 @@ def test_a_stack_holds_only_what_differs(project: Project, file: Path) -> None:
 
 def test_what_exists_is_not_made() -> None:
     names = {each.type.rpartition(":")[2] for each in resources("everything exists")}
-    assert names == {
-        "Role", "RolePolicy", "PodIdentityAssociation", "Topic", "TopicPolicy", "Budget",
-    }  # fmt: skip
+    assert names == {"Role", "RolePolicy", "PodIdentityAssociation", "Topic", "TopicPolicy", "Budget"}
     for role in resources("everything exists", ":Role"):
         assert {"iam.boundary": role.inputs["permissionsBoundary"], "iam.path": role.inputs["path"]} == _IAM
 
@@ -173,11 +171,8 @@ def test_data_of_prod_is_protected_until_it_is_unlocked() -> None:
 
 @pytest.mark.parametrize("choice", ["another partition", "an account of its own"])
 def test_in_another_partition_every_arn_is_of_it(choice: str) -> None:
-    found, secret = (
-        str([each.inputs for each in resources(choice)]),
-        infra.render._MADE["Instance"]["masterUserSecrets"],
-    )
-    found = found.replace(secret[0]["secretArn"], "")
+    (secret,) = infra.render._MADE["Instance"]["masterUserSecrets"]
+    found = str([each.inputs for each in resources(choice)]).replace(secret["secretArn"], "")
     assert "arn:aws-cn:" in found
     assert "arn:aws:" not in found
     assert "us-east-1" not in found

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,25 @@ def test_outputs_say_how_to_reach_what_is_there() -> None:
     assert "port-forward svc/tracking 5000" in found["tracking"]
     assert "grafana" not in exported(render("kind", {"grafana.enabled": False}))
     assert found["next"] == ".venv/bin/mlops --env kind status"
+
+
+def test_on_eks_the_platform_is_the_same_but_for_what_is_listed() -> None:
+    def named(changes: dict[str, Any]) -> dict[tuple[str, str], Any]:
+        objects = render("kind", {"images.mlflow": "docker.io/library/mlops-mlflow:v1", **changes}).objects
+        return {(thing["kind"], re.sub(r"-[0-9a-f]{10}$", "", thing["metadata"]["name"])): thing for thing in objects}
+
+    there, on_eks = named({}), named({"cluster.kind": "eks"})
+    assert there.keys() - on_eks.keys() == set()
+    assert on_eks.keys() - there.keys() == {
+        ("ConfigMap", "amazon-vpc-cni"),
+        ("StorageClass", "gp3"),
+        ("NodePool", "mlops-spot"),
+        *((kind, f"github-{purpose}") for kind in ("Role", "RoleBinding") for purpose in ("train", "promote")),
+    }
+    assert {key for key, thing in there.items() if thing != on_eks[key]} == {
+        ("CronJob", "training"),  # may run on spot nodes
+        ("Job", "setup-keys"),  # asks the KMS for the public half of the key that approves
+        # reach Pod Identity's agent, and Secrets Manager
+        *(("NetworkPolicy", name) for name in (
+            "controller", "serving", "setup-bucket", "setup-database", "setup-keys", "tracking", "training")),
+    }  # fmt: skip
