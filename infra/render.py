@@ -147,6 +147,7 @@ def _referenced(project: Project, stack: str, values: dict[str, str]) -> dict[st
 def _exported(project: Project, stack: str) -> dict[str, Any]:
     missing = {} if project.file(stack).exists() else {"account": "0" * 12}
     if missing and project == AWS:
+        missing["cluster.admins"] = f"arn:aws:iam::{'0' * 12}:role/admin"
         missing["keys.approval"] = f"arn:aws:kms:us-east-1:{'0' * 12}:key/approval"
     if project == ACCOUNT:
         missing["github.repository"] = "acme/ml"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obstore.exceptions import AlreadyExistsError, PreconditionError
-from obstore.store import LocalStore, ObjectStore, S3Store, from_url
+from obstore.store import AzureStore, LocalStore, ObjectStore, S3Store
 
 from mlops.errors import UserError, VerificationError
 
@@ -24,14 +24,15 @@ class Store:
 
     def __init__(self, url: str):
         self.url = url
-        if url.startswith("s3://"):
-            bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        scheme, _, path = url.partition("://")
+        bucket, _, prefix = path.partition("/")
+        if scheme == "s3":
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
             config = {"endpoint": endpoint} if endpoint else {}
             options = _CLIENT | {"allow_http": endpoint.startswith("http://")}
             self._store = S3Store(bucket, prefix=prefix or None, client_options=options, retry_config=_RETRY, **config)
-        elif url.startswith("az://"):
-            self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+        elif scheme == "az":
+            self._store = AzureStore(bucket, prefix=prefix or None, client_options=_CLIENT, retry_config=_RETRY)
         elif "://" in url and not url.startswith("file://"):
             raise UserError("bucket", url, "write a folder, file://…, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]")
         else:

@@ -31,15 +31,20 @@ class Cloud(AwsProgram):
 
     @property
     def approval_key(self) -> pulumi.Input[str]:
-        return self.settings.keys.approval or self.account.approval_keys.apply(self._own)
+        return self.settings.keys.approval or self.of_account(self.account.approval_keys, "environments")
 
-    def _own(self, keys: dict[str, str]) -> str:
-        if self.environment not in keys:
-            hint = (
-                f"has no key for {self.environment}; add it to environments in environments/account, then make account"
-            )
-            raise pulumi.RunError(f"stack {self.settings.account_stack} of infra/account {hint}")
-        return keys[self.environment]
+    def of_account(self, made: pulumi.Output[dict[str, Any]], setting: str) -> pulumi.Output[Any]:
+        """What infra/account has made for this environment, by what that setting of it says."""
+
+        def own(found: dict[str, Any]) -> Any:
+            if self.environment not in found:
+                where = f"environments/account/Pulumi.{self.settings.account_stack}.yaml"
+                raise pulumi.RunError(
+                    f"{setting} in {where} has nothing for {self.environment}; add it, then: make account"
+                )
+            return found[self.environment]
+
+        return made.apply(own)
 
     def role(self, name: str, trusted: Any, opts: pulumi.ResourceOptions) -> aws.iam.Role:
         iam = self.settings.iam

@@ -1,4 +1,4 @@
-from ipaddress import ip_network
+from ipaddress import IPv4Network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -7,7 +7,7 @@ from infra.configuration import Group, Labels, Name, ProgramSettings
 
 
 def _cidr(text: str) -> str:
-    ip_network(text)
+    IPv4Network(text)
     return text
 
 
@@ -26,7 +26,8 @@ Cidrs = Annotated[str, AfterValidator(_cidrs)]
 AccountId = Annotated[str, Field(pattern=r"^\d{12}$")]
 Region = Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")]
 KeyArn = Annotated[str, Field(pattern=r"^(arn:aws[\w-]*:kms:[\w-]+:\d{12}:key/[\w-]+)?$")]
-RoleArns = Annotated[str, Field(pattern=r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$")]
+_ARN = r"arn:aws[\w-]*:iam::\d{12}:(role|user)/[\w+=.@/-]+"
+Principals = Annotated[str, Field(pattern=rf"^({_ARN}(,{_ARN})*)?$")]
 PolicyArn = Annotated[str, Field(pattern=r"^(arn:aws[\w-]*:iam::\d{12}:policy/[\w+=,.@/-]+)?$")]
 Path = Annotated[str, Field(pattern=r"^/([\w+=.@-]+/)*$")]
 Email = Annotated[str, Field(pattern=r"^([^@\s]+@[^@\s]+)?$")]
@@ -46,7 +47,7 @@ class Cluster(Group):
     name: Annotated[str, Field(pattern=r"^([0-9A-Za-z][\w-]{0,99})?$")]
     version: Annotated[str, Field(pattern=r"^1\.\d\d$")]
     public_cidrs: Cidrs
-    admins: str
+    admins: Principals
     github: bool
     log_days: Literal[1, 3, 5, 7, 14, 30, 60, 90, 180, 365]
 
@@ -100,3 +101,22 @@ class Settings(ProgramSettings):
     iam: Iam
     alarms: Alarms
     budget: Budget
+
+    def problems(self) -> dict[str, bool]:
+        network, cluster, database, bucket = self.network, self.cluster, self.database, self.bucket
+        zones, size = network.zones, IPv4Network(network.cidr).prefixlen
+        existing = network.kind == "existing"
+        return {
+            f"{self.environment}: names in AWS have no room for more than 32 characters": len(self.environment) > 32,
+            f"network.cidr is {network.cidr}: must be a /16 to a /20": not existing and not 16 <= size <= 20,
+            f"network.natGateways is {network.nat_gateways}: must be 0, 1 or network.zones, {zones}":
+                not existing and network.nat_gateways not in (0, 1, zones),
+            "network.kind is existing: needs network.vpc and network.subnets": existing
+            and not (network.vpc and network.subnets),
+            "cluster.kind is existing: needs cluster.name": cluster.kind == "existing" and not cluster.name,
+            "cluster.admins is empty: nobody could deploy the platform; write the ARN of your role, or cluster.github: true":
+                cluster.kind == "create" and not (cluster.admins or cluster.github),
+            "bucket.kind is existing: needs bucket.name": bucket.kind == "existing" and not bucket.name,
+            f"database.maxGigabytes is {database.max_gigabytes}: must be at least database.gigabytes, {database.gigabytes}":
+                database.max_gigabytes < database.gigabytes,
+        }  # fmt: skip

@@ -55,6 +55,69 @@ def test_without_a_model_everything_is_ready_and_says_so(platform: Cluster) -> N
     assert mlops("status")["release"] is None
 
 
+_ASK_MLFLOW = """
+import os, sys, time, httpx
+login = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+answers, end = [], time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    try:
+        asked = httpx.post("http://tracking:5000/api/2.0/mlflow/experiments/search", json={"max_results": 9}, auth=login, timeout=20)
+        answers.append(asked.status_code)
+    except httpx.HTTPError as error:
+        answers.append(repr(error))
+    time.sleep(0.05)
+print(len(answers), sorted({str(answer) for answer in answers}))
+"""
+
+
+def test_mlflow_gets_another_database_user_and_answers_all_the_while(platform: Cluster) -> None:
+    command = platform.kubectl("exec", "deploy/controller", "--", "python", "-c", _ASK_MLFLOW, "60")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+        assert mlops("rotate", "db") == {"user": "mlflow_b"}
+        count, _, answers = asking.communicate()[0].partition(" ")
+    assert int(count) > 100
+    assert answers.strip() == "['200']"
+
+
+@pytest.mark.parametrize("after", ["database-user-next", "rotate-database", "rotate-retire"])
+def test_a_rotation_that_was_killed_is_finished_by_the_next(after: str, platform: Cluster) -> None:
+    def begun() -> bool:
+        return after in real.mlops_namespace("get", "secrets,jobs", "-o", "name")
+
+    for job in real.get("jobs"):
+        if job["metadata"]["name"].startswith("rotate-"):
+            real.mlops_namespace("delete", "job", job["metadata"]["name"])
+    command = [sys.executable, "-m", "cli", "--env", "kind", "rotate", "db"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as rotating:
+        real.until(begun, 300)
+        rotating.kill()
+    user = mlops("rotate", "db")["user"]
+    assert user == real.secret("database-user", "user")
+    assert real.mlops_namespace("get", "secret", "database-user-next", "--ignore-not-found") == ""
+    real.wait_until_ready()
+
+
+def test_the_platform_for_eks_runs_here_but_for_what_only_aws_has(platform: Cluster) -> None:
+    objects = real.objects({"cluster.kind": "eks"})
+    here = [thing for thing in objects if thing["kind"] not in (*CUSTOM, "StorageClass")]
+    for thing in here:  # there is no KMS: the key that is here stays
+        for container in (
+            thing["spec"].get("template", {}).get("spec", {}).get("containers", []) if "spec" in thing else ()
+        ):
+            container["env"] = [each for each in container.get("env", []) if each["name"] != "MLOPS_APPROVAL_KEY"]
+    real.mlops_namespace("delete", "jobs", "-l", "app.kubernetes.io/part-of=mlops")
+    try:
+        real.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", data=yaml.safe_dump_all(here))
+        real.wait_until_ready()
+        assert mlops("status")["release"] is None
+    finally:
+        real.mlops_namespace("delete", "jobs", "-l", "app.kubernetes.io/part-of=mlops")
+        real.kubectl("-n", "kube-system", "delete", "configmap", "amazon-vpc-cni", "--ignore-not-found")
+        real.mlops_namespace("delete", "role,rolebinding", "github-train", "github-promote", "--ignore-not-found")
+        real.apply()
+        real.wait_until_ready()
+
+
 def test_no_identity_does_more_in_the_bucket_than_its_own(platform: Cluster) -> None:
     refused = "from mlops.environment import Environment; Environment.load().store.{}"
     for workload, attempt in {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from botocore.loaders import Loader
@@ -27,11 +27,6 @@ class Asked:
     always: dict[str, Any] = field(default_factory=dict)  # members that Pulumi fills in
     named: str = ""  # the member that has the name, where Pulumi makes it up
     not_sent: tuple[str, ...] = ()  # arguments about the provider, and operations that take nothing but an id
-
-
-def _tags(values: dict[str, str]) -> dict[str, Any]:
-    tags = [{"Key": key, "Value": value} for key, value in values.items()]
-    return {"TagSpecifications": [{"ResourceType": "vpc", "Tags": tags}]}
 
 
 def _dimensions(values: dict[str, str]) -> dict[str, Any]:
@@ -66,24 +61,24 @@ ASKED = {
     "cloudwatch/metricAlarm:MetricAlarm": Asked(
         "cloudwatch:PutMetricAlarm", {"name": "AlarmName", "dimensions": _dimensions}
     ),
-    "ec2/eip:Eip": Asked("ec2:AllocateAddress", {"tags": _tags}),
+    "ec2/eip:Eip": Asked("ec2:AllocateAddress"),
     "ec2/flowLog:FlowLog": Asked(
         "ec2:CreateFlowLogs", {"vpcId": "ResourceIds", "iamRoleArn": "DeliverLogsPermissionArn"}, {"ResourceType": "VPC"}
     ),
     "ec2/internetGateway:InternetGateway": Asked("ec2:AttachInternetGateway", always={"InternetGatewayId": "igw-0"}),
-    "ec2/natGateway:NatGateway": Asked("ec2:CreateNatGateway", {"tags": _tags}),
+    "ec2/natGateway:NatGateway": Asked("ec2:CreateNatGateway"),
     "ec2/route:Route": Asked("ec2:CreateRoute"),
-    "ec2/routeTable:RouteTable": Asked("ec2:CreateRouteTable", {"tags": _tags}),
+    "ec2/routeTable:RouteTable": Asked("ec2:CreateRouteTable"),
     "ec2/routeTableAssociation:RouteTableAssociation": Asked("ec2:AssociateRouteTable"),
     "ec2/securityGroup:SecurityGroup": Asked("ec2:CreateSecurityGroup", named="GroupName"),
     "ec2/subnet:Subnet": Asked(
         "ec2:CreateSubnet ec2:ModifySubnetAttribute",
-        {"mapPublicIpOnLaunch": "MapPublicIpOnLaunch.Value", "tags": _tags},
+        {"mapPublicIpOnLaunch": "MapPublicIpOnLaunch.Value"},
         {"SubnetId": "subnet-0"},
     ),
     "ec2/vpc:Vpc": Asked(
         "ec2:CreateVpc ec2:ModifyVpcAttribute",
-        {"enableDnsHostnames": "EnableDnsHostnames.Value", "enableDnsSupport": "EnableDnsSupport.Value", "tags": _tags},
+        {"enableDnsHostnames": "EnableDnsHostnames.Value", "enableDnsSupport": "EnableDnsSupport.Value"},
         {"VpcId": "vpc-0"},
     ),
     "ec2/vpcEndpoint:VpcEndpoint": Asked("ec2:CreateVpcEndpoint"),
@@ -180,7 +175,7 @@ def faults(resource: Resource) -> list[str]:
         if asked.named:
             params[asked.named] = f"{resource.name}{_SUFFIX}"
         for argument, value in resource.inputs.items():
-            target: Any = asked.members.get(argument, argument)
+            target: Any = asked.members.get(argument, partial(_tags, shape) if argument == "tags" else argument)
             made: dict[str, Any] = target(value) if callable(target) else _nested(target, shape, value, argument, asked)
             if made and set(made) <= set(shape.members):
                 params = _merged(params, made)
@@ -188,6 +183,14 @@ def faults(resource: Resource) -> list[str]:
         report = ParamValidator().validate(params, shape).generate_report()
         found += [*report.splitlines(), *_beyond(params, shape, operation.name)]
     return found + [f"no call has {argument}" for argument in resource.inputs if argument not in sent]
+
+
+def _tags(shape: Any, values: dict[str, str]) -> dict[str, Any]:
+    tags = [{"Key": key, "Value": value} for key, value in values.items()]
+    if "TagSpecifications" in shape.members:
+        return {"TagSpecifications": [{"ResourceType": "vpc", "Tags": tags}]}
+    member = _member(shape, "tags")
+    return {member: values if shape.members[member].type_name == "map" else tags} if member else {}
 
 
 @cache

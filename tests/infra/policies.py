@@ -259,7 +259,16 @@ def only_the_request_path_is_awaited(objects: Objects) -> Iterator[str]:
             yield f"{_title(thing)}: is not in the request path, and may hold up a deployment"
 
 
+def eks_enforces_the_policies(objects: Objects) -> Iterator[str]:
+    """Auto Mode does only where its controller is told to."""
+    if any("eks.amazonaws.com" in thing.get("provisioner", "") for thing in _of(objects, "StorageClass")):
+        told = [t for t in _of(objects, "ConfigMap") if t["metadata"].get("namespace") == "kube-system"]
+        if [thing["data"] for thing in told] != [{"enable-network-policy-controller": "true"}]:
+            yield "NetworkPolicies are not enforced"
+
+
 EVERYWHERE = (
+    eks_enforces_the_policies,
     pods_are_confined,
     namespaces_enforce_restricted,
     resources_are_bounded,

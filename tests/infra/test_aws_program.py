@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ STACKS = [(project, file) for project in SETTINGS for file in sorted(project.sta
 _KEYS = {f"keys.{use}": f"arn:aws:kms:us-east-1:000000000000:key/{use}" for use in ("data", "approval")}
 _IAM = {"iam.boundary": "arn:aws:iam::000000000000:policy/acme/boundary", "iam.path": "/acme/ml/"}
 _NETWORK = {"network.kind": "existing", "network.vpc": "vpc-0a1b", "network.subnets": "subnet-0a,subnet-0b"}
-_CLUSTER = {"cluster.kind": "existing", "cluster.name": "shared"}
+_CLUSTER = {"cluster.kind": "existing", "cluster.name": "shared", "cluster.admins": ""}
 _GITHUB = {"github.repository": "acme/ml", "github.subject": "repo:acme@1/ml@2"}
 _CHINA = {
     name: value.replace("aws:", "aws-cn:").replace("us-east-1", "cn-north-1") for name, value in (_KEYS | _IAM).items()
@@ -46,10 +47,8 @@ CHOICES: dict[str, tuple[Project, str, dict[str, Any]]] = {
         {"cluster.github": True, "cluster.admins": "arn:aws:iam::000000000000:role/ml,arn:aws:iam::000000000000:role/ops", "alarms.email": "ml@example.com"},
     ),
     "unlocked": (AWS, "prod", {"unlock": True}),
-    "tags": (AWS, "staging", {"tags": "team=ml,cost-center=42"}),
-    "no budget": (AWS, "staging", {"budget.dollars": 0}),
-    "another region": (AWS, "staging", {"region": "eu-central-1"}),
-    "another partition": (AWS, "prod", _CHINA | {"region": "cn-north-1"}),
+    "another region, tags, no budget": (AWS, "staging", {"region": "eu-central-1", "tags": "team=ml,cost-center=42", "budget.dollars": 0}),
+    "another partition": (AWS, "prod", _CHINA | {"region": "cn-north-1", "cluster.admins": "arn:aws-cn:iam::000000000000:role/ml"}),
     "github": (ACCOUNT, "shared", _GITHUB),
     "an account of its own": (
         ACCOUNT, "shared", {"iam.boundary": _CHINA["iam.boundary"], "environments": "prod", "region": "cn-north-1", "github.repository": "acme/ml", "github.branch": "release/1", "tags": "team=ml"},
@@ -108,9 +107,7 @@ def test_what_is_looked_up_is_asked_of_the_same_account(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         infra.render._Mocks, "call", lambda self, args: asked.update({args.token: args.provider}) or call(self, args)
     )
-    for choice in ("private endpoints only", "everything exists"):
-        project, stack, changes = CHOICES[choice]
-        infra.render.render(stack, changes, project=project)
+    infra.render.render("dev", _CLUSTER, project=AWS)
     assert {token.rpartition(":")[2] for token in asked} == {"getAvailabilityZones", "getCluster"}
     assert all("pulumi:providers:aws::aws::" in provider for provider in asked.values())
 
@@ -266,3 +263,34 @@ def test_checkov_catches_each_bad_resource_by_the_check_that_is_for_it(tmp_path:
         change(resource.inputs)
     caught = {" ".join(failure) for failure in checkov(found, tmp_path)}
     assert [bad for bad, (*_, check) in BAD.items() if check not in caught] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"network.natGateways": 3}, "network.natGateways is 3: must be 0, 1 or network.zones, 2"),
+        ({"network.cidr": "10.0.0.0/8"}, "network.cidr is 10.0.0.0/8: must be a /16 to a /20"),
+        ({"network.cidr": "fd00::/16"}, "network.cidr"),
+        ({"network.kind": "existing"}, "needs network.vpc and network.subnets"),
+        ({"cluster.kind": "existing"}, "needs cluster.name"),
+        ({"cluster.admins": ""}, "cluster.admins is empty: nobody could deploy the platform"),
+        ({"cluster.admins": "nobody"}, "cluster.admins"),
+        ({"bucket.kind": "existing"}, "needs bucket.name"),
+        ({"database.maxGigabytes": 10}, "database.maxGigabytes is 10: must be at least database.gigabytes, 20"),
+        ({"account": "12"}, "account"),
+        ({"cluster.versions": "1.34"}, "unknown key"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused_with_a_hint(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(pulumi.RunError) as error:
+        infra.render.render("dev", changes, project=AWS)
+    assert says in str(error.value)
+
+
+def test_an_environment_that_the_account_does_not_know_is_told_where_to_add_it() -> None:
+    known = {"account": "000000000000", "cluster.admins": "arn:aws:iam::000000000000:role/ml"}
+    with pytest.raises(
+        pulumi.RunError, match=r"environments in environments/account/Pulumi\.shared\.yaml has nothing for new"
+    ):
+        infra.render.render("new", known, project=AWS)

@@ -88,6 +88,14 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         "rights_are_small",
         lambda o: thing(o, "RoleBinding", "setup-keys")["roleRef"].update(kind="ClusterRole", name="cluster-admin"),
     ),
+    "policies that EKS does not enforce": (
+        "eks_enforces_the_policies",
+        lambda o: without(o, "ConfigMap", "amazon-vpc-cni"),
+    ),
+    "policies that are off": (
+        "eks_enforces_the_policies",
+        lambda o: thing(o, "ConfigMap", "amazon-vpc-cni")["data"].update({"enable-network-policy-controller": "false"}),
+    ),
     "no default deny": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "default-deny")),
     "egress to everybody": (
         "nobody_talks_unasked",

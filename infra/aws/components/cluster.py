@@ -91,11 +91,11 @@ class Cluster(Component):
 
     def _access(self) -> None:
         """People and pipelines; nobody is administrator for having made the cluster."""
-        roles = self.program.account.roles.apply(lambda roles: roles.get(self.program.environment, {}))
         admins = {f"admin-{index}": arn for index, arn in enumerate(listed(self.settings.cluster.admins))}
         for name, arn in admins.items():
             self._entry(name, arn, "AmazonEKSClusterAdminPolicy")
         if self.settings.cluster.github:
+            roles = self.program.of_account(self.program.account.roles, "github.repository")
             self._entry("deploy", roles["deploy"], "AmazonEKSClusterAdminPolicy")
             self._entry("preview", roles["preview"], "AmazonEKSViewPolicy")
             for purpose in ("train", "promote"):
