@@ -79,8 +79,9 @@ class Store:
                     archive.addfile(entry, io.BytesIO(data))
 
     def unpack(self, source: BinaryIO) -> None:
+        """A release that is there stays: on AWS the bucket's policy lets nobody write it again."""
         with tarfile.open(fileobj=source, mode="r|") as archive:
             for entry in archive:
                 content = archive.extractfile(entry)
                 assert content is not None
-                self.put(entry.name, content.read())
+                (self.put_new if "/releases/" in entry.name else self.put)(entry.name, content.read())

@@ -63,6 +63,16 @@ def test_a_packed_store_is_unpacked_as_it_was(store: Store, tmp_path: Path) -> N
     assert {key: other.get(key) for key in other.keys("")} == objects
 
 
+def test_what_is_unpacked_replaces_no_release(store: Store) -> None:
+    key, archive = "models/m/releases/0000000001.json", io.BytesIO()
+    store.put(key, b"of the archive")
+    store.pack(archive)
+    archive.seek(0)
+    store.put(key, b"of today")
+    store.unpack(archive)
+    assert store.get(key) == b"of today"
+
+
 def test_an_unsupported_address_is_refused() -> None:
     with pytest.raises(UserError, match="write a folder"):
         Store("ftp://somewhere")

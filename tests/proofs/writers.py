@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -32,7 +32,7 @@ _AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1S
 
 
 @contextmanager
-def process(*command: str | Path, ready: Callable[[], Any], **told: str) -> Iterator[None]:
+def process(*command: str | Path, ready: Callable[[], Any], **told: str) -> Generator[None]:
     with subprocess.Popen(
         [str(word) for word in command],
         env=os.environ | told,
@@ -71,12 +71,12 @@ def new_bucket() -> None:
 
 
 @contextmanager
-def folder(path: Path) -> Iterator[str]:
+def folder(path: Path) -> Generator[str]:
     yield str(path / "bucket")
 
 
 @contextmanager
-def moto(path: Path) -> Iterator[str]:
+def moto(path: Path) -> Generator[str]:
     s3(port := free_port(19100))
     # One request at a time: moto's put-if-absent looks first and writes then, where S3's is one step.
     imports = "from moto.server import DomainDispatcherApplication, create_backend_app; from werkzeug.serving import run_simple"
@@ -86,7 +86,7 @@ def moto(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def versitygw(path: Path) -> Iterator[str]:
+def versitygw(path: Path) -> Generator[str]:
     told = s3(port := free_port(17070))
     (path / "buckets").mkdir()
     keys = {"ROOT_ACCESS_KEY": told["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": told["AWS_SECRET_ACCESS_KEY"]}
@@ -95,7 +95,7 @@ def versitygw(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def azurite(path: Path) -> Iterator[str]:
+def azurite(path: Path) -> Generator[str]:
     url = f"http://127.0.0.1:{(port := free_port(10000))}"
     os.environ |= {"AZURE_STORAGE_USE_EMULATOR": "true", "AZURITE_BLOB_STORAGE_URL": url}
 

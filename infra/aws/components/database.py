@@ -47,7 +47,6 @@ class Database(Component):
             max_allocated_storage=settings.max_gigabytes,
             storage_encrypted=True,
             kms_key_id=self.program.data_key,
-            db_name="postgres",
             username="mlops_admin",
             manage_master_user_password=True,
             master_user_secret_kms_key_id=self.program.data_key,
