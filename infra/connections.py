@@ -48,7 +48,7 @@ class Connections:
         keys = {"MLOPS_ENV": self._settings.environment} | region
         databases: dict[str, Any] = {"MLFLOW_BACKEND_STORE_URI": self.backend, "MLFLOW_AUTH_STORE_URI": self.auth}
         databases |= self.database
-        if self._aws:
+        if self._aws and self._settings.bucket.kind == "s3":  # else the credentials are the bucket's, no identity's
             keys |= {"MLOPS_APPROVAL_KEY": self._aws.approval_key}
         if self._aws and self._settings.database.kind == "rds":
             databases |= {"DATABASE_ADMIN_ARN": self._aws.database_secret} | region

@@ -184,6 +184,8 @@ class Settings(ProgramSettings):
             "ingress.enabled is true: needs ingress.host": ingress.enabled and not ingress.host,
             "ingress.certificate is empty: an internet-facing load balancer needs one":
                 ingress.enabled and self.on_aws and ingress.scheme == "internet-facing" and not ingress.certificate,
+            "ingress.class is empty: needs one where clusterScope is false": ingress.enabled
+            and self.on_aws and not self.cluster_scope and not ingress.class_,
             "alerts.slackChannel, alerts.emailTo: need alerts.secret": people and not alerts.secret,
             "alerts.webhook, alerts.heartbeat: secret needs alerts.secret": secret_url and not alerts.secret,
             "alerts.emailTo: needs alerts.emailFrom and alerts.smtpHost": bool(alerts.email_to)

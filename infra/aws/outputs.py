@@ -1,17 +1,16 @@
 """What infra/aws makes for an environment, and the platform on it reads."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pulumi
-from pydantic.alias_generators import to_camel
 
-PROJECT = "mlops-aws"
+from infra import outputs
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(outputs.Outputs):
+    PROJECT = "mlops-aws"
+
     region: pulumi.Input[str]
     cluster_name: pulumi.Input[str]
     cluster_arn: pulumi.Input[str]
@@ -21,15 +20,6 @@ class Outputs:
     database_host: pulumi.Input[str]
     database_secret: pulumi.Input[str]  # ARN of the administrator's, which RDS rotates
     approval_key: pulumi.Input[str]
-
-    @classmethod
-    def of(cls, environment: str) -> Outputs:
-        stack = pulumi.StackReference(f"{pulumi.get_organization()}/{PROJECT}/{environment}")
-        return cls(**{field.name: stack.require_output(to_camel(field.name)) for field in fields(cls)})
-
-    def export(self) -> None:
-        for field in fields(self):
-            pulumi.export(to_camel(field.name), getattr(self, field.name))
 
     @property
     def bucket_url(self) -> pulumi.Output[str]:

@@ -32,7 +32,7 @@ class Eks(KubernetesComponent):
             self._storage_class()
             if self.settings.nodes.spot != "none":
                 self._spot_nodes()
-            if self.settings.ingress.enabled:
+            if self.settings.ingress.enabled and self.settings.ingress.class_ in ("", INGRESS_CLASS):
                 self._ingress_class()
         if self.settings.database.kind == "rds":
             self._database()

@@ -52,8 +52,8 @@ class Proxy(Workload):
         path = {"path": "/", "path_type": "Prefix", "backend": backend}
         spec: Any = {"rules": [{"host": settings.host, "http": {"paths": [path]}}]}
         metadata, class_ = self.metadata(), settings.class_
-        if self.settings.on_aws:
-            prefix, class_ = "alb.ingress.kubernetes.io", class_ or INGRESS_CLASS
+        if self.settings.on_aws and class_ in ("", INGRESS_CLASS):
+            prefix, class_ = "alb.ingress.kubernetes.io", INGRESS_CLASS
             metadata["annotations"] = {f"{prefix}/target-type": "ip", f"{prefix}/healthcheck-path": "/healthz"}
         spec |= {"ingress_class_name": class_} if class_ else {}
         spec |= {"tls": [{"hosts": [settings.host], "secret_name": settings.tls_secret}]} if settings.tls_secret else {}

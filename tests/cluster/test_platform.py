@@ -100,11 +100,6 @@ def test_a_rotation_that_was_killed_is_finished_by_the_next(after: str, platform
 def test_the_platform_for_eks_runs_here_but_for_what_only_aws_has(platform: Cluster) -> None:
     objects = real.objects({"cluster.kind": "eks"})
     here = [thing for thing in objects if thing["kind"] not in (*CUSTOM, "StorageClass")]
-    for thing in here:  # there is no KMS: the key that is here stays
-        for container in (
-            thing["spec"].get("template", {}).get("spec", {}).get("containers", []) if "spec" in thing else ()
-        ):
-            container["env"] = [each for each in container.get("env", []) if each["name"] != "MLOPS_APPROVAL_KEY"]
     real.mlops_namespace("delete", "jobs", "-l", "app.kubernetes.io/part-of=mlops")
     try:
         real.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", data=yaml.safe_dump_all(here))

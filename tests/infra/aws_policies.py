@@ -1,330 +1,428 @@
-"""Policies that the rendered resources of both AWS programs must meet, as plain functions from resources to violations.
+"""Policies that the rendered resources of both AWS programs must meet.
 
-What checkov checks as well is left to it: see tests/infra/test_aws_program.py."""
+They are plain functions from resources and the environment's name to violations. What checkov checks as well is left to
+it: see tests/infra/test_aws_program.py; what a role may do on which resource: tests/infra/test_aws_rights.py.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 from infra.configuration import PROTECTED
 from infra.render import Resource
 
 Resources = list[Resource]
-EVERYBODY = ("0.0.0.0/0", "::/0")
-# Actions of an Allow that end in a wildcard, with the reason. tests/infra/test_aws_rights.py has those of pipelines.
-WILDCARDS = {"ec2:Describe*": "most take no resource", "eks:Describe*": "reads", "eks:List*": "reads"}
-_POD_IDENTITY, _SIGN = "pods.eks.amazonaws.com", "kms:Sign"
+Statements = list[dict[str, Any]]
+# Actions with a wildcard that an Allow may have → why.
+_LOOKS = "tells how something is set up, not what is in it"
+WILDCARDS = {"ec2:Describe*": _LOOKS, "eks:Describe*": _LOOKS, "eks:List*": _LOOKS}
+# AWS' own policies that a role may have.
+ATTACHED = (
+    "AmazonEKSClusterPolicy", "AmazonEKSComputePolicy", "AmazonEKSBlockStoragePolicy", "AmazonEKSLoadBalancingPolicy",
+    "AmazonEKSNetworkingPolicy", "AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly",
+)  # fmt: skip
+_PODS, _SIGN = "pods.eks.amazonaws.com", "kms:sign"
+_TRUSTED = (_PODS, "eks.amazonaws.com", "ec2.amazonaws.com", "vpc-flow-logs.amazonaws.com")
+_FOR_EVER = ("iam/User", "iam/AccessKey", "iam/ServiceSpecificCredential", "iam/SshKey")
+_FLAGS = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
 
 
-def of(resources: Resources, kind: str) -> Resources:
-    return [
-        each
-        for each in resources
-        if each.type.removeprefix("aws:").partition("/")[0] + "/" + each.type.rpartition(":")[2] == kind
-    ]
+def of(resources: Resources, *kinds: str) -> Resources:
+    """`kinds`: MODULE/TYPE of AWS."""
+    made = [each for each in resources if each.type.startswith("aws:")]
+    return [each for each in made if f"{each.type[4:].partition('/')[0]}/{each.type.rpartition(':')[2]}" in kinds]
 
 
-def policy(resource: Resource, key: str = "policy") -> list[dict[str, Any]]:
-    found = resource.inputs.get(key)
-    return json.loads(found)["Statement"] if found else []
+def policy(resource: Resource, key: str = "policy") -> Statements:
+    return json.loads(resource.inputs[key])["Statement"]
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def actions(statement: dict[str, Any]) -> list[str]:
-    found = statement.get("Action", [])
-    return [found] if isinstance(found, str) else found
+    """As IAM reads them: in any case."""
+    return [action.lower() for action in listed(statement.get("Action", []))]
 
 
-def about(resources: Resources, kind: str, bucket: Resource) -> Resources:
-    return [each for each in of(resources, kind) if each.inputs["bucket"] == bucket.id]
+def for_all(resources: Resources) -> bool:
+    """Whether these are of infra/account."""
+    return any("::mlops-account::" in each.urn for each in resources)
 
 
-def buckets_are_private_encrypted_and_versioned(resources: Resources, _: str) -> Iterator[str]:
+def locked(resources: Resources, environment: str) -> bool:
+    return environment in PROTECTED or for_all(resources)
+
+
+def _about(resources: Resources, kind: str, bucket: Resource) -> Resources:
+    return [each for each in of(resources, kind) if each.inputs["bucket"] == bucket.inputs["bucket"]]
+
+
+def _denied(resources: Resources, bucket: Resource) -> Statements:
+    """To everybody."""
+    found = [statement for each in _about(resources, "s3/BucketPolicy", bucket) for statement in policy(each)]
+    return [each for each in found if each["Effect"] == "Deny" and each["Principal"] == "*"]
+
+
+def _keys(statement: dict[str, Any]) -> set[str]:
+    """BUCKET or BUCKET/KEY."""
+    return {arn.rpartition(":::")[2] for arn in statement["Resource"]}
+
+
+def buckets_are_private(resources: Resources, environment: str) -> Iterator[str]:
     for bucket in of(resources, "s3/Bucket"):
-        blocks = about(resources, "s3/BucketPublicAccessBlock", bucket)
-        flags = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
-        if not any(all(block.inputs.get(flag) is True for flag in flags) for block in blocks):
+        blocks = _about(resources, "s3/BucketPublicAccessBlock", bucket)
+        if not any(all(block.inputs.get(flag) is True for flag in _FLAGS) for block in blocks):
             yield f"{bucket.name}: may be public"
-        rules = [
-            rule
-            for each in about(resources, "s3/BucketServerSideEncryptionConfiguration", bucket)
-            for rule in each.inputs["rules"]
-        ]
-        by_key = [rule["applyServerSideEncryptionByDefault"] for rule in rules]
-        if not any(each.get("sseAlgorithm") == "aws:kms" and each.get("kmsMasterKeyId") for each in by_key):
-            yield f"{bucket.name}: not encrypted with our key"
-        states = [
-            each.inputs["versioningConfiguration"]["status"] for each in about(resources, "s3/BucketVersioning", bucket)
-        ]
-        if states != ["Enabled"]:
-            yield f"{bucket.name}: not versioned"
-        denied = [
-            each
-            for found in about(resources, "s3/BucketPolicy", bucket)
-            for each in policy(found)
-            if each["Effect"] == "Deny"
-        ]
-        if not any(
-            each.get("Condition") == {"Bool": {"aws:SecureTransport": "false"}} and each["Action"] == "s3:*"
-            for each in denied
-        ):
+        owners = _about(resources, "s3/BucketOwnershipControls", bucket)
+        if [each.inputs["rule"]["objectOwnership"] for each in owners] != ["BucketOwnerEnforced"]:
+            yield f"{bucket.name}: an object may have another owner"
+        for each in _about(resources, "s3/BucketPolicy", bucket):
+            if any(statement["Effect"] == "Allow" for statement in policy(each)):
+                yield f"{bucket.name}: its policy lets somebody in"
+
+
+def buckets_speak_tls(resources: Resources, environment: str) -> Iterator[str]:
+    for bucket in of(resources, "s3/Bucket"):
+        name, plain = bucket.inputs["bucket"], {"Bool": {"aws:SecureTransport": "false"}}
+        wanted = [each for each in _denied(resources, bucket) if each.get("Condition") == plain]
+        if not any(actions(each) == ["s3:*"] and {name, f"{name}/*"} <= _keys(each) for each in wanted):
             yield f"{bucket.name}: answers without TLS"
 
 
-def what_must_stay_cannot_be_deleted(resources: Resources, environment: str) -> Iterator[str]:
-    for bucket in [each for each in of(resources, "s3/Bucket") if each.name == "bucket"]:
-        denied = [
-            each
-            for found in about(resources, "s3/BucketPolicy", bucket)
-            for each in policy(found)
-            if each["Effect"] == "Deny"
-        ]
-        if not any(
-            {"s3:DeleteObject", "s3:DeleteObjectVersion"} <= {*actions(each)}
-            and any(key.endswith("/models/*") for key in each["Resource"])
-            for each in denied
-        ):
+def buckets_are_versioned(resources: Resources, environment: str) -> Iterator[str]:
+    for bucket in of(resources, "s3/Bucket"):
+        found = _about(resources, "s3/BucketVersioning", bucket)
+        if [each.inputs["versioningConfiguration"]["status"] for each in found] != ["Enabled"]:
+            yield f"{bucket.name}: not versioned"
+
+
+def models_stay(resources: Resources, environment: str) -> Iterator[str]:
+    """None is deleted, no release is written twice, and no rule of the lifecycle touches them."""
+    for bucket in [each for each in of(resources, "s3/Bucket") if not for_all([each])]:
+        models, denied = f"{bucket.inputs['bucket']}/models/*", _denied(resources, bucket)
+        kept = [each for each in denied if "Condition" not in each and models in _keys(each)]
+        if not any({"s3:deleteobject", "s3:deleteobjectversion"} <= {*actions(each)} for each in kept):
             yield f"{bucket.name}: models can be deleted"
         once = [each for each in denied if each.get("Condition") == {"Null": {"s3:if-none-match": "true"}}]
-        if not any(
-            "s3:PutObject" in actions(each) and any(key.endswith("/models/*/releases/*") for key in each["Resource"])
-            for each in once
-        ):
+        if not any("s3:putobject" in actions(e) and f"{models}/releases/*" in _keys(e) for e in once):
             yield f"{bucket.name}: a release can be overwritten"
-        for lifecycle in about(resources, "s3/BucketLifecycleConfiguration", bucket):
+        for lifecycle in _about(resources, "s3/BucketLifecycleConfiguration", bucket):
             for rule in lifecycle.inputs["rules"]:
                 prefix = rule.get("filter", {}).get("prefix", "")
-                removes = {"expiration", "noncurrentVersionExpiration", "transitions"} & rule.keys()
-                if removes and ("models/".startswith(prefix) or prefix.startswith("models/")):
+                harmless = {"id", "status", "filter", "abortIncompleteMultipartUpload"}
+                if rule.keys() - harmless and (prefix.startswith("models/") or "models/".startswith(prefix)):
                     yield f"{bucket.name}: rule {rule['id']} touches models/"
 
 
-def everything_is_encrypted(resources: Resources, _: str) -> Iterator[str]:
-    for kind, key in (
-        ("cloudwatch/LogGroup", "kmsKeyId"),
-        ("sns/Topic", "kmsMasterKeyId"),
-        ("rds/Instance", "kmsKeyId"),
-    ):
-        yield from (f"{each.name}: no key of ours" for each in of(resources, kind) if not each.inputs.get(key))
-    yield from (
-        f"{each.name}: not encrypted"
-        for each in of(resources, "rds/Instance")
-        if each.inputs.get("storageEncrypted") is not True
-    )
-    for cluster in of(resources, "eks/Cluster"):
-        if "secrets" not in cluster.inputs.get("encryptionConfig", {}).get("resources", []):
-            yield f"{cluster.name}: Secrets in the clear"
-    for repository in of(resources, "ecr/Repository"):
-        if not any(
-            each.get("encryptionType") == "KMS" for each in repository.inputs.get("encryptionConfigurations", [])
-        ):
-            yield f"{repository.name}: no key of ours"
+_KEYS = {
+    "cloudwatch/LogGroup": ["kmsKeyId"],
+    "sns/Topic": ["kmsMasterKeyId"],
+    "rds/Instance": ["kmsKeyId", "masterUserSecretKmsKeyId", "performanceInsightsKmsKeyId"],
+}
+
+
+def everything_is_encrypted_with_our_key(resources: Resources, environment: str) -> Iterator[str]:
+    for kind, arguments in _KEYS.items():
+        for each in of(resources, kind):
+            yield from (f"{each.name}: no {argument}" for argument in arguments if not each.inputs.get(argument))
+    for each in of(resources, "rds/Instance"):
+        if each.inputs.get("storageEncrypted") is not True:
+            yield f"{each.name}: its disk is in the clear"
+    for each in of(resources, "eks/Cluster"):
+        found = each.inputs.get("encryptionConfig", {})
+        if found.get("resources") != ["secrets"] or not found.get("provider", {}).get("keyArn"):
+            yield f"{each.name}: Secrets in the clear"
+    for each in of(resources, "ecr/Repository"):
+        found = each.inputs.get("encryptionConfigurations", [])
+        if not any(one.get("encryptionType") == "KMS" and one.get("kmsKey") for one in found):
+            yield f"{each.name}: images in the clear"
+    for bucket in of(resources, "s3/Bucket"):
+        found = _about(resources, "s3/BucketServerSideEncryptionConfiguration", bucket)
+        rules = [rule["applyServerSideEncryptionByDefault"] for each in found for rule in each.inputs["rules"]]
+        if [rule.get("sseAlgorithm") for rule in rules] != ["aws:kms"] or not rules[0].get("kmsMasterKeyId"):
+            yield f"{bucket.name}: objects in the clear"
+
+
+def _wide(cidr: str) -> bool:
+    """Everybody, in one piece or in a few."""
+    return ip_network(cidr).prefixlen < 8
 
 
 def nothing_is_open_to_everybody(resources: Resources, environment: str) -> Iterator[str]:
     for rule in of(resources, "vpc/SecurityGroupIngressRule"):
-        if rule.inputs.get("cidrIpv4") in EVERYBODY or rule.inputs.get("cidrIpv6") in EVERYBODY:
+        if any(_wide(rule.inputs[key]) for key in ("cidrIpv4", "cidrIpv6") if rule.inputs.get(key)):
             yield f"{rule.name}: open to everybody"
-    for group in [*of(resources, "ec2/SecurityGroup"), *of(resources, "ec2/DefaultSecurityGroup")]:
+    for group in of(resources, "ec2/SecurityGroup", "ec2/DefaultSecurityGroup"):
         if group.inputs.get("ingress"):
-            yield f"{group.name}: has rules of its own"
+            yield f"{group.name}: has rules that nobody looks at"
+    yield from (f"{each.name}: another kind of rule" for each in of(resources, "ec2/SecurityGroupRule"))
     for subnet in of(resources, "ec2/Subnet"):
         if subnet.inputs.get("mapPublicIpOnLaunch"):
             yield f"{subnet.name}: gives public addresses"
+
+
+def nodes_and_database_are_in_private_subnets(resources: Resources, environment: str) -> Iterator[str]:
+    tables = {each.inputs["routeTableId"] for each in of(resources, "ec2/Route") if each.inputs.get("gatewayId")}
+    joined = of(resources, "ec2/RouteTableAssociation")
+    public = {each.inputs["subnetId"] for each in joined if each.inputs["routeTableId"] in tables}
+    for each in of(resources, "rds/SubnetGroup", "eks/Cluster"):
+        if public & {*each.inputs.get("vpcConfig", each.inputs)["subnetIds"]}:
+            yield f"{each.name}: in a public subnet"
+
+
+def the_cluster_answers_who_is_listed(resources: Resources, environment: str) -> Iterator[str]:
     for cluster in of(resources, "eks/Cluster"):
-        inside, network = cluster.inputs["vpcConfig"], cluster.inputs["vpcConfig"].get("publicAccessCidrs") or []
-        if inside.get("endpointPublicAccess") and (not network or set(network) & set(EVERYBODY)):
-            yield f"{cluster.name}: its API is open to everybody"
-        if inside.get("endpointPrivateAccess") is not True:
+        network, who = cluster.inputs["vpcConfig"], cluster.inputs["vpcConfig"].get("publicAccessCidrs") or []
+        if network.get("endpointPrivateAccess") is not True:
             yield f"{cluster.name}: nodes reach the API from outside"
+        if network.get("endpointPublicAccess") is not False:
+            if not who:
+                yield f"{cluster.name}: without a list, its API is open to everybody"
+            if environment in PROTECTED and any(_wide(cidr) for cidr in who):
+                yield f"{cluster.name}: its API is open to everybody"
 
 
-def the_database_answers_the_cluster_alone(resources: Resources, _: str) -> Iterator[str]:
+def the_database_answers_the_cluster(resources: Resources, environment: str) -> Iterator[str]:
     for instance in of(resources, "rds/Instance"):
         if instance.inputs.get("publiclyAccessible") is not False:
             yield f"{instance.name}: has a public address"
         if instance.inputs.get("password") or instance.inputs.get("manageMasterUserPassword") is not True:
             yield f"{instance.name}: its password is in the state"
+        clusters = {each.urn for each in of(resources, "eks/Cluster")}
         for rule in of(resources, "vpc/SecurityGroupIngressRule"):
-            if rule.name == "database" and (rule.inputs.get("fromPort"), rule.inputs.get("toPort")) != (5432, 5432):
+            if rule.inputs["securityGroupId"] not in instance.inputs["vpcSecurityGroupIds"]:
+                continue
+            if not rule.inputs.get("referencedSecurityGroupId") or not clusters <= {*rule.depends_on}:
+                yield f"{rule.name}: reached by more than the cluster"
+            if (rule.inputs.get("fromPort"), rule.inputs.get("toPort")) != (5432, 5432):
                 yield f"{rule.name}: more ports than PostgreSQL's"
-            if rule.name == "database" and not rule.inputs.get("referencedSecurityGroupId"):
-                yield f"{rule.name}: for more than the cluster"
     for group in of(resources, "rds/ParameterGroup"):
-        if {"name": "rds.force_ssl", "value": "1"} not in [
-            {key: each[key] for key in ("name", "value")} for each in group.inputs["parameters"]
-        ]:
+        if {each["name"]: each["value"] for each in group.inputs["parameters"]}.get("rds.force_ssl") != "1":
             yield f"{group.name}: answers without TLS"
 
 
-def the_cluster_is_set_up_for_years(resources: Resources, _: str) -> Iterator[str]:
+def the_cluster_is_what_we_run(resources: Resources, environment: str) -> Iterator[str]:
+    """Nobody is its administrator unnamed, nothing of Auto Mode is half on, and support costs what it should."""
     for cluster in of(resources, "eks/Cluster"):
-        access = cluster.inputs["accessConfig"]
-        if (
-            access.get("authenticationMode") != "API"
-            or access.get("bootstrapClusterCreatorAdminPermissions") is not False
-        ):
-            yield f"{cluster.name}: somebody is administrator for having made it"
-        if cluster.inputs.get("upgradePolicy", {}).get("supportType") != "STANDARD":
+        access, given = cluster.inputs.get("accessConfig", {}), cluster.inputs
+        if access.get("authenticationMode") != "API":
+            yield f"{cluster.name}: a ConfigMap says who is who"
+        if access.get("bootstrapClusterCreatorAdminPermissions") is not False:
+            yield f"{cluster.name}: who made it is administrator for ever"
+        if given.get("upgradePolicy", {}).get("supportType") != "STANDARD":
             yield f"{cluster.name}: extended support, at six times the price"
-        if not {"api", "audit", "authenticator"} <= {*cluster.inputs.get("enabledClusterLogTypes", [])}:
-            yield f"{cluster.name}: no audit log"
-        modes = (
-            ("computeConfig", "enabled"),
-            ("storageConfig", "blockStorage"),
-            ("kubernetesNetworkConfig", "elasticLoadBalancing"),
-        )
-        found = [cluster.inputs.get(group, {}).get(key) for group, key in modes]
-        if [each.get("enabled") if isinstance(each, dict) else each for each in found] != [True] * 3:
+        modes = [given.get("computeConfig", {}), given.get("storageConfig", {}).get("blockStorage", {})]
+        modes.append(given.get("kubernetesNetworkConfig", {}).get("elasticLoadBalancing", {}))
+        if [mode.get("enabled") for mode in modes] != [True] * 3:
             yield f"{cluster.name}: the parts of Auto Mode disagree"
-    for group in of(resources, "cloudwatch/LogGroup"):
-        if not group.inputs.get("retentionInDays"):
-            yield f"{group.name}: kept for ever"
 
 
-def roles_are_bounded(resources: Resources, environment: str) -> Iterator[str]:
+def logs_are_written_and_end(resources: Resources, environment: str) -> Iterator[str]:
+    """Into groups that are there before: AWS would make some that never expire."""
+    groups = {each.inputs["name"]: each for each in of(resources, "cloudwatch/LogGroup")}
+    yield from (f"{each.name}: for ever" for each in groups.values() if not each.inputs.get("retentionInDays"))
+    written: list[tuple[Resource, str]] = []
+    for each in of(resources, "eks/Cluster"):
+        written.append((each, f"/aws/eks/{each.inputs['name']}/cluster"))
+        if not {"audit", "authenticator", "api"} <= {*each.inputs.get("enabledClusterLogTypes", [])}:
+            yield f"{each.name}: no audit log"
+    for each in of(resources, "rds/Instance"):
+        kinds = each.inputs.get("enabledCloudwatchLogsExports", [])
+        written += [(each, f"/aws/rds/instance/{each.inputs['identifier']}/{kind}") for kind in kinds]
+    for writer, name in written:
+        if name not in groups or groups[name].urn not in writer.depends_on:
+            yield f"{writer.name}: {name} is not there before"
+
+
+def roles_have_a_boundary(resources: Resources, environment: str) -> Iterator[str]:
+    """Those of pipelines have none: what they may do is listed, and they are not of the names that infra/aws changes."""
     for role in of(resources, "iam/Role"):
-        github = role.name.startswith("mlops-")
-        if not github and not role.inputs.get("permissionsBoundary"):
+        if not for_all([role]) and not role.inputs.get("permissionsBoundary"):
             yield f"{role.name}: no permissions boundary"
-        for statement in policy(role, "assumeRolePolicy"):
-            principal = statement["Principal"]
-            if principal == "*" or "*" in principal.values() or "AWS" in principal:
-                yield f"{role.name}: whoever may be it"
-            if "Federated" in principal:
-                claims = statement.get("Condition", {}).get("StringEquals", {})
-                named = {key.rpartition(":")[2]: value for key, value in claims.items()}
-                if named.get("aud") != "sts.amazonaws.com" or not named.get("sub") or "*" in json.dumps(claims):
-                    yield f"{role.name}: whoever GitHub knows may be it"
-    yield from (
-        f"{each.name}: a key that does not expire"
-        for kind in ("iam/User", "iam/AccessKey")
-        for each in of(resources, kind)
-    )
+        if for_all([role]) and not role.inputs["name"].startswith("github-"):
+            yield f"{role.name}: infra/aws could change it"
 
 
-def rights_are_named(resources: Resources, _: str) -> Iterator[str]:
-    for found in of(resources, "iam/RolePolicy"):
-        for statement in policy(found):
-            if statement["Effect"] != "Allow":
-                continue
-            yield from (
-                f"{found.name}: {action}" for action in actions(statement) if "*" in action and action not in WILDCARDS
-            )
-            passed = statement.get("Condition", {}).get("StringEquals", {}).get("iam:PassedToService")
-            if "iam:PassRole" in actions(statement) and not passed:
-                yield f"{found.name}: passes roles to any service"
-
-
-def who_trains_cannot_approve(resources: Resources, _: str) -> Iterator[str]:
-    for found in of(resources, "iam/RolePolicy"):
-        signs = any(
-            _SIGN in actions(each) or "kms:*" in actions(each) for each in policy(found) if each["Effect"] == "Allow"
-        )
-        if signs and found.name != "controller":
-            yield f"{found.name}: may sign approvals"
-    for key in of(resources, "kms/Key"):
-        if key.inputs.get("keyUsage") == "SIGN_VERIFY":
-            denied = [each for each in policy(key) if each["Effect"] == "Deny" and _SIGN in actions(each)]
-            signer = [each.get("Condition", {}).get("ArnNotEquals", {}).get("aws:PrincipalArn", "") for each in denied]
-            if [each.endswith(f"mlops-{key.name}-controller") for each in signer] != [True]:
-                yield f"{key.name}: more than its controller may sign"
-            if key.inputs.get("customerMasterKeySpec") != "ECC_NIST_P256":
-                yield f"{key.name}: not a key that we verify"
-        elif key.inputs.get("enableKeyRotation") is not True:
-            yield f"{key.name}: never rotates"
-
-
-def identities_are_the_pods_own(resources: Resources, _: str) -> Iterator[str]:
-    associated = {each.inputs["roleArn"]: each for each in of(resources, "eks/PodIdentityAssociation")}
+def roles_trust_one(resources: Resources, environment: str) -> Iterator[str]:
+    """A service, or what a token of GitHub says word for word."""
     for role in of(resources, "iam/Role"):
-        trusted = json.dumps([each["Principal"] for each in policy(role, "assumeRolePolicy")])
-        if _POD_IDENTITY in trusted and not [arn for arn in associated if arn.endswith(f"/{role.inputs['name']}")]:
-            yield f"{role.name}: no pod has it"
-    for association in associated.values():
-        if not association.inputs["roleArn"].endswith(f"-{association.inputs['serviceAccount']}"):
-            yield f"{association.name}: a role of another workload"
+        for statement in policy(role, "assumeRolePolicy"):
+            principal, condition = statement["Principal"], statement.get("Condition", {})
+            kind, who = next(iter(principal.items())) if principal != "*" and len(principal) == 1 else ("", "")
+            if kind == "Service" and who in _TRUSTED:
+                continue
+            claims = {key.rpartition(":")[2]: value for key, value in condition.get("StringEquals", {}).items()}
+            wanted = {"aud", "sub"} | ({"job_workflow_ref"} if not role.name.endswith("-preview") else set())
+            if kind != "Federated" or condition.keys() != {"StringEquals"} or claims.keys() != wanted:
+                yield f"{role.name}: whoever may be it"
+            elif any(mark in json.dumps(claims) for mark in "*?") or not all(claims.values()):
+                yield f"{role.name}: claims that are not exact"
+
+
+def no_key_lives_long(resources: Resources, environment: str) -> Iterator[str]:
+    yield from (f"{each.name}: {each.type}" for each in of(resources, *_FOR_EVER))
+
+
+def _rights(resources: Resources) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What identities are allowed; a boundary allows nothing by itself."""
+    for each in of(resources, "iam/RolePolicy", "iam/Policy"):
+        if each.name != "mlops-boundary":
+            yield from ((each.name, one) for one in policy(each) if one["Effect"] == "Allow")
+
+
+def rights_are_named(resources: Resources, environment: str) -> Iterator[str]:
+    known = {each.lower() for each in WILDCARDS}
+    for name, statement in _rights(resources):
+        yield from (f"{name}: {each}" for each in actions(statement) if {*"*?"} & {*each} and each not in known)
+        if {"NotAction", "NotResource"} & statement.keys():
+            yield f"{name}: all but what is named"
+        passed = statement.get("Condition", {}).get("StringEquals", {}).get("iam:PassedToService")
+        if "iam:passrole" in actions(statement) and (not passed or "*" in str(passed)):
+            yield f"{name}: passes roles to any service"
+    for each in of(resources, "iam/RolePolicyAttachment"):
+        if not any(each.inputs["policyArn"].endswith(f":iam::aws:policy/{name}") for name in ATTACHED):
+            yield f"{each.name}: a policy of which we do not know what it allows"
+    for role in of(resources, "iam/Role"):
+        if role.inputs.get("managedPolicyArns") or role.inputs.get("inlinePolicies"):
+            yield f"{role.name}: rights that nobody looks at"
+
+
+def the_controller_alone_approves(resources: Resources, environment: str) -> Iterator[str]:
+    for name, statement in _rights(resources):
+        if _SIGN in actions(statement):
+            if name != "controller" or for_all(resources):
+                yield f"{name}: may approve"
+            if any(resource.endswith("*") for resource in listed(statement["Resource"])):
+                yield f"{name}: signs with any key"
+    for key in [each for each in of(resources, "kms/Key") if each.inputs.get("keyUsage") == "SIGN_VERIFY"]:
+        denied = [e for e in policy(key) if e["Effect"] == "Deny" and e["Principal"] == "*" and actions(e) == [_SIGN]]
+        conditions = [each.get("Condition", {}) for each in denied]
+        signers = [each["ArnNotEquals"]["aws:PrincipalArn"] for each in conditions if each.keys() == {"ArnNotEquals"}]
+        if [signer.rpartition("/")[2] for signer in signers] != [f"mlops-{key.name}-controller"]:
+            yield f"{key.name}: signs for more than its environment's controller"
+        if key.inputs.get("customerMasterKeySpec") != "ECC_NIST_P256":
+            yield f"{key.name}: not the kind of key that we verify with"
+    if for_all(resources) and not any(each.inputs.get("keyUsage") for each in of(resources, "kms/Key")):
+        yield "approval: no key"
+    yield from (f"{each.name}: a grant passes by all policies" for each in of(resources, "kms/Grant"))
+
+
+def keys_are_the_accounts(resources: Resources, environment: str) -> Iterator[str]:
+    """Symmetric ones rotate; services use them for this account alone, and nobody else does by the key's own policy."""
+    for key in of(resources, "kms/Key"):
+        if key.inputs.get("keyUsage") != "SIGN_VERIFY" and key.inputs.get("enableKeyRotation") is not True:
+            yield f"{key.name}: never rotates"
+        for statement in [each for each in policy(key) if each["Effect"] == "Allow"]:
+            who = statement["Principal"] if isinstance(statement["Principal"], dict) else {}
+            service = who.keys() == {"Service"} and statement.get("Condition")
+            if not service and not (who.keys() == {"AWS"} and str(who["AWS"]).endswith(":root")):
+                yield f"{key.name}: for others"
+
+
+def pods_have_their_own_role(resources: Resources, environment: str) -> Iterator[str]:
+    associations = of(resources, "eks/PodIdentityAssociation")
+    for role in of(resources, "iam/Role"):
+        who = [each["Principal"] for each in policy(role, "assumeRolePolicy")]
+        found = [a for a in associations if a.inputs["roleArn"].rpartition("/")[2] == role.inputs["name"]]
+        if (_PODS in json.dumps(who)) != (len(found) == 1):
+            yield f"{role.name}: {len(found)} workloads have it"
+    for each in associations:
+        if not each.inputs["roleArn"].endswith(f"/mlops-{environment}-{each.inputs['serviceAccount']}"):
+            yield f"{each.name}: the role of another workload"
 
 
 def data_is_protected(resources: Resources, environment: str) -> Iterator[str]:
-    if environment not in PROTECTED:
+    """Always in the account, else in staging and prod."""
+    if not locked(resources, environment):
         return
-    for kind in ("s3/Bucket", "rds/Instance", "eks/Cluster", "kms/Key"):
-        yield from (f"{each.name}: not protected" for each in of(resources, kind) if not each.protect)
-    yield from (
-        f"{each.name}: emptied when it is destroyed"
-        for each in of(resources, "s3/Bucket")
-        if each.inputs.get("forceDestroy")
-    )
-    for kind in ("rds/Instance", "eks/Cluster"):
-        yield from (
-            f"{each.name}: AWS would delete it"
-            for each in of(resources, kind)
-            if each.inputs.get("deletionProtection") is not True
-        )
+    for each in of(resources, "s3/Bucket", "rds/Instance", "eks/Cluster", "kms/Key", "ecr/Repository"):
+        if not each.protect:
+            yield f"{each.name}: `pulumi destroy` deletes it"
+    for each in of(resources, "s3/Bucket", "ecr/Repository"):
+        if each.inputs.get("forceDestroy") or each.inputs.get("forceDelete"):
+            yield f"{each.name}: is emptied with it"
+    for each in of(resources, "rds/Instance", "eks/Cluster"):
+        if each.inputs.get("deletionProtection") is not True:
+            yield f"{each.name}: AWS would delete it"
     for instance in of(resources, "rds/Instance"):
-        if instance.inputs.get("skipFinalSnapshot") or not instance.inputs.get("finalSnapshotIdentifier"):
+        if instance.inputs.get("skipFinalSnapshot") is not False or not instance.inputs.get("finalSnapshotIdentifier"):
             yield f"{instance.name}: no last snapshot"
         if instance.inputs.get("backupRetentionPeriod", 0) < 7:
             yield f"{instance.name}: backups of less than a week"
-        if instance.inputs.get("multiAz") is not True:
-            yield f"{instance.name}: no standby"
-    zones = len([each for each in of(resources, "ec2/Subnet") if each.name.startswith("private")])
-    if environment == "prod" and len(of(resources, "ec2/NatGateway")) < zones:
-        yield "network: one zone lost, another loses the internet"
 
 
-def images_stay_what_they_are(resources: Resources, _: str) -> Iterator[str]:
+def prod_survives_the_loss_of_a_zone(resources: Resources, environment: str) -> Iterator[str]:
+    if environment != "prod":
+        return
+    yield from (f"{each.name}: no standby" for each in of(resources, "rds/Instance") if not each.inputs.get("multiAz"))
+    out = [each.inputs["natGatewayId"] for each in of(resources, "ec2/Route") if each.inputs.get("natGatewayId")]
+    if len({*out} & {each.id for each in of(resources, "ec2/NatGateway")}) < len(out):
+        yield "network: a zone's way out is in another one"
+
+
+def images_stay_what_they_are(resources: Resources, environment: str) -> Iterator[str]:
     for repository in of(resources, "ecr/Repository"):
         if repository.inputs.get("imageTagMutability") != "IMMUTABLE":
             yield f"{repository.name}: a tag can move"
         if repository.inputs.get("imageScanningConfiguration", {}).get("scanOnPush") is not True:
             yield f"{repository.name}: not scanned"
-        if not repository.protect:
-            yield f"{repository.name}: not protected"
     for lifecycle in of(resources, "ecr/LifecyclePolicy"):
-        for rule in json.loads(lifecycle.inputs["policy"])["rules"]:
-            if rule["selection"]["tagStatus"] != "untagged":
-                yield f"{lifecycle.name}: removes what an environment may name"
+        rules = json.loads(lifecycle.inputs["policy"])["rules"]
+        if any(rule["selection"]["tagStatus"] != "untagged" for rule in rules):
+            yield f"{lifecycle.name}: removes what an environment may name"
 
 
-def somebody_is_told(resources: Resources, _: str) -> Iterator[str]:
-    topics = {each.inputs.get("name") for each in of(resources, "sns/Topic")}
-    watched = {each.inputs["metricName"] for each in of(resources, "cloudwatch/MetricAlarm")}
-    if of(resources, "rds/Instance"):
-        wanted = {"FreeStorageSpace", "CPUUtilization", "DatabaseConnections"}
-        yield from (f"database: nobody watches {metric}" for metric in sorted(wanted - watched))
-    gateways = len(of(resources, "ec2/NatGateway"))
-    if (
-        len(
-            [
-                each
-                for each in of(resources, "cloudwatch/MetricAlarm")
-                if each.inputs["metricName"] == "ErrorPortAllocation"
-            ]
-        )
-        != gateways
-    ):
-        yield "NAT: nobody watches its ports"
-    for alarm in of(resources, "cloudwatch/MetricAlarm"):
-        if not any(arn.rpartition(":")[2] in topics for arn in alarm.inputs.get("alarmActions") or []):
-            yield f"{alarm.name}: tells nobody"
-    for budget in of(resources, "budgets/Budget"):
-        if not budget.inputs.get("notifications"):
-            yield f"{budget.name}: tells nobody"
+def somebody_is_told(resources: Resources, environment: str) -> Iterator[str]:
+    """Of what Prometheus cannot see, and of the bill."""
+    topics, alarms = of(resources, "sns/Topic"), of(resources, "cloudwatch/MetricAlarm")
+    watched = {(*each.inputs["dimensions"].values(), each.inputs["metricName"]) for each in alarms}
+    metrics = ("FreeStorageSpace", "CPUUtilization", "DatabaseConnections")
+    wanted = {(e.inputs["identifier"], metric) for e in of(resources, "rds/Instance") for metric in metrics}
+    gateways = of(resources, "ec2/NatGateway")
+    wanted |= {(each.id, metric) for each in gateways for metric in ("ErrorPortAllocation", "PacketsDropCount")}
+    yield from (f"{what}: nobody watches {metric}" for what, metric in sorted(wanted - watched))
+    budgets = of(resources, "budgets/Budget")
+    told = [(each, each.inputs.get("alarmActions") or []) for each in alarms]
+    told += [(e, n.get("subscriberSnsTopicArns", [])) for e in budgets for n in e.inputs.get("notifications") or [{}]]
+    names = {topic.inputs["name"] for topic in topics}
+    yield from (f"{e.name}: tells nobody" for e, arns in told if not names & {arn.rpartition(":")[2] for arn in arns})
+    if environment in PROTECTED and not budgets:
+        yield "budget: none"
+    publish = {service for each in of(resources, "sns/TopicPolicy") for service in _publishers(policy(each))}
+    if topics and publish != {"cloudwatch.amazonaws.com", "budgets.amazonaws.com"}:
+        yield f"topic: takes messages of {sorted(publish)}"
 
 
-def programs_stay_in_their_account(resources: Resources, _: str) -> Iterator[str]:
+def _publishers(statements: Statements) -> list[str]:
+    allowed = [each["Principal"] for each in statements if each["Effect"] == "Allow"]
+    return [name for who in allowed for name in (listed(who["Service"]) if "Service" in who else ["anybody"])]
+
+
+def programs_stay_in_their_account(resources: Resources, environment: str) -> Iterator[str]:
+    providers = [each for each in resources if each.type == "pulumi:providers:aws"]
+    for each in providers:
+        tags = json.loads(each.inputs.get("defaultTags", "{}")).get("tags", {})
+        if not {"project", "environment"} <= tags.keys():
+            yield f"{each.name}: nobody knows whose its resources are"
+        if len(json.loads(each.inputs.get("allowedAccountIds", "[]"))) != 1:
+            yield f"{each.name}: takes any account"
+    known = {each.urn for each in providers}
     for each in resources:
-        if each.type.startswith("aws:") and "pulumi:providers:aws::aws" not in each.provider:
-            yield f"{each.name}: by a provider that takes any account"
+        if each.type.startswith("aws:") and each.provider.rpartition("::")[0] not in known:
+            yield f"{each.name}: by another provider"
 
 
 EVERYWHERE = (
-    buckets_are_private_encrypted_and_versioned, what_must_stay_cannot_be_deleted, everything_is_encrypted,
-    nothing_is_open_to_everybody, the_database_answers_the_cluster_alone, the_cluster_is_set_up_for_years, roles_are_bounded,
-    rights_are_named, who_trains_cannot_approve, identities_are_the_pods_own, data_is_protected, images_stay_what_they_are,
+    buckets_are_private, buckets_speak_tls, buckets_are_versioned, models_stay, everything_is_encrypted_with_our_key,
+    nothing_is_open_to_everybody, nodes_and_database_are_in_private_subnets, the_cluster_answers_who_is_listed,
+    the_database_answers_the_cluster, the_cluster_is_what_we_run, logs_are_written_and_end, roles_have_a_boundary,
+    roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves, keys_are_the_accounts,
+    pods_have_their_own_role, data_is_protected, prod_survives_the_loss_of_a_zone, images_stay_what_they_are,
     somebody_is_told, programs_stay_in_their_account,
 )  # fmt: skip
 

@@ -261,10 +261,14 @@ def only_the_request_path_is_awaited(objects: Objects) -> Iterator[str]:
 
 def eks_enforces_the_policies(objects: Objects) -> Iterator[str]:
     """Auto Mode does only where its controller is told to."""
-    if any("eks.amazonaws.com" in thing.get("provisioner", "") for thing in _of(objects, "StorageClass")):
-        told = [t for t in _of(objects, "ConfigMap") if t["metadata"].get("namespace") == "kube-system"]
-        if [thing["data"] for thing in told] != [{"enable-network-policy-controller": "true"}]:
-            yield "NetworkPolicies are not enforced"
+    classes = [c for c in _of(objects, "StorageClass") if c["provisioner"] == "ebs.csi.eks.amazonaws.com"]
+    if classes or _of(objects, "NodePool"):
+        place = ("kube-system", "amazon-vpc-cni")
+        maps = [
+            m for m in _of(objects, "ConfigMap") if (m["metadata"].get("namespace"), m["metadata"]["name"]) == place
+        ]
+        if not any(each["data"].get("enable-network-policy-controller") == "true" for each in maps):
+            yield "ConfigMap/amazon-vpc-cni: NetworkPolicies are not enforced"
 
 
 EVERYWHERE = (

@@ -17,9 +17,9 @@ _FOLDER = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{VERSION}
 
 _KINDS = (
     "configmap-v1", "cronjob-batch-v1",
-    "deployment-apps-v1", "horizontalpodautoscaler-autoscaling-v2", "ingress-networking-v1", "job-batch-v1", "namespace-v1",
-    "networkpolicy-networking-v1", "poddisruptionbudget-policy-v1", "role-rbac-v1", "rolebinding-rbac-v1", "service-v1",
-    "serviceaccount-v1", "statefulset-apps-v1",
+    "deployment-apps-v1", "horizontalpodautoscaler-autoscaling-v2", "ingress-networking-v1", "ingressclass-networking-v1",
+    "job-batch-v1", "namespace-v1", "networkpolicy-networking-v1", "poddisruptionbudget-policy-v1", "role-rbac-v1",
+    "rolebinding-rbac-v1", "service-v1", "serviceaccount-v1", "statefulset-apps-v1", "storageclass-storage-v1",
 )  # fmt: skip
 
 

@@ -9,157 +9,231 @@ from typing import Any
 
 import pytest
 
-from infra.render import ACCOUNT, AWS, Rendered, Resource, render
-from tests.infra.aws_policies import Resources, of, policy, violations
+from infra.render import ACCOUNT, AWS, Project, Resource, render
+from tests.infra.aws_policies import EVERYWHERE, Resources, Statements, of, policy, violations
 
-STACKS = [(AWS, "dev"), (AWS, "staging"), (AWS, "prod"), (ACCOUNT, "shared")]
+Change = Callable[[Resources], Any]
+PROJECTS = {AWS: {"cluster.github": True}, ACCOUNT: {"github.repository": "acme/ml"}}
+STACKS = [
+    (project, file.stem.partition(".")[2]) for project in PROJECTS for file in sorted(project.stacks.glob("*.yaml"))
+]
 
 
 @cache
-def rendered(project: Any, stack: str) -> Rendered:
-    return render(stack, {"github.repository": "acme/ml"} if project == ACCOUNT else {}, project=project)
+def rendered(project: Project, stack: str) -> Resources:
+    return render(stack, PROJECTS[project], project=project).resources
 
 
-@pytest.mark.parametrize(("project", "stack"), STACKS, ids=[stack for _, stack in STACKS])
-def test_every_stack_is_within_policy(project: Any, stack: str) -> None:
-    assert violations(rendered(project, stack).of_aws, stack) == []
+@pytest.mark.parametrize(("project", "stack"), STACKS, ids=str)
+def test_every_stack_is_within_policy(project: Project, stack: str) -> None:
+    assert violations(rendered(project, stack), stack) == []
 
 
 def one(resources: Resources, kind: str, name: str = "") -> Resource:
-    return next(each for each in of(resources, kind) if not name or each.name == name)
+    return next(each for each in of(resources, kind) if name in ("", each.name))
 
 
-def put(kind: str, name: str = "", **inputs: Any) -> Callable[[Resources], None]:
-    return lambda resources: one(resources, kind, name).inputs.update(inputs)
+def put(kind: str, name: str = "", /, **inputs: Any) -> Change:
+    """None: without it."""
 
-
-def without(kind: str, name: str = "") -> Callable[[Resources], None]:
-    return lambda resources: resources.remove(one(resources, kind, name))
-
-
-def unprotected(kind: str) -> Callable[[Resources], None]:
     def change(resources: Resources) -> None:
-        found = one(resources, kind)
-        resources[resources.index(found)] = replace(found, protect=False)
+        found = one(resources, kind, name).inputs
+        found.update(inputs)
+        for key in [key for key, value in inputs.items() if value is None]:
+            del found[key]
 
     return change
 
 
-def statements(
-    kind: str, name: str, change: Callable[[list[dict[str, Any]]], Any], key: str = "policy"
-) -> Callable[[Resources], None]:
+def inside(kind: str, group: str, **inputs: Any) -> Change:
+    return lambda resources: one(resources, kind).inputs[group].update(inputs)
+
+
+def without(kind: str, name: str = "") -> Change:
+    return lambda resources: resources.remove(one(resources, kind, name))
+
+
+def unlike(kind: str, **changes: Any) -> Change:
+    """Changes what is no input: protect, depends_on, provider."""
+
+    def change(resources: Resources) -> None:
+        found = one(resources, kind)
+        resources[resources.index(found)] = replace(found, **changes)
+
+    return change
+
+
+def another(kind: str, type_: str = "", **inputs: Any) -> Change:
+    """One more, like one that is there."""
+
+    def change(resources: Resources) -> None:
+        found = copy.deepcopy(one(resources, kind))
+        resources.append(replace(found, name="new", type=type_ or found.type, inputs=found.inputs | inputs))
+
+    return change
+
+
+def says(kind: str, name: str, change: Callable[[Statements], Any], key: str = "policy") -> Change:
+    """Another policy document."""
+
     def changed(resources: Resources) -> None:
         found = one(resources, kind, name)
-        change(document := policy(found, key))
-        found.inputs[key] = json.dumps({"Version": "2012-10-17", "Statement": document})
+        change(statements := policy(found, key))
+        found.inputs[key] = json.dumps({"Version": "2012-10-17", "Statement": statements})
 
     return changed
 
 
-def allow(*actions: str, **more: Any) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda found: found.append({"Effect": "Allow", "Action": list(actions), "Resource": "*", **more})
+def allows(name: str, *actions: str, **more: Any) -> Change:
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*", **more}
+    return says("iam/RolePolicy", name, lambda found: found.append(statement))
 
 
-def added(like: str, kind: str, name: str = "new", **inputs: Any) -> Callable[[Resources], None]:
-    def change(resources: Resources) -> None:
-        base = copy.deepcopy(one(resources, like))
-        resources.append(replace(base, type=kind, name=name, inputs=base.inputs | inputs))
-
-    return change
+def trusts(name: str, **changes: Any) -> Change:
+    return says("iam/Role", name, lambda found: found[0].update(changes), "assumeRolePolicy")
 
 
-def rule(prefix: str) -> Callable[[Resources], None]:
-    made = {"id": "new", "filter": {"prefix": prefix}, "noncurrentVersionExpiration": {"noncurrentDays": 1}}
-    return lambda resources: one(resources, "s3/BucketLifecycleConfiguration").inputs["rules"].append(made)
+def claims(**changes: Any) -> Change:
+    def change(found: Statements) -> None:
+        for claim, value in changes.items():
+            found[0]["Condition"]["StringEquals"][f"token.actions.githubusercontent.com:{claim}"] = value
+
+    return says("iam/Role", _DEPLOY, change, "assumeRolePolicy")
 
 
-def nested(kind: str, group: str, **inputs: Any) -> Callable[[Resources], None]:
-    return lambda resources: one(resources, kind).inputs[group].update(inputs)
+def expires(prefix: str, **action: Any) -> Change:
+    rule = {"id": "new", "status": "Enabled", "filter": {"prefix": prefix}, **action}
+    return lambda resources: one(resources, "s3/BucketLifecycleConfiguration").inputs["rules"].append(rule)
 
 
-_RULE = "vpc/SecurityGroupIngressRule"
-_GITHUB = "mlops-prod-deploy"
-# Of prod.
-MUTANTS: dict[str, tuple[str, Callable[[Resources], Any]]] = {
-    "a public bucket": ("buckets_are_private_encrypted_and_versioned", put("s3/BucketPublicAccessBlock", blockPublicPolicy=False)),
-    "no block of public access": ("buckets_are_private_encrypted_and_versioned", without("s3/BucketPublicAccessBlock")),
-    "a bucket without encryption": ("buckets_are_private_encrypted_and_versioned", without("s3/BucketServerSideEncryptionConfiguration")),
-    "a bucket with AWS' own key": ("buckets_are_private_encrypted_and_versioned", put("s3/BucketServerSideEncryptionConfiguration", rules=[{"applyServerSideEncryptionByDefault": {"sseAlgorithm": "AES256"}}])),
-    "a bucket without versions": ("buckets_are_private_encrypted_and_versioned", nested("s3/BucketVersioning", "versioningConfiguration", status="Suspended")),
-    "a bucket without TLS": ("buckets_are_private_encrypted_and_versioned", statements("s3/BucketPolicy", "bucket", lambda found: found.pop(0))),
-    "no policy of the bucket": ("what_must_stay_cannot_be_deleted", without("s3/BucketPolicy")),
-    "models can be deleted": ("what_must_stay_cannot_be_deleted", statements("s3/BucketPolicy", "bucket", lambda found: found.pop(1))),
-    "old versions of models can be deleted": ("what_must_stay_cannot_be_deleted", statements("s3/BucketPolicy", "bucket", lambda found: found[1].update(Action="s3:DeleteObject"))),
-    "a release can be overwritten": ("what_must_stay_cannot_be_deleted", statements("s3/BucketPolicy", "bucket", lambda found: found.pop(2))),
-    "models expire": ("what_must_stay_cannot_be_deleted", rule("models/")),
-    "everything expires": ("what_must_stay_cannot_be_deleted", rule("")),
-    "a log in the clear": ("everything_is_encrypted", lambda r: one(r, "cloudwatch/LogGroup").inputs.pop("kmsKeyId")),
-    "a topic in the clear": ("everything_is_encrypted", lambda r: one(r, "sns/Topic").inputs.pop("kmsMasterKeyId")),
-    "a database in the clear": ("everything_is_encrypted", put("rds/Instance", storageEncrypted=False)),
-    "Secrets in the clear": ("everything_is_encrypted", lambda r: one(r, "eks/Cluster").inputs.pop("encryptionConfig")),
-    "a security group open to everybody": ("nothing_is_open_to_everybody", put(_RULE, "database", cidrIpv4="0.0.0.0/0")),
-    "a security group open to everybody by IPv6": ("nothing_is_open_to_everybody", put(_RULE, "database", cidrIpv6="::/0")),
-    "rules of the default group": ("nothing_is_open_to_everybody", put("ec2/DefaultSecurityGroup", ingress=[{"protocol": "-1"}])),
-    "public addresses for nodes": ("nothing_is_open_to_everybody", put("ec2/Subnet", mapPublicIpOnLaunch=True)),
-    "an API open to everybody": ("nothing_is_open_to_everybody", nested("eks/Cluster", "vpcConfig", publicAccessCidrs=["0.0.0.0/0"])),
-    "an API open to nobody in particular": ("nothing_is_open_to_everybody", nested("eks/Cluster", "vpcConfig", publicAccessCidrs=None)),
-    "a public database": ("the_database_answers_the_cluster_alone", put("rds/Instance", publiclyAccessible=True)),
-    "a password in the state": ("the_database_answers_the_cluster_alone", put("rds/Instance", password="hunter2", manageMasterUserPassword=None)),
-    "a database for the whole network": ("the_database_answers_the_cluster_alone", lambda r: one(r, _RULE, "database").inputs.pop("referencedSecurityGroupId")),
-    "all ports of the database": ("the_database_answers_the_cluster_alone", put(_RULE, "database", fromPort=0, toPort=65535)),
-    "a database without TLS": ("the_database_answers_the_cluster_alone", put("rds/ParameterGroup", parameters=[])),
-    "whoever made the cluster": ("the_cluster_is_set_up_for_years", nested("eks/Cluster", "accessConfig", bootstrapClusterCreatorAdminPermissions=True)),
-    "extended support": ("the_cluster_is_set_up_for_years", nested("eks/Cluster", "upgradePolicy", supportType="EXTENDED")),
-    "no audit log": ("the_cluster_is_set_up_for_years", put("eks/Cluster", enabledClusterLogTypes=["api"])),
-    "half of Auto Mode": ("the_cluster_is_set_up_for_years", nested("eks/Cluster", "computeConfig", enabled=False)),
-    "a log kept for ever": ("the_cluster_is_set_up_for_years", put("cloudwatch/LogGroup", retentionInDays=0)),
-    "a role without boundary": ("roles_are_bounded", lambda r: one(r, "iam/Role", "serving").inputs.pop("permissionsBoundary")),
-    "a role for anybody": ("roles_are_bounded", statements("iam/Role", "serving", lambda found: found[0].update(Principal="*"), "assumeRolePolicy")),
-    "a long-lived key": ("roles_are_bounded", added("iam/Role", "aws:iam/accessKey:AccessKey")),
-    "a user": ("roles_are_bounded", added("iam/Role", "aws:iam/user:User")),
-    "a wildcard action": ("rights_are_named", statements("iam/RolePolicy", "serving", allow("s3:*"))),
-    "everything": ("rights_are_named", statements("iam/RolePolicy", "serving", allow("*"))),
-    "roles passed to any service": ("rights_are_named", statements("iam/RolePolicy", "serving", allow("iam:PassRole"))),
-    "training approves": ("who_trains_cannot_approve", statements("iam/RolePolicy", "training", allow("kms:Sign"))),
-    "the data's key never rotates": ("who_trains_cannot_approve", put("kms/Key", "data", enableKeyRotation=False)),
-    "a role that no pod has": ("identities_are_the_pods_own", without("eks/PodIdentityAssociation", "serving")),
-    "the role of another workload": ("identities_are_the_pods_own", put("eks/PodIdentityAssociation", "training", serviceAccount="serving")),
-    "an unprotected bucket": ("data_is_protected", unprotected("s3/Bucket")),
-    "an unprotected database": ("data_is_protected", unprotected("rds/Instance")),
+def by(provider: str, **inputs: Any) -> Change:
+    return lambda found: next(each for each in found if each.type == provider).inputs.update(inputs)
+
+
+_POLICY, _RULE, _DEPLOY = "s3/BucketPolicy", "vpc/SecurityGroupIngressRule", "mlops-prod-deploy"
+_PROVIDER = "pulumi:providers:aws"
+_OTHER = "arn:aws:iam::000000000000:role/mlops/mlops-dev-controller"
+_OF_AWS = {"sseAlgorithm": "AES256"}
+# Name → the policy that is for it, and what is changed in prod.
+MUTANTS: dict[str, tuple[str, Change]] = {
+    "a public bucket": ("buckets_are_private", put("s3/BucketPublicAccessBlock", blockPublicPolicy=False)),
+    "nothing says that a bucket is private": ("buckets_are_private", without("s3/BucketPublicAccessBlock")),
+    "objects of others": ("buckets_are_private", inside("s3/BucketOwnershipControls", "rule", objectOwnership="ObjectWriter")),
+    "a bucket for everybody": ("buckets_are_private", says(_POLICY, "bucket", lambda found: found.append({"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": ["*"]}))),
+    "no TLS policy": ("buckets_speak_tls", says(_POLICY, "bucket", lambda found: found.pop(0))),
+    "no policy of the bucket": ("buckets_speak_tls", without(_POLICY)),
+    "TLS for one": ("buckets_speak_tls", says(_POLICY, "bucket", lambda found: found[0].update(Principal={"AWS": _OTHER}))),
+    "TLS for the bucket without its objects": ("buckets_speak_tls", says(_POLICY, "bucket", lambda found: found[0]["Resource"].pop())),
+    "a bucket without versions": ("buckets_are_versioned", inside("s3/BucketVersioning", "versioningConfiguration", status="Suspended")),
+    "models can be deleted": ("models_stay", says(_POLICY, "bucket", lambda found: found.pop(1))),
+    "versions of models can be deleted": ("models_stay", says(_POLICY, "bucket", lambda found: found[1].update(Action="s3:DeleteObject"))),
+    "models of one folder stay": ("models_stay", says(_POLICY, "bucket", lambda found: found[1].update(Resource=["arn:aws:s3:::mlops-prod-000000000000/models/a/*"]))),
+    "a release can be written twice": ("models_stay", says(_POLICY, "bucket", lambda found: found.pop(2))),
+    "models expire": ("models_stay", expires("models/", expiration={"days": 30})),
+    "old versions of everything expire": ("models_stay", expires("", noncurrentVersionExpiration={"noncurrentDays": 1})),
+    "models move to where they are read in hours": ("models_stay", expires("m", transitions=[{"storageClass": "GLACIER"}])),
+    "a bucket in the clear": ("everything_is_encrypted_with_our_key", without("s3/BucketServerSideEncryptionConfiguration")),
+    "a bucket with AWS' own key": ("everything_is_encrypted_with_our_key", put("s3/BucketServerSideEncryptionConfiguration", rules=[{"applyServerSideEncryptionByDefault": _OF_AWS}])),
+    "a log in the clear": ("everything_is_encrypted_with_our_key", put("cloudwatch/LogGroup", kmsKeyId=None)),
+    "alarms in the clear": ("everything_is_encrypted_with_our_key", put("sns/Topic", kmsMasterKeyId=None)),
+    "a database in the clear": ("everything_is_encrypted_with_our_key", put("rds/Instance", storageEncrypted=False)),
+    "a password with AWS' own key": ("everything_is_encrypted_with_our_key", put("rds/Instance", masterUserSecretKmsKeyId=None)),
+    "Secrets in the clear": ("everything_is_encrypted_with_our_key", put("eks/Cluster", encryptionConfig=None)),
+    "an open security group": ("nothing_is_open_to_everybody", another(_RULE, cidrIpv4="0.0.0.0/0")),
+    "half of the internet": ("nothing_is_open_to_everybody", another(_RULE, cidrIpv4="128.0.0.0/1")),
+    "everybody with IPv6": ("nothing_is_open_to_everybody", another(_RULE, cidrIpv6="::/0")),
+    "the default group is of use": ("nothing_is_open_to_everybody", put("ec2/DefaultSecurityGroup", ingress=[{"protocol": "-1"}])),
+    "rules in the group itself": ("nothing_is_open_to_everybody", put("ec2/SecurityGroup", ingress=[{"protocol": "-1"}])),
+    "rules of the old kind": ("nothing_is_open_to_everybody", another(_RULE, "aws:ec2/securityGroupRule:SecurityGroupRule")),
+    "public addresses": ("nothing_is_open_to_everybody", put("ec2/Subnet", mapPublicIpOnLaunch=True)),
+    "nodes in a public subnet": ("nodes_and_database_are_in_private_subnets", inside("eks/Cluster", "vpcConfig", subnetIds=["public-0-id"])),
+    "the database in a public subnet": ("nodes_and_database_are_in_private_subnets", put("rds/SubnetGroup", subnetIds=["private-0-id", "public-1-id"])),
+    "a way in to a private subnet": ("nodes_and_database_are_in_private_subnets", put("ec2/Route", "private-0", natGatewayId=None, gatewayId="igw-0")),
+    "a cluster for everybody": ("the_cluster_answers_who_is_listed", inside("eks/Cluster", "vpcConfig", publicAccessCidrs=["192.0.2.0/24", "0.0.0.0/0"])),
+    "a cluster for nobody in particular": ("the_cluster_answers_who_is_listed", inside("eks/Cluster", "vpcConfig", publicAccessCidrs=None)),
+    "nodes go through the internet": ("the_cluster_answers_who_is_listed", inside("eks/Cluster", "vpcConfig", endpointPrivateAccess=False)),
+    "a public database": ("the_database_answers_the_cluster", put("rds/Instance", publiclyAccessible=True)),
+    "a password in the state": ("the_database_answers_the_cluster", put("rds/Instance", password="x", manageMasterUserPassword=None)),
+    "a database for the whole network": ("the_database_answers_the_cluster", another(_RULE, referencedSecurityGroupId=None, cidrIpv4="10.0.0.0/16")),
+    "a database for another group": ("the_database_answers_the_cluster", unlike(_RULE, depends_on=[])),
+    "every port of the database": ("the_database_answers_the_cluster", put(_RULE, fromPort=0, toPort=65535)),
+    "a database without TLS": ("the_database_answers_the_cluster", put("rds/ParameterGroup", parameters=[{"name": "rds.force_ssl", "value": "0"}])),
+    "access by ConfigMap": ("the_cluster_is_what_we_run", inside("eks/Cluster", "accessConfig", authenticationMode="API_AND_CONFIG_MAP")),
+    "its maker is administrator": ("the_cluster_is_what_we_run", inside("eks/Cluster", "accessConfig", bootstrapClusterCreatorAdminPermissions=True)),
+    "extended support": ("the_cluster_is_what_we_run", put("eks/Cluster", upgradePolicy=None)),
+    "half of Auto Mode": ("the_cluster_is_what_we_run", inside("eks/Cluster", "computeConfig", enabled=False)),
+    "no audit log": ("logs_are_written_and_end", put("eks/Cluster", enabledClusterLogTypes=["api", "authenticator"])),
+    "a log for ever": ("logs_are_written_and_end", put("cloudwatch/LogGroup", retentionInDays=0)),
+    "a log that AWS makes": ("logs_are_written_and_end", without("cloudwatch/LogGroup", "cluster")),
+    "a log that comes too late": ("logs_are_written_and_end", unlike("rds/Instance", depends_on=[])),
+    "no boundary": ("roles_have_a_boundary", put("iam/Role", "serving", permissionsBoundary=None)),
+    "a role for everybody": ("roles_trust_one", trusts("serving", Principal="*")),
+    "a role for another account": ("roles_trust_one", trusts("serving", Principal={"AWS": "arn:aws:iam::111111111111:root"})),
+    "a role for any Lambda": ("roles_trust_one", trusts("serving", Principal={"Service": "lambda.amazonaws.com"})),
+    "a role for two services": ("roles_trust_one", trusts("nodes", Principal={"Service": ["ec2.amazonaws.com", "pods.eks.amazonaws.com"]})),
+    "a long-lived key": ("no_key_lives_long", another("iam/Role", "aws:iam/accessKey:AccessKey")),
+    "a user": ("no_key_lives_long", another("iam/Role", "aws:iam/user:User")),
+    "a wildcard action": ("rights_are_named", allows("serving", "s3:Get*")),
+    "administrator": ("rights_are_named", allows("serving", "*")),
+    "all but": ("rights_are_named", allows("serving", NotAction="iam:*")),
+    "any role for any service": ("rights_are_named", allows("controller", "iam:passrole")),
+    "a role for any service": ("rights_are_named", allows("controller", "iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": "*"}})),
+    "a policy of AWS": ("rights_are_named", put("iam/RolePolicyAttachment", policyArn="arn:aws:iam::aws:policy/AdministratorAccess")),
+    "a policy inside a role": ("rights_are_named", put("iam/Role", managedPolicyArns=["arn:aws:iam::aws:policy/AdministratorAccess"])),
+    "training approves": ("the_controller_alone_approves", allows("training", "kms:Sign")),
+    "training approves, in lower case": ("the_controller_alone_approves", allows("training", "KMS:sign")),
+    "the controller signs with any key": ("the_controller_alone_approves", allows("controller", "kms:Sign")),
+    "a grant": ("the_controller_alone_approves", another("kms/Key", "aws:kms/grant:Grant")),
+    "a key that never rotates": ("keys_are_the_accounts", put("kms/Key", enableKeyRotation=None)),
+    "a key for others": ("keys_are_the_accounts", says("kms/Key", "data", lambda found: found[0].update(Principal="*"))),
+    "a key for services of any account": ("keys_are_the_accounts", says("kms/Key", "data", lambda found: found[1].pop("Condition"))),
+    "a role that no pod has": ("pods_have_their_own_role", without("eks/PodIdentityAssociation", "serving")),
+    "a role of another workload": ("pods_have_their_own_role", put("eks/PodIdentityAssociation", "training", serviceAccount="serving")),
+    "the nodes' role for a pod": ("pods_have_their_own_role", another("eks/PodIdentityAssociation", roleArn="arn:aws:iam::000000000000:role/mlops/mlops-prod-nodes", serviceAccount="nodes")),
+    "an unprotected database": ("data_is_protected", unlike("rds/Instance", protect=False)),
+    "an unprotected bucket": ("data_is_protected", unlike("s3/Bucket", protect=False)),
+    "an unprotected key": ("data_is_protected", unlike("kms/Key", protect=False)),
     "a database that AWS may delete": ("data_is_protected", put("rds/Instance", deletionProtection=False)),
+    "a cluster that AWS may delete": ("data_is_protected", put("eks/Cluster", deletionProtection=None)),
     "no last snapshot": ("data_is_protected", put("rds/Instance", skipFinalSnapshot=True)),
-    "backups of a day": ("data_is_protected", put("rds/Instance", backupRetentionPeriod=1)),
-    "no standby": ("data_is_protected", put("rds/Instance", multiAz=False)),
     "a bucket that is emptied": ("data_is_protected", put("s3/Bucket", forceDestroy=True)),
-    "one way out of three zones": ("data_is_protected", without("ec2/NatGateway")),
+    "backups of a day": ("data_is_protected", put("rds/Instance", backupRetentionPeriod=1)),
+    "no standby": ("prod_survives_the_loss_of_a_zone", put("rds/Instance", multiAz=False)),
+    "two zones, one way out": ("prod_survives_the_loss_of_a_zone", put("ec2/Route", "private-1", natGatewayId="nat-0-id")),
+    "a zone without its gateway": ("prod_survives_the_loss_of_a_zone", without("ec2/NatGateway")),
     "nobody watches the disk": ("somebody_is_told", without("cloudwatch/MetricAlarm", "database-storage")),
+    "nobody watches CPU": ("somebody_is_told", put("cloudwatch/MetricAlarm", "database-cpu", metricName="ReadIOPS")),
+    "nobody watches connections": ("somebody_is_told", put("cloudwatch/MetricAlarm", "database-connections", dimensions={"DBInstanceIdentifier": "x"})),
     "nobody watches a gateway": ("somebody_is_told", without("cloudwatch/MetricAlarm", "nat-1-ports")),
     "an alarm that tells nobody": ("somebody_is_told", put("cloudwatch/MetricAlarm", alarmActions=[])),
+    "no budget": ("somebody_is_told", without("budgets/Budget")),
     "a budget that tells nobody": ("somebody_is_told", put("budgets/Budget", notifications=[])),
-    "another account's provider": ("programs_stay_in_their_account", lambda r: r.append(replace(r[0], provider=""))),
+    "CloudWatch may not publish": ("somebody_is_told", without("sns/TopicPolicy")),
+    "no tags": ("programs_stay_in_their_account", by(_PROVIDER, defaultTags="{}")),
+    "any account": ("programs_stay_in_their_account", by(_PROVIDER, allowedAccountIds="[]")),
+    "another provider": ("programs_stay_in_their_account", unlike("s3/Bucket", provider="")),
 }  # fmt: skip
-# Of the account.
-SHARED: dict[str, tuple[str, Callable[[Resources], Any]]] = {
-    "state in a public bucket": ("buckets_are_private_encrypted_and_versioned", put("s3/BucketPublicAccessBlock", restrictPublicBuckets=False)),
+# The same in the account that the environments share.
+SHARED: dict[str, tuple[str, Change]] = {
+    "state for everybody": ("buckets_are_private", put("s3/BucketPublicAccessBlock", restrictPublicBuckets=False)),
+    "state in the clear": ("everything_is_encrypted_with_our_key", without("s3/BucketServerSideEncryptionConfiguration")),
+    "unprotected state": ("data_is_protected", unlike("s3/Bucket", protect=False)),
+    "images in the clear": ("everything_is_encrypted_with_our_key", put("ecr/Repository", encryptionConfigurations=[{"encryptionType": "AES256"}])),
     "images that move": ("images_stay_what_they_are", put("ecr/Repository", imageTagMutability="MUTABLE")),
     "images that nobody scans": ("images_stay_what_they_are", put("ecr/Repository", imageScanningConfiguration={"scanOnPush": False})),
-    "images that an environment names are removed": (
-        "images_stay_what_they_are",
-        put("ecr/LifecyclePolicy", policy=json.dumps({"rules": [{"selection": {"tagStatus": "any"}}]})),
-    ),
-    "images in the clear": ("everything_is_encrypted", put("ecr/Repository", encryptionConfigurations=[])),
-    "any branch may deploy": (
-        "roles_are_bounded",
-        statements("iam/Role", _GITHUB, lambda found: found[0]["Condition"]["StringEquals"].update({"token.actions.githubusercontent.com:sub": "repo:acme/ml:*"}), "assumeRolePolicy"),
-    ),
-    "any repository may deploy": ("roles_are_bounded", statements("iam/Role", _GITHUB, lambda found: found[0].pop("Condition"), "assumeRolePolicy")),
-    "a pipeline approves": ("who_trains_cannot_approve", statements("iam/RolePolicy", "mlops-prod-train", allow("kms:Sign"))),
-    "whoever may sign": ("who_trains_cannot_approve", statements("kms/Key", "prod", lambda found: found.pop())),
-    "another's controller may sign": (
-        "who_trains_cannot_approve",
-        statements("kms/Key", "prod", lambda found: found[-1]["Condition"]["ArnNotEquals"].update({"aws:PrincipalArn": "arn:aws:iam::000000000000:role/mlops/mlops-dev-controller"})),
-    ),
-    "the state's key never rotates": ("who_trains_cannot_approve", put("kms/Key", "state", enableKeyRotation=False)),
+    "old images go": ("images_stay_what_they_are", put("ecr/LifecyclePolicy", policy=json.dumps({"rules": [{"selection": {"tagStatus": "any"}}]}))),
+    "unprotected images": ("data_is_protected", unlike("ecr/Repository", protect=False)),
+    "infra/aws may change who deploys": ("roles_have_a_boundary", put("iam/Role", name="mlops-prod-deploy")),
+    "any branch deploys": ("roles_trust_one", claims(sub="repo:acme/ml:*")),
+    "any workflow deploys": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0]["Condition"]["StringEquals"].popitem(), "assumeRolePolicy")),
+    "any repository deploys": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0].pop("Condition"), "assumeRolePolicy")),
+    "claims that are like": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0].update(Condition={"StringLike": found[0]["Condition"]["StringEquals"]}), "assumeRolePolicy")),
+    "a pipeline approves": ("the_controller_alone_approves", allows("mlops-prod-train", "kms:Sign")),
+    "whoever approves": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found.pop())),
+    "the controller of dev approves for prod": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found[-1]["Condition"]["ArnNotEquals"].update({"aws:PrincipalArn": _OTHER}))),
+    "a key that encrypts": ("keys_are_the_accounts", put("kms/Key", "prod", keyUsage=None)),
+    "a key that we do not verify": ("the_controller_alone_approves", put("kms/Key", "prod", customerMasterKeySpec="RSA_2048")),
+    "a policy for identities with a wildcard": ("rights_are_named", another("iam/Policy")),
 }  # fmt: skip
 
 
@@ -167,6 +241,10 @@ SHARED: dict[str, tuple[str, Callable[[Resources], Any]]] = {
 def test_a_mutant_is_caught_by_the_policy_that_is_for_it(mutant: str) -> None:
     project, stack = (AWS, "prod") if mutant in MUTANTS else (ACCOUNT, "shared")
     wanted, change = (MUTANTS | SHARED)[mutant]
-    resources = copy.deepcopy(rendered(project, stack).of_aws)
+    resources = copy.deepcopy(rendered(project, stack))
     change(resources)
     assert wanted in {found.partition(":")[0] for found in violations(resources, stack)}
+
+
+def test_every_policy_has_a_mutant() -> None:
+    assert {check.__name__ for check in EVERYWHERE} == {wanted for wanted, _ in (MUTANTS | SHARED).values()}

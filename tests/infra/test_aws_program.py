@@ -159,11 +159,15 @@ def test_data_of_prod_is_protected_until_it_is_unlocked() -> None:
     for kind, argument, locked in (
         (":Cluster", "deletionProtection", True),
         (":Instance", "deletionProtection", True),
-        (":Instance", "skipFinalSnapshot", False),
         ("s3/bucket:Bucket", "forceDestroy", False),
     ):
         (prod,), (unlocked,) = (resources(choice, kind) for choice in ("infra/aws prod", "unlocked"))
         assert (prod.inputs[argument], unlocked.inputs[argument]) == (locked, not locked)
+    (unlocked,) = resources("unlocked", ":Instance")
+    assert (unlocked.inputs["skipFinalSnapshot"], unlocked.inputs["finalSnapshotIdentifier"]) == (
+        False,
+        "mlops-prod-final",
+    )
 
 
 @pytest.mark.parametrize("choice", ["another partition", "an account of its own"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,8 +20,8 @@ _INGRESS = {
 
 
 @cache
-def platform(environment: str = "prod", unlock: bool = False) -> Rendered:
-    return render(environment, _INGRESS | {"unlock": unlock})
+def platform(environment: str = "prod", unlock: bool = False, more: tuple[tuple[str, Any], ...] = ()) -> Rendered:
+    return render(environment, _INGRESS | {"unlock": unlock} | dict(more))
 
 
 @cache
@@ -67,51 +68,66 @@ def late(rendered: Rendered, first: list[Resource], then: list[Resource]) -> lis
     return [f"{a.name} before {b.name}" for a in first for b in then if b.urn not in needs[a.urn]]
 
 
-def test_what_makes_load_balancers_volumes_and_nodes_goes_before_what_cleans_them_up() -> None:
+_BUNDLED = (("bucket.kind", "bundled"), ("database.kind", "bundled"))  # more volumes
+# Kinds of which a controller makes something in AWS → what it needs to delete that.
+CONTROLLED = {
+    "Ingress": ("IngressClass", "IngressClassParams"),
+    "StatefulSet": ("StorageClass", "NodePool"),
+    "Deployment": ("NodePool",),
+    "Job": ("NodePool",),
+    "CronJob": ("NodePool",),
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLLED)
+def test_what_a_controller_makes_in_aws_goes_before_what_deletes_it(kind: str) -> None:
+    for made in (platform(), platform("dev", more=_BUNDLED)):
+        assert late(made, of(made, kind), of(made, *CONTROLLED[kind])) == []
+
+
+def test_nothing_else_makes_something_in_aws() -> None:
+    for made in (platform(), platform("dev", more=_BUNDLED)):
+        balancers = [each for each in of(made, "Service") if each.inputs["spec"].get("type") == "LoadBalancer"]
+        assert balancers + of(made, "PersistentVolumeClaim", "Pod", "DaemonSet", "ReplicaSet") == []
+
+
+def test_objects_go_before_the_connection_to_their_cluster_and_their_namespace() -> None:
     made = platform()
-    assert late(made, of(made, "Ingress"), of(made, "IngressClass", "IngressClassParams")) == []
-    volumes = [each for each in of(made, "StatefulSet") if each.inputs["spec"].get("volumeClaimTemplates")]
-    assert late(made, volumes, of(made, "StorageClass")) == []
-    pods = [
-        each for each in of(made, "Deployment", "StatefulSet", "Job", "CronJob") if each.name != "kube-state-metrics"
-    ]
-    assert late(made, pods, of(made, "NodePool")) == []
     objects = [each for each in made.resources if each.type.startswith("kubernetes:")]
-    assert {each.provider.split("::")[-2] for each in objects} == {"cluster"}
-
-
-def test_pods_go_while_the_network_policies_and_the_namespace_are_still_there() -> None:
-    made = platform()
-    inside = [
-        each
-        for each in made.resources
-        if each.type.startswith("kubernetes:") and each.inputs.get("metadata", {}).get("namespace") == "mlops"
-    ]
+    inside = [each for each in objects if each.inputs["metadata"].get("namespace") == "mlops"]
+    assert late(made, objects, [each for each in made.resources if each.type == "pulumi:providers:kubernetes"]) == []
     assert late(made, inside, of(made, "Namespace")) == []
 
 
 def test_the_cluster_goes_before_the_network_and_the_roles_that_its_controllers_need() -> None:
     made = cloud()
-    cluster = of(made, "Cluster")
-    assert late(made, cluster, of(made, "Subnet", "Vpc")) == []
-    assert late(made, cluster, named(of(made, "Role"), "cluster", "nodes")) == []
-    assert late(made, cluster, of(made, "RolePolicyAttachment")) == []
-    assert late(made, cluster, of(made, "NatGateway", "InternetGateway", "Route")) == []
-    assert late(made, of(made, "PodIdentityAssociation", "AccessEntry", "Addon"), cluster) == []
-    assert (
-        late(made, of(made, "AccessPolicyAssociation"), named(of(made, "AccessEntry"), "deploy")[:0] or cluster) == []
+    cluster, entries = of(made, "Cluster"), of(made, "AccessEntry")
+    network = of(
+        made, "Subnet", "Vpc", "NatGateway", "InternetGateway", "Route", "RouteTableAssociation", "VpcEndpoint"
     )
+    assert late(made, cluster, [*network, *of(made, "RolePolicyAttachment")]) == []
+    assert late(made, cluster, named(of(made, "Role", "LogGroup"), "cluster", "nodes")) == []
+    assert (
+        late(made, [*of(made, "PodIdentityAssociation", "AccessPolicyAssociation", "Addon"), *entries], cluster) == []
+    )
+    for each in of(made, "AccessPolicyAssociation"):
+        assert late(made, [each], named(entries, each.name)) == []
 
 
 def test_the_database_goes_before_what_it_stands_on() -> None:
     made = cloud()
-    instance = of(made, "Instance")
-    assert (
-        late(made, instance, named(of(made, "SubnetGroup", "ParameterGroup", "SecurityGroup", "LogGroup"), "database"))
-        == []
-    )
-    assert late(made, named(of(made, "SecurityGroupIngressRule"), "database"), of(made, "Cluster")) == []
-    assert late(made, of(made, "Cluster"), named(of(made, "LogGroup"), "cluster")) == []
+    below = named(of(made, "SubnetGroup", "ParameterGroup", "SecurityGroup"), "database")
+    assert len(below) == 3
+    assert late(made, of(made, "Instance"), [*below, *of(made, "Key", "Subnet")]) == []
+    # A group that a rule of another one names cannot be deleted.
+    assert late(made, of(made, "SecurityGroupIngressRule"), of(made, "Cluster")) == []
+
+
+def test_what_writes_goes_before_its_log() -> None:
+    made = cloud()
+    for kind, logs in {"Cluster": ["cluster"], "Instance": ["postgresql", "upgrade"], "FlowLog": ["flows"]}.items():
+        assert len(found := named(of(made, "LogGroup"), *logs)) == len(logs)
+        assert late(made, of(made, kind), found) == []
 
 
 def test_controllers_own_nothing_in_infra_aws() -> None:
@@ -128,22 +144,43 @@ def test_make_destroys_the_platform_first_and_waits_for_its_volumes() -> None:
     assert [target.index(each) for each in order] == sorted(target.index(each) for each in order)
 
 
-@pytest.mark.parametrize("environment", ["dev", "staging", "prod"])
+def protected(made: Rendered) -> set[str]:
+    return {f"{each.type.rpartition(':')[2]} {each.name}" for each in made.resources if each.protect}
+
+
+@pytest.mark.parametrize("environment", ["staging", "prod"])
 def test_data_of_staging_and_prod_is_protected_until_it_is_unlocked(environment: str) -> None:
-    def protected(made: Rendered) -> set[str]:
-        return {f"{each.type.rpartition(':')[2]} {each.name}" for each in made.resources if each.protect}
-
-    locked = environment != "dev"
+    locked, unlocked = cloud(environment), cloud(environment, unlock=True)
     data = {"Bucket bucket", "Instance database", "Cluster cluster", "Key data", "Alias data"}
-    assert protected(cloud(environment)) == (data if locked else set())
-    assert protected(platform(environment)) == ({"Namespace namespace"} if locked else set())
-    assert protected(cloud(environment, True)) == protected(platform(environment, True)) == set()
-    (bucket,), (policy,) = of(cloud(environment, True), "Bucket"), of(cloud(environment, True), "BucketPolicy")
+    assert protected(locked) == data
+    assert protected(platform(environment)) == {"Namespace namespace"}
+    assert protected(unlocked) == protected(platform(environment, unlock=True)) == set()
+    (bucket,), (instance,), (cluster,) = (of(unlocked, kind) for kind in ("Bucket", "Instance", "Cluster"))
     assert bucket.inputs["forceDestroy"] is True
-    assert "s3:DeleteObject" not in policy.inputs["policy"]
-    assert "s3:DeleteObject" in of(cloud(environment), "BucketPolicy")[0].inputs["policy"]
+    assert not instance.inputs["deletionProtection"]
+    assert not cluster.inputs["deletionProtection"]
+    kept = ["s3:DeleteObject" in of(made, "BucketPolicy")[0].inputs["policy"] for made in (locked, unlocked)]
+    assert kept == [True, False]
 
 
-def test_a_missing_dependency_is_seen() -> None:
-    made: Any = platform()
-    assert late(made, of(made, "StorageClass"), of(made, "Ingress")) != []
+def test_nothing_of_dev_is_protected() -> None:
+    assert protected(cloud("dev")) == protected(platform("dev", more=_BUNDLED)) == set()
+
+
+def cut(made: Rendered, name: str) -> Rendered:
+    """Without what the component of that name depends on."""
+    found = [(each, each.type.startswith("mlops:") and each.name == name) for each in made.resources]
+    return Rendered([replace(each, depends_on=[]) if component else each for each, component in found])
+
+
+@pytest.mark.parametrize("kind", CONTROLLED)
+def test_a_dependency_that_is_missing_is_seen(kind: str) -> None:
+    made = platform()
+    assert late(cut(made, "network"), of(made, kind), of(made, *CONTROLLED[kind])) != []
+
+
+def test_a_cluster_that_knows_no_more_than_its_subnets_is_seen() -> None:
+    made = cloud()
+    cluster, subnets = of(made, "Cluster"), [each for each in of(made, "Subnet") if each.name.startswith("private")]
+    assert late(cut(made, "cluster"), cluster, subnets) == []
+    assert late(cut(made, "cluster"), cluster, of(made, "NatGateway")) != []

@@ -96,6 +96,14 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         "eks_enforces_the_policies",
         lambda o: thing(o, "ConfigMap", "amazon-vpc-cni")["data"].update({"enable-network-policy-controller": "false"}),
     ),
+    "policies that are on in another namespace": (
+        "eks_enforces_the_policies",
+        lambda o: thing(o, "ConfigMap", "amazon-vpc-cni")["metadata"].update(namespace="mlops"),
+    ),
+    "nodes of our own, and policies that EKS does not enforce": (
+        "eks_enforces_the_policies",
+        lambda o: (without(o, "ConfigMap", "amazon-vpc-cni"), without(o, "StorageClass", "gp3")),
+    ),
     "no default deny": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "default-deny")),
     "egress to everybody": (
         "nobody_talks_unasked",

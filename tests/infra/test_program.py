@@ -46,6 +46,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
         "prod", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.scheme": "internet-facing", "ingress.certificate": "arn:aws:acm:us-east-1:000000000000:certificate/1"},
     ),
     "EKS with arm64 and training alone on spot nodes": ("dev", {"nodes.spot": "training", "nodes.architecture": "arm64"}),
+    "EKS with an Ingress of another class": ("dev", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.class": "nginx"}),
     "EKS without spot nodes": ("prod", {"nodes.spot": "none"}),
     "EKS with everything bundled": ("dev", _BUNDLED),
     "the Prometheus Operator": ("dev", {"monitoring.kind": "operator", "monitoring.labels": "release=prom,team=ml"}),
@@ -203,6 +204,7 @@ def test_every_problem_of_the_settings_is_named_at_once() -> None:
         ("dev", {"monitoring.kind": "none", "serving.scaleOn": "keda"}, "serving.scaleOn is keda", "needs monitoring.prometheus, or the bundled monitoring"),
         ("dev", {"monitoring.kind": "operator", "serving.scaleOn": "keda"}, "serving.scaleOn is keda", "needs monitoring.prometheus, or the bundled monitoring"),
         ("kind", {"ingress.enabled": True}, "ingress.enabled is true", "needs ingress.host"),
+        ("dev", {"ingress.enabled": True, "ingress.host": "a.example.com", "clusterScope": False}, "ingress.class is empty", "where clusterScope is false"),
         ("kind", {"alerts.slackChannel": "#ml"}, "alerts.slackChannel", "need alerts.secret"),
         ("kind", {"alerts.webhook": "secret"}, "alerts.webhook", "secret needs alerts.secret"),
         ("kind", {"serving.metricsApi": "bundled"}, "serving.metricsApi", "unknown key"),
@@ -268,7 +270,6 @@ def test_on_eks_the_platform_is_the_same_but_for_what_is_listed() -> None:
     }
     assert {key for key, thing in there.items() if thing != on_eks[key]} == {
         ("CronJob", "training"),  # may run on spot nodes
-        ("Job", "setup-keys"),  # asks the KMS for the public half of the key that approves
         # reach Pod Identity's agent, and Secrets Manager
         *(("NetworkPolicy", name) for name in (
             "controller", "serving", "setup-bucket", "setup-database", "setup-keys", "tracking", "training")),

@@ -8,8 +8,10 @@ from infra.aws.components.cluster import Cluster
 from infra.aws.components.network import Network
 from infra.aws.settings import Settings
 from infra.component import Component
+from infra.configuration import PROTECTED
 
 PORT = 5432
+_LOGS = ("postgresql", "upgrade")
 
 
 class Database(Component):
@@ -25,7 +27,8 @@ class Database(Component):
 
     def create(self) -> None:
         settings, name, locked = self.settings.database, self.program.name, self.program.locked
-        logs = self.program.logs("database", f"/aws/rds/instance/{name}/postgresql", self.child)
+        lasting = self.program.environment in PROTECTED
+        logs = [self.program.logs(kind, f"/aws/rds/instance/{name}/{kind}", self.child) for kind in _LOGS]
         subnets = aws.rds.SubnetGroup("database", name=name, subnet_ids=self.network.private, opts=self.child)
         parameters: Any = [
             {"name": "rds.force_ssl", "value": "1"},
@@ -58,12 +61,12 @@ class Database(Component):
             backup_retention_period=settings.backup_days,
             copy_tags_to_snapshot=True,
             deletion_protection=locked,
-            skip_final_snapshot=not locked,
-            final_snapshot_identifier=f"{name}-final" if locked else None,
+            skip_final_snapshot=not lasting,
+            final_snapshot_identifier=f"{name}-final" if lasting else None,
             performance_insights_enabled=True,
             performance_insights_kms_key_id=self.program.data_key,
-            enabled_cloudwatch_logs_exports=["postgresql", "upgrade"],
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[logs], protect=locked),
+            enabled_cloudwatch_logs_exports=list(_LOGS),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=logs, protect=locked),
         )
         self.instance, self.host = instance, instance.address
         self.secret = instance.master_user_secrets[0].secret_arn

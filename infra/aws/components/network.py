@@ -126,12 +126,12 @@ class Network(Component):
         role = self.program.role("flows", trusted, self.child)
         actions = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"]
         write = document(allow(actions, pulumi.Output.concat(group.arn, ":*")))
-        aws.iam.RolePolicy("flows", role=role.name, policy=write, opts=self.child)
+        policy = aws.iam.RolePolicy("flows", role=role.name, policy=write, opts=self.child)
         aws.ec2.FlowLog(
             "flows",
             vpc_id=self.vpc,
             traffic_type="REJECT",
             log_destination=group.arn,
             iam_role_arn=role.arn,
-            opts=self.child,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[policy]),
         )
