@@ -1,5 +1,5 @@
 """What would make a deployment fail, found before anything is created. Each problem has the setting or tool, its value,
-and the way out."""
+and a hint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Set-ups that would make a deployment fail: each is named with its way out, and nothing is created."""
+"""Set-ups that would make a deployment fail: each is named with a hint, and nothing is created."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_what_is_broken_is_named_with_its_way_out(broken: str, setup: Setup) -> None:
+def test_what_is_broken_is_named_with_a_hint(broken: str, setup: Setup) -> None:
     change, names, hint = BROKEN[broken]
     change(setup)
     problems = found(setup)

@@ -362,7 +362,7 @@ def prod_survives_the_loss_of_a_zone(resources: Resources, environment: str) -> 
     yield from (f"{each.name}: no standby" for each in of(resources, "rds/Instance") if not each.inputs.get("multiAz"))
     out = [each.inputs["natGatewayId"] for each in of(resources, "ec2/Route") if each.inputs.get("natGatewayId")]
     if len({*out} & {each.id for each in of(resources, "ec2/NatGateway")}) < len(out):
-        yield "network: a zone's way out is in another one"
+        yield "network: a zone's gateway is in another one"
 
 
 def images_stay_what_they_are(resources: Resources, environment: str) -> Iterator[str]:

@@ -199,7 +199,7 @@ MUTANTS: dict[str, tuple[str, Change]] = {
     "a bucket that is emptied": ("data_is_protected", put("s3/Bucket", forceDestroy=True)),
     "backups of a day": ("data_is_protected", put("rds/Instance", backupRetentionPeriod=1)),
     "no standby": ("prod_survives_the_loss_of_a_zone", put("rds/Instance", multiAz=False)),
-    "two zones, one way out": ("prod_survives_the_loss_of_a_zone", put("ec2/Route", "private-1", natGatewayId="nat-0-id")),
+    "two zones, one gateway": ("prod_survives_the_loss_of_a_zone", put("ec2/Route", "private-1", natGatewayId="nat-0-id")),
     "a zone without its gateway": ("prod_survives_the_loss_of_a_zone", without("ec2/NatGateway")),
     "nobody watches the disk": ("somebody_is_told", without("cloudwatch/MetricAlarm", "database-storage")),
     "nobody watches CPU": ("somebody_is_told", put("cloudwatch/MetricAlarm", "database-cpu", metricName="ReadIOPS")),

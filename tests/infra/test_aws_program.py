@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[Project, str, dict[str, Any]]] = {
     ),
     "network and cluster exist": (AWS, "prod", _NETWORK | _CLUSTER),
     "private endpoints only": (AWS, "dev", {"network.natGateways": 0, "cluster.publicCidrs": ""}),
-    "three zones, one way out": (AWS, "dev", {"network.zones": 3, "network.cidr": "172.16.0.0/20"}),
+    "three zones, one gateway": (AWS, "dev", {"network.zones": 3, "network.cidr": "172.16.0.0/20"}),
     "people and pipelines": (
         AWS, "dev",
         {"cluster.github": True, "cluster.admins": "arn:aws:iam::000000000000:role/ml,arn:aws:iam::000000000000:role/ops", "alarms.email": "ml@example.com"},

@@ -9,7 +9,7 @@ from infra.aws.program import allow, document, trust
 from infra.aws.settings import Settings, listed
 from infra.component import Component
 
-# What nodes and pods ask of AWS, where there is no way out of the network.
+# What nodes and pods ask of AWS, where nothing leaves the network.
 _ENDPOINTS = (
     "ec2", "ecr.api", "ecr.dkr", "eks", "eks-auth", "elasticloadbalancing", "kms", "logs", "secretsmanager", "sts",
 )  # fmt: skip
@@ -72,12 +72,12 @@ class Network(Component):
         )
 
     def _routes(
-        self, name: str, subnets: list[aws.ec2.Subnet], way_out: dict[str, pulumi.Input[str]]
+        self, name: str, subnets: list[aws.ec2.Subnet], gateway: dict[str, pulumi.Input[str]]
     ) -> aws.ec2.RouteTable:
         tags = {"Name": f"{self.program.name}-{name}"}
         table = aws.ec2.RouteTable(name, vpc_id=self.vpc, tags=tags, opts=self.child)
-        if way_out:
-            about = {"route_table_id": table.id, "destination_cidr_block": _EVERYBODY, **way_out}
+        if gateway:
+            about = {"route_table_id": table.id, "destination_cidr_block": _EVERYBODY, **gateway}
             aws.ec2.Route(name, **about, opts=self.child)
         for index, subnet in enumerate(subnets):
             aws.ec2.RouteTableAssociation(
