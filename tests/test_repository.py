@@ -174,8 +174,9 @@ def test_commands_and_options_that_are_named_exist() -> None:
     wrong = []
     for where, line in mentions():
         for said in re.findall(r"(?<![\w/.-])(?<!-n )(?:\.venv/bin/)?mlops (?:--\w+ \S+ )*([a-z][^;&#]*)", line):
-            said = said if not said.startswith("kubectl ") else "kubectl"  # whose options follow
-            wrong += [(where, line, each) for each in unknown(said.split())]
+            words = said.split()
+            words = words[:1] if words[0] == "kubectl" else words  # what follows is kubectl's
+            wrong += [(where, line, each) for each in unknown(words)]
     assert wrong == []
 
 
