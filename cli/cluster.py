@@ -60,7 +60,7 @@ class Cluster:
             raise UserError("kubectl", "missing", "install it: clusters are reached through it") from None
         said = done.stderr.decode().strip()[-400:]
         if done.returncode and "does not exist" in said and self.settings["cluster.kind"] == "eks":
-            self._log_in()
+            self.log_in()
             return self.ask(*words, data=data)
         if done.returncode:
             raise UserError(f"kubectl {words[0]}", self.name, said or f"exit code {done.returncode}")
@@ -75,7 +75,7 @@ class Cluster:
         name = json.loads(values[f"{AWS.name}:cluster"])["name"] or f"mlops-{self.name}"
         return {"name": name, "region": values[f"{AWS.name}:region"]}
 
-    def _log_in(self) -> None:
+    def log_in(self) -> None:
         """A context of the kubeconfig for it."""
         words = [
             "--name",

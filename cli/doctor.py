@@ -17,6 +17,7 @@ import httpx
 import pulumi
 
 from cli.cluster import Cluster
+from infra.aws.settings import WITHOUT_EKS
 from infra.render import AWS, PLATFORM, render
 from mlops.environment import ROOT
 from mlops.errors import UserError
@@ -28,8 +29,8 @@ _OURS = ("app", "training", "mlflow")
 _SKEW_SECONDS = 240  # AWS refuses requests that are five minutes off
 # Service, code, what it counts, how many the environment needs at first.
 _QUOTAS = (
-    ("ec2", "L-1216C47A", "vCPUs on demand", 8),
-    ("ec2", "L-34B43A08", "vCPUs on spot", 8),
+    ("ec2", "L-1216C47A", "vCPUs on demand", 4),
+    ("ec2", "L-34B43A08", "vCPUs on spot", 4),
     ("ec2", "L-0263D0A3", "Elastic IPs", 1),
     ("vpc", "L-F678F1CE", "VPCs", 1),
 )
@@ -125,7 +126,7 @@ def _account(cluster: Cluster) -> Problems:
     skew = abs((datetime.now(UTC) - parsedate_to_datetime(said)).total_seconds()) if said else 0
     if skew > _SKEW_SECONDS:
         yield UserError("clock", f"{skew:.0f} s", "is off: AWS refuses signatures; turn on time synchronization")
-    for check in (_shared, _zones, _version_of_cluster, _database, _existing, _quotas, _images):
+    for check in (_shared, _admins, _zones, _version_of_cluster, _database, _existing, _quotas, _images):
         try:
             yield from check(cluster, settings, session.client)
         except (BotoCoreError, ClientError) as error:
@@ -148,21 +149,37 @@ def _shared(cluster: Cluster, settings: dict[str, Any], client: Callable[[str], 
         yield UserError("keys.approval", key["KeySpec"], "must be ECC_NIST_P256 for SIGN_VERIFY")
 
 
+def _admins(_: Cluster, settings: dict[str, Any], client: Callable[[str], Any]) -> Problems:
+    """A path that is left out, as roles of SSO have one, makes another principal, which EKS refuses after it has made the
+    cluster."""
+    iam = client("iam")
+    for arn in filter(None, settings["cluster"]["admins"].split(",")):
+        kind, name = arn.rpartition(":")[2].partition("/")[0], arn.rpartition("/")[2]
+        try:
+            found = iam.get_role(RoleName=name)["Role"] if kind == "role" else iam.get_user(UserName=name)["User"]
+        except iam.exceptions.NoSuchEntityException:
+            yield UserError("cluster.admins", arn, f"does not exist; see: aws iam get-{kind} --{kind}-name NAME")
+            continue
+        if found["Arn"] != arn:
+            yield UserError("cluster.admins", arn, f"is {found['Arn']}, with its path")
+
+
 def _zones(_: Cluster, settings: dict[str, Any], client: Callable[[str], Any]) -> Problems:
     asked = [{"Name": "opt-in-status", "Values": ["opt-in-not-required"]}, {"Name": "state", "Values": ["available"]}]
-    there, wanted = (
-        client("ec2").describe_availability_zones(Filters=asked)["AvailabilityZones"],
-        settings["network"]["zones"],
-    )
-    if settings["network"]["kind"] == "create" and len(there) < wanted:
+    found = client("ec2").describe_availability_zones(Filters=asked)["AvailabilityZones"]
+    there = len([zone for zone in found if zone.get("ZoneId") not in WITHOUT_EKS])
+    if settings["network"]["kind"] == "create" and there < (wanted := settings["network"]["zones"]):
         yield UserError(
-            "network.zones", wanted, f"{settings['region']} has {len(there)}; use as many, or another region"
+            "network.zones", wanted, f"{settings['region']} has {there} for EKS; use as many, or another region"
         )
 
 
-def _version_of_cluster(_: Cluster, settings: dict[str, Any], client: Callable[[str], Any]) -> Problems:
-    wanted = settings["cluster"]["version"]
-    found = client("eks").describe_cluster_versions(versionStatus="STANDARD_SUPPORT")["clusterVersions"]
+def _version_of_cluster(cluster: Cluster, settings: dict[str, Any], client: Callable[[str], Any]) -> Problems:
+    """Of a new one: AWS upgrades those that are there."""
+    eks, wanted = client("eks"), settings["cluster"]["version"]
+    if cluster.eks["name"] in eks.list_clusters()["clusters"]:
+        return
+    found = eks.describe_cluster_versions(versionStatus="STANDARD_SUPPORT")["clusterVersions"]
     versions = [each["clusterVersion"] for each in found]
     if versions and settings["cluster"]["kind"] == "create" and wanted not in versions:
         yield UserError("cluster.version", wanted, f"is not in standard support; use one of {', '.join(versions)}")

@@ -33,8 +33,9 @@ def images(
     options = ["--build-arg", f"COMMIT={revision}", *(["--platform", platform] if platform else [])]
     for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)):
         options += ["--secret", f"id={name},src={path}"] if path else []
+    tag = f"{revision[:12]}-{time.strftime('%y%m%d%H%M%S', time.gmtime())}"  # of its own: in ECR a tag never moves
     with err.status("images") as status:
-        made = deliver(wanted, cluster.settings["cluster.context"], push, options, revision[:12], status.update)
+        made = deliver(wanted, cluster.settings["cluster.context"], push, options, tag, status.update)
     lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {made[name]}" for name in made if push]
     state.result({"images": made}, "\n".join(lines or made.values()))
 
@@ -108,6 +109,17 @@ def _used(cluster: Cluster) -> dict[str, float]:
     return found
 
 
+def connect() -> None:
+    """Add the environment's cluster on AWS to the kubeconfig, or renew it."""
+    cluster = state.require_cluster("connect")
+    if cluster.settings["cluster.kind"] != "eks":
+        raise UserError(
+            "cluster.kind", cluster.settings["cluster.kind"], "has its context already; it needs none of ours"
+        )
+    cluster.log_in()
+    state.result(cluster.eks, f"{cluster.settings['cluster.context']} is in the kubeconfig")
+
+
 def kubectl(words: Annotated[list[str], typer.Argument(help="As kubectl takes them.")]) -> None:
     """Run kubectl in the environment's cluster and namespace."""
     cluster = state.require_cluster("kubectl")
@@ -129,7 +141,7 @@ def emptied() -> None:
         time.sleep(3)
 
 
-VERBS = (images, backup, restore, doctor, cost, kubectl, emptied)
+VERBS = (images, backup, restore, doctor, cost, connect, kubectl, emptied)
 OPTIONS: dict[str, dict[str, Any]] = {
     "kubectl": {"context_settings": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
 }

@@ -95,7 +95,7 @@ def preview(account: Account, state: "StateAccess", environment: str) -> Stateme
 def infrastructure(account: Account, state: "StateAccess", environment: str, boundary: Any) -> Statements:
     name, path = f"mlops-{environment}", account.settings.iam.path
     mine, requested = {"aws:ResourceTag/environment": environment}, {"aws:RequestTag/environment": environment}
-    roles = account.arn("iam", f"role{path}{name}-*", region="")
+    roles = [account.arn("iam", f"role{each}", region="") for each in (f"{path}{name}-*", f"/{name}-nodes")]
     secrets = account.arn("secretsmanager", "secret:rds!db-*")
     aliases, keys = account.arn("kms", f"alias/{name}-*"), account.arn("kms", "key/*")
     parts = ("access-entry", "addon", "podidentityassociation")
@@ -121,9 +121,9 @@ def infrastructure(account: Account, state: "StateAccess", environment: str, bou
         allow(_DATABASE, *rds),
         allow(_BUCKET, _bucket(account, environment)),
         # No role without the boundary, so nobody becomes more than what it allows.
-        allow("iam:CreateRole", roles, ArnEquals={"iam:PermissionsBoundary": boundary}),
-        allow(_ROLES, roles),
-        allow("iam:PassRole", roles, StringEquals={"iam:PassedToService": services}),
+        allow("iam:CreateRole", *roles, ArnEquals={"iam:PermissionsBoundary": boundary}),
+        allow(_ROLES, *roles),
+        allow("iam:PassRole", *roles, StringEquals={"iam:PassedToService": services}),
         allow("iam:CreateServiceLinkedRole", _EVERY, StringEquals={"iam:AWSServiceName": linked}),
         # With tags it is made, and no key of another environment gets them.
         allow(["kms:CreateKey", "kms:TagResource"], _EVERY, StringEquals=requested, StringEqualsIfExists=mine),

@@ -46,12 +46,12 @@ class Cloud(AwsProgram):
 
         return made.apply(own)
 
-    def role(self, name: str, trusted: Any, opts: pulumi.ResourceOptions) -> aws.iam.Role:
+    def role(self, name: str, trusted: Any, opts: pulumi.ResourceOptions, path: str = "") -> aws.iam.Role:
         iam = self.settings.iam
         return aws.iam.Role(
             name,
             name=f"{self.name}-{name}",
-            path=iam.path,
+            path=path or iam.path,
             permissions_boundary=iam.boundary or self.account.boundary,
             assume_role_policy=document(trusted),
             opts=opts,

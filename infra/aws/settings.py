@@ -5,6 +5,9 @@ from pydantic import AfterValidator, Field
 
 from infra.configuration import Group, Labels, Name, ProgramSettings
 
+# Zones in which EKS makes no control plane: https://docs.aws.amazon.com/eks (network requirements)
+WITHOUT_EKS = ("use1-az3", "usw1-az2", "cac1-az3")
+
 
 def _cidr(text: str) -> str:
     IPv4Network(text)

@@ -28,7 +28,7 @@ from tests.service import Service
 VERBS = {
     "run", "init", "train", "tune", "score", "release", "rollback", "history", "status", "predict", "replay", "outcomes", "check",
     "snapshot", "images", "backup", "restore", "experiment", "rollout", "api-key", "signing-key",
-    "doctor", "cost", "kubectl", "emptied", "rotate",
+    "doctor", "cost", "connect", "kubectl", "emptied", "rotate",
 }  # fmt: skip
 SUBCOMMANDS = {
     "rotate db",

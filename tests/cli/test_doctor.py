@@ -129,6 +129,8 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
         for name in ("app", "training", "mlflow"):
             ecr.create_repository(repositoryName=f"mlops-{name}")
         made.answers["BatchGetImage"] = image("amd64")
+        trusted = "{}"
+        one_session("us-east-1").client("iam").create_role(RoleName="yours", AssumeRolePolicyDocument=trusted)
         watching.append(True)
         yield made
 
@@ -245,6 +247,11 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
     "nothing of the account": (lambda s: s.put("aws/dev", "region", "eu-west-1"), "approval key is 'alias/mlops-dev-approval'", "make account"),
     "a key that is off": (disabled_key, "approval key is", "enable it"),
     "a key of another kind": (another_kind_of_key, "keys.approval is 'SYMMETRIC_DEFAULT'", "ECC_NIST_P256"),
+    "a role that is not there": (lambda s: s.put("aws/dev", "cluster.admins", f"arn:aws:iam::{ACCOUNT}:role/nobody"), "cluster.admins is", "does not exist"),
+    "a role without its path": (
+        lambda s: s.answers.update(GetRole={"Role": {"Arn": f"arn:aws:iam::{ACCOUNT}:role/aws-reserved/sso.amazonaws.com/yours"}}), "cluster.admins is", "role/aws-reserved/sso.amazonaws.com/yours, with its path"),
+    "zones without EKS": (
+        lambda s: s.answers.update(DescribeAvailabilityZones={"AvailabilityZones": [{"ZoneId": "use1-az1"}, {"ZoneId": "use1-az3"}]}), "network.zones is 2", "us-east-1 has 1 for EKS"),
     "fewer zones": (lambda s: s.answers.update(DescribeAvailabilityZones={"AvailabilityZones": [{}]}), "network.zones is 2", "us-east-1 has 1"),
     "a Kubernetes of yesterday": (lambda s: s.put("aws/dev", "cluster.version", "1.29"), "cluster.version is '1.29'", "use one of 1.34, 1.35"),
     "an instance that is not sold there": (lambda s: s.answers.update(DescribeOrderableDBInstanceOptions={"OrderableDBInstanceOptions": []}), "database.instanceClass is 'db.t4g.micro'", "choose another"),
@@ -252,7 +259,7 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
     "subnets in one zone": (lambda s: existing(s, **{"0a": "a", "0b": "a"}), "network.subnets is", "in one zone"),
     "no such cluster": (lambda s: (s.put("aws/dev", "cluster.kind", "existing"), s.put("aws/dev", "cluster.name", "other")), "cluster.name is 'other'", "no cluster in us-east-1"),
     "no such bucket": (lambda s: (s.put("aws/dev", "bucket.kind", "existing"), s.put("aws/dev", "bucket.name", "not-there")), "bucket.name is 'not-there'", "404"),
-    "no quota for nodes": (lambda s: quota(s, 4.0), "quota of vCPUs on demand is '4'", "ask for more: ec2 L-1216C47A"),
+    "no quota for nodes": (lambda s: quota(s, 2.0), "quota of vCPUs on demand is '2'", "ask for more: ec2 L-1216C47A"),
     "no quota for addresses": (lambda s: quota(s, 0.0), "quota of Elastic IPs is '0'", "ask for more"),
     "no repository": (lambda s: s.change("Pulumi.dev.yaml", lambda text: text.replace("mlops-app@", "other@")) or s.answers.pop("BatchGetImage"), "images.app is", "ECR has no repository other"),
     "an image that was not pushed": (lambda s: s.answers.update(BatchGetImage={"images": []}), "images.app is", "ECR does not have it"),

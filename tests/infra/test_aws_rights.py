@@ -302,7 +302,7 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         *(f"logs:* on logs log-group:{each}mlops-ENV/*" for each in ("/", "/aws/eks/", "/aws/rds/instance/")),
         "logs:* on logs log-group:/mlops-ENV/flows:*",
     ),
-    "roles that infra/aws makes": ("iam:PassRole on iam role/mlops/mlops-*",),
+    "roles that infra/aws makes": ("iam:PassRole on iam role/mlops/mlops-*", "iam:PassRole on iam role/mlops-*-nodes"),
     "the three images": ("ecr:* on ecr repository/mlops-*",),
     "folders of the bucket, and all of it for the controller": (
         *(f"s3:[GP]* on s3 mlops-ENV/{each}*" for each in ("", "access/", "models/*/bundles/", "models/*/attestations/")),

@@ -34,7 +34,9 @@ class Boundary(Component):
         policy = document(
             {"Effect": "Allow", "NotAction": _ABOVE, "Resource": "*"},
             allow(_OF_NODES, "*"),
-            allow("iam:PassRole", arn("iam", f"role{path}mlops-*", region="")),
+            allow(
+                "iam:PassRole", arn("iam", f"role{path}mlops-*", region=""), arn("iam", "role/mlops-*-nodes", region="")
+            ),
             {"Effect": "Deny", "Action": _OF_KEYS, "Resource": arn("kms", "key/*"), "Condition": ours},
         )
         name = "mlops-boundary"

@@ -79,11 +79,10 @@ class Alarms(Component):
         )
 
     def _budget(self, allowed: pulumi.Resource) -> None:
-        """Told when the month will cost more, before it has."""
+        """Told when the month will cost more, before it has. Of the whole account: what EKS makes has no tags of ours."""
         about: Any = {"comparison_operator": "GREATER_THAN", "threshold": 100, "threshold_type": "PERCENTAGE"}
         about["subscriber_sns_topic_arns"] = [self.topic.arn]
         told: Any = [about | {"notification_type": kind} for kind in ("FORECASTED", "ACTUAL")]
-        tag: Any = {"name": "TagKeyValue", "values": [f"user:environment${self.program.environment}"]}
         aws.budgets.Budget(
             "month",
             name=self.program.name,
@@ -91,7 +90,6 @@ class Alarms(Component):
             limit_amount=str(self.settings.budget.dollars),
             limit_unit="USD",
             time_unit="MONTHLY",
-            cost_filters=[tag],
             notifications=told,
             opts=pulumi.ResourceOptions(parent=self, depends_on=[allowed]),
         )

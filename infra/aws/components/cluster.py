@@ -48,7 +48,8 @@ class Cluster(Component):
     def _auto_mode(self) -> aws.eks.Cluster:
         settings, name = self.settings.cluster, self.program.name
         manages = [self._role("cluster", trust("eks.amazonaws.com", "sts:TagSession"), _CLUSTER_POLICIES)]
-        nodes = self._role("nodes", trust("ec2.amazonaws.com"), _NODE_POLICIES)
+        # Without a path: with one, NodePools of Auto Mode never got ready (aws/containers-roadmap 2486).
+        nodes = self._role("nodes", trust("ec2.amazonaws.com"), _NODE_POLICIES, "/")
         logs = self.program.logs("cluster", f"/aws/eks/{name}/cluster", self.child)
         outside = listed(settings.public_cidrs)
         return aws.eks.Cluster(
@@ -78,8 +79,8 @@ class Cluster(Component):
             ),
         )  # fmt: skip
 
-    def _role(self, name: str, trusted: dict[str, object], policies: tuple[str, ...]) -> aws.iam.Role:
-        role = self.program.role(name, trusted, self.child)
+    def _role(self, name: str, trusted: Any, policies: tuple[str, ...], path: str = "") -> aws.iam.Role:
+        role = self.program.role(name, trusted, self.child, path)
         prefix = f"arn:{self.program.partition}:iam::aws:policy"
         for policy in policies:
             about = {"role": role.name, "policy_arn": f"{prefix}/{policy}"}

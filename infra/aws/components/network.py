@@ -6,7 +6,7 @@ import pulumi_aws as aws
 
 from infra.aws.cloud import Cloud
 from infra.aws.program import allow, document, trust
-from infra.aws.settings import Settings, listed
+from infra.aws.settings import WITHOUT_EKS, Settings, listed
 from infra.component import Component
 
 # What nodes and pods ask of AWS, where nothing leaves the network.
@@ -60,7 +60,9 @@ class Network(Component):
     def _subnet(self, kind: str, balancers: str, zone: int, block: str) -> aws.ec2.Subnet:
         invoke = pulumi.InvokeOptions(provider=self.program.provider)
         no_opt_in: Any = [{"name": "opt-in-status", "values": ["opt-in-not-required"]}]
-        zones = aws.get_availability_zones_output(state="available", filters=no_opt_in, opts=invoke)
+        zones = aws.get_availability_zones_output(
+            state="available", filters=no_opt_in, exclude_zone_ids=list(WITHOUT_EKS), opts=invoke
+        )
         return aws.ec2.Subnet(
             f"{kind}-{zone}",
             vpc_id=self.vpc,
