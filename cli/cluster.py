@@ -71,23 +71,16 @@ class Cluster:
         """Name and region of the cluster that infra/aws makes, or was told of."""
         from infra.render import AWS
 
-        values = AWS.configuration(self.name)
-        name = json.loads(values[f"{AWS.name}:cluster"])["name"] or f"mlops-{self.name}"
-        return {"name": name, "region": values[f"{AWS.name}:region"]}
+        settings = AWS.settings(self.name)
+        return {"name": settings["cluster"]["name"] or f"mlops-{self.name}", "region": settings["region"]}
 
     def log_in(self) -> None:
         """A context of the kubeconfig for it."""
-        words = [
-            "--name",
-            self.eks["name"],
-            "--region",
-            self.eks["region"],
-            "--alias",
-            self.settings["cluster.context"],
-        ]
+        eks = self.eks
+        words = ["--name", eks["name"], "--region", eks["region"], "--alias", self.settings["cluster.context"]]
         done = subprocess.run(["aws", "eks", "update-kubeconfig", *words], capture_output=True, text=True)
         if done.returncode:
-            raise UserError("cluster", self.eks["name"], f"cannot be reached: {done.stderr.strip()[-300:]}")
+            raise UserError("cluster", eks["name"], f"cannot be reached: {done.stderr.strip()[-300:]}")
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         return json.loads(self.ask("get", kind, name, "-o", "json"))

@@ -109,9 +109,7 @@ def _account(cluster: Cluster) -> Problems:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    values = AWS.configuration(cluster.name)
-    own: dict[str, Any] = {key.removeprefix(f"{AWS.name}:"): value for key, value in values.items()}
-    settings = {key: json.loads(value) if value.startswith("{") else value for key, value in own.items()}
+    settings = AWS.settings(cluster.name)
     session = boto3.Session(region_name=settings["region"])
     try:
         who = session.client("sts").get_caller_identity()

@@ -1,6 +1,5 @@
 """What an environment costs a month while nobody uses it, from what its programs would make."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -30,7 +29,7 @@ class Line:
 def lines(environment: str) -> list[Line]:
     """Of both programs, dearest first. Traffic, requests, logs and trainings come on top, by use."""
     cloud, platform = render(environment, project=AWS), render(environment)
-    found = [*_cloud(cloud), *_in_cluster(platform, _nodes_setting(environment))]
+    found = [*_cloud(cloud), *_in_cluster(platform, PLATFORM.settings(environment)["nodes"])]
     return sorted((line for line in found if line.dollars), key=lambda line: -line.dollars)
 
 
@@ -38,9 +37,9 @@ def cheaper(environment: str, used: dict[str, float]) -> list[str]:
     """Settings that would lower the sum. `used`: the most that a replica of the app needed in a week, cpu (cores) and
     memory (GiB), as far as it is known."""
     cloud, found = render(environment, project=AWS), []
-    serving = json.loads(PLATFORM.configuration(environment)["mlops:serving"])
+    settings = PLATFORM.settings(environment)
     for name, unit in (("cpu", 1), ("memory", 2**30)):
-        asked = _quantity(serving[name]) / unit
+        asked = _quantity(settings["serving"][name]) / unit
         if 0 < used.get(name, 0) < asked / 2:
             found.append(f"serving.{name}: asks for {asked:.2f}, used at most {used[name]:.2f} in a week")
     gateways = [r for r in cloud.of_aws if r.type == "aws:ec2/natGateway:NatGateway"]
@@ -52,7 +51,7 @@ def cheaper(environment: str, used: dict[str, float]) -> list[str]:
             found.append(
                 f"database.multiAz: false saves {_database(resource.inputs) / 2:.0f} $ (a failure is an outage)"
             )
-    if _nodes_setting(environment)["spot"] != "all":
+    if settings["nodes"]["spot"] != "all":
         found.append("nodes.spot: all saves some 60 % of the nodes (each may go within two minutes)")
     return found
 
@@ -89,10 +88,6 @@ _ITEMS: dict[str, tuple[str, Callable[[Any], float]]] = {
     "KMS key": ("aws:kms/key:Key", lambda _: PRICES["key_month"]),
     "alarm": ("aws:cloudwatch/metricAlarm:MetricAlarm", lambda _: PRICES["alarm_month"]),
 }
-
-
-def _nodes_setting(environment: str) -> dict[str, str]:
-    return json.loads(PLATFORM.configuration(environment)["mlops:nodes"])
 
 
 def _in_cluster(rendered: Rendered, settings: dict[str, str]) -> Iterator[Line]:

@@ -62,6 +62,11 @@ class Project:
                 self._put(found, path, entry["default"], keep=True)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
+    def settings(self, stack: str) -> dict[str, Any]:
+        """The same by name, groups as they are."""
+        found = {key.removeprefix(f"{self.name}:"): value for key, value in self.configuration(stack).items()}
+        return {key: json.loads(value) if value.startswith("{") else value for key, value in found.items()}
+
     def _put(self, values: dict[str, Any], path: str, value: Any, keep: bool = False) -> None:
         group, _, key = path.partition(".")
         where = values.setdefault(f"{self.name}:{group}", {}) if key else values

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from infra.render import PLATFORM, Rendered
 from infra.render import render as render_program
@@ -29,3 +30,13 @@ def write_objects(objects: Objects, folder: Path) -> list[Path]:
         files.append(folder / f"{thing['kind']}-{thing['metadata']['name']}.yaml".lower().replace(":", "-"))
         files[-1].write_text(yaml.safe_dump(thing, sort_keys=False))
     return files
+
+
+def setting_paths(model: type[BaseModel]) -> set[str]:
+    """`group.key` of every setting, as Pulumi.yaml declares them."""
+    found = set()
+    for name, field in model.model_fields.items():
+        kind, key = field.annotation, field.alias or name
+        group = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found |= {f"{key}.{path}" for path in setting_paths(kind)} if group else {key}
+    return found

@@ -14,7 +14,6 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
-from pydantic import BaseModel
 
 import infra.account.settings
 import infra.aws.settings
@@ -22,6 +21,7 @@ import infra.render
 from infra.render import ACCOUNT, AWS, UNKNOWN, Project, Rendered, Resource
 from tests.infra import terraform
 from tests.infra.calls import ASKED, NOT_ASKED, faults
+from tests.infra.rendering import setting_paths
 
 SETTINGS = {AWS: infra.aws.settings.Settings, ACCOUNT: infra.account.settings.Settings}
 STACKS = [(project, file) for project in SETTINGS for file in sorted(project.stacks.glob("Pulumi.*.yaml"))]
@@ -114,15 +114,7 @@ def test_what_is_looked_up_is_asked_of_the_same_account(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("project", SETTINGS, ids=lambda project: project.name)
 def test_settings_of_a_program_are_those_that_its_project_declares(project: Project) -> None:
-    def paths(model: type[BaseModel]) -> set[str]:
-        found = set()
-        for name, field in model.model_fields.items():
-            kind, key = field.annotation, field.alias or name
-            group = isinstance(kind, type) and issubclass(kind, BaseModel)
-            found |= {f"{key}.{path}" for path in paths(kind)} if group else {key}
-        return found
-
-    assert paths(SETTINGS[project]) - {"environment"} == set(project.declared["config"])
+    assert setting_paths(SETTINGS[project]) - {"environment"} == set(project.declared["config"])
 
 
 @pytest.mark.parametrize(("project", "file"), STACKS, ids=lambda value: value.name)

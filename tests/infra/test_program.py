@@ -7,13 +7,12 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from infra.render import PLATFORM, UNKNOWN, Rendered
 from mlops.environment import ROOT
 from tests.infra import schemas
 from tests.infra.policies import violations
-from tests.infra.rendering import render
+from tests.infra.rendering import render, setting_paths
 
 _EXTERNAL_BUCKET = {"bucket.kind": "external", "bucket.endpoint": "https://s3.example.com:9000", "bucket.secret": "s3"}
 _EXTERNAL_DATABASE = {
@@ -221,15 +220,7 @@ def test_what_does_not_fit_is_refused_with_a_hint(
 def test_settings_of_the_program_are_those_that_the_project_declares() -> None:
     from infra.settings import Settings
 
-    def paths(model: type[BaseModel]) -> set[str]:
-        found = set()
-        for name, field in model.model_fields.items():
-            kind, key = field.annotation, field.alias or name
-            group = isinstance(kind, type) and issubclass(kind, BaseModel)
-            found |= {f"{key}.{path}" for path in paths(kind)} if group else {key}
-        return found
-
-    assert paths(Settings) - {"environment"} == set(PLATFORM.declared["config"])
+    assert setting_paths(Settings) - {"environment"} == set(PLATFORM.declared["config"])
 
 
 @pytest.mark.parametrize("file", STACKS, ids=lambda file: file.stem)

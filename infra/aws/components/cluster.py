@@ -81,9 +81,8 @@ class Cluster(Component):
 
     def _role(self, name: str, trusted: Any, policies: tuple[str, ...], path: str = "") -> aws.iam.Role:
         role = self.program.role(name, trusted, self.child, path)
-        prefix = f"arn:{self.program.partition}:iam::aws:policy"
         for policy in policies:
-            about = {"role": role.name, "policy_arn": f"{prefix}/{policy}"}
+            about = {"role": role.name, "policy_arn": self.program.arn("iam", f"policy/{policy}", "", "aws")}
             self.attached.append(aws.iam.RolePolicyAttachment(policy, **about, opts=self.child))
         return role
 
@@ -109,7 +108,7 @@ class Cluster(Component):
         who: Any = {"cluster_name": self.cluster_name, "principal_arn": arn}
         entry = aws.eks.AccessEntry(name, **who, kubernetes_groups=groups, type="STANDARD", opts=self.child)
         if policy:
-            policy_arn = f"arn:{self.program.partition}:eks::aws:cluster-access-policy/{policy}"
+            policy_arn = self.program.arn("eks", f"cluster-access-policy/{policy}", "", "aws")
             opts = pulumi.ResourceOptions(parent=self, depends_on=[entry])
             scope: Any = {"type": "cluster"}
             aws.eks.AccessPolicyAssociation(name, **who, policy_arn=policy_arn, access_scope=scope, opts=opts)
