@@ -18,14 +18,13 @@ import pulumi
 
 from cli.cluster import Cluster
 from infra.aws.settings import WITHOUT_EKS
+from infra.images import TARGETS
 from infra.render import AWS, PLATFORM, render
 from mlops.environment import ROOT
 from mlops.errors import UserError
 
 Problems = Iterator[UserError]
 _EXAMPLES = {"000000000000": "the 12 digits of your AWS account", "192.0.2.0/24": "the addresses that you come from"}
-_ZEROS = "sha256:" + 64 * "0"
-_OURS = ("app", "training", "mlflow")
 _SKEW_SECONDS = 240  # AWS refuses requests that are five minutes off
 # Service, code, what it counts, how many the environment needs at first.
 _QUOTAS = (
@@ -39,7 +38,7 @@ _QUOTAS = (
 def problems(cluster: Cluster) -> list[UserError]:
     """Of an environment's tools, settings, AWS account and cluster. Later checks wait for those they build on."""
     on_aws = cluster.settings["cluster.kind"] == "eks"
-    found = [*_tools(on_aws), *_settings(cluster.name, on_aws)]
+    found = [*_tools(on_aws), *_settings(cluster.name, on_aws), *_released(cluster)]
     if on_aws and not found:
         found += _account(cluster)
     if not found:
@@ -89,11 +88,6 @@ def _settings(environment: str, on_aws: bool) -> Problems:
             continue
         for line in file.read_text("utf-8").splitlines():
             key, _, value = line.strip().removeprefix(f"{project.name}:").partition(": ")
-            if _ZEROS in line:
-                yield UserError(
-                    f"images.{key}", "sha256:000…", f"is no image yet: mlops --env {environment} images --push REGISTRY"
-                )
-                continue
             for example, wanted in _EXAMPLES.items():
                 if example in value:
                     yield UserError(key, example, f"is still the example: write {wanted} into {file.relative_to(ROOT)}")
@@ -102,6 +96,13 @@ def _settings(environment: str, on_aws: bool) -> Problems:
         except pulumi.RunError as error:
             for line in str(error).splitlines()[1:] or [str(error)]:
                 yield UserError("settings", str(file.relative_to(ROOT)), line.strip())
+
+
+def _released(cluster: Cluster) -> Problems:
+    for name in TARGETS:
+        if not cluster.settings[f"images.{name}"]:
+            hint = f"nothing was released to {cluster.name} yet: mlops --env {cluster.name} images --push REGISTRY"
+            yield UserError(f"images.{name}", "", hint)
 
 
 def _account(cluster: Cluster) -> Problems:
@@ -236,7 +237,7 @@ def _quotas(cluster: Cluster, settings: dict[str, Any], client: Callable[[str], 
 def _images(cluster: Cluster, _: dict[str, Any], client: Callable[[str], Any]) -> Problems:
     """In ECR, and for the architecture of the nodes."""
     ecr, architecture = client("ecr"), cluster.settings["nodes.architecture"]
-    for name in _OURS:
+    for name in TARGETS:
         image = cluster.settings[f"images.{name}"]
         repository, _, digest = image.partition("/")[2].partition("@")
         if ".dkr.ecr." not in image:

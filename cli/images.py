@@ -1,35 +1,42 @@
-"""The three images of the platform: built with whatever builder is here, then loaded into the cluster or pushed."""
+"""The images of the platform: built with whatever builder is here, then loaded into the cluster or pushed."""
 
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+from infra.images import TARGETS, content
 from mlops.environment import ROOT
 from mlops.errors import UserError
 
-TARGETS = ("app", "mlflow", "training")  # of the Dockerfile; training is built on the layers of mlflow
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 BUILDERS = ("docker", "podman", "buildah")
 
 
-def deliver(
-    wanted: dict[str, str], context: str, registry: str | None, options: list[str], tag: str, say: Callable[[str], None]
+def build(
+    targets: Iterable[str], registry: str | None, platform: str, options: list[str], say: Callable[[str], None]
 ) -> dict[str, str]:
-    """`wanted`: target → image; `options`: of the build. Returns target → the image as an environment names it: by digest
-    if it was pushed."""
+    """Returns target → image: in a registry by digest, and only built if it has none of that content; else on this
+    machine, by a tag that names the content. `options`: of the build."""
     tool, made = builder(), {}
     command = [tool, *(["bud", "--layers", "--network", "host"] if tool == "buildah" else ["build"]), *options]
-    for target in sorted(wanted, key=TARGETS.index):
-        image = f"{registry}/mlops-{target}:{tag}" if registry else wanted[target].partition("@")[0]
+    command += ["--platform", platform] if platform else []
+    architecture = platform.rpartition("/")[2] or _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    for target in sorted(targets, key=TARGETS.index):
+        tag = f"{content(target)}-{architecture}" if registry else content(target)
+        image = f"{registry or 'docker.io/library'}/mlops-{target}:{tag}"
+        if registry and (found := _pushed(image)):
+            say(f"{image} is there")
+            made[target] = found
+            continue
         say(f"build {image}")
         _run([*command, "--target", target, "-t", image, str(ROOT)])
-        say(f"push {image}" if registry else f"load {image}")
+        if registry:
+            say(f"push {image}")
         made[target] = push(image) if registry else image
-    if not registry:
-        load(list(made.values()), context)
     return made
 
 
@@ -48,12 +55,28 @@ def push(image: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         if tool == "docker":
             _run([tool, "push", image])
-            template = '{{join .RepoDigests "\\n"}}'
-            digests = _run([tool, "image", "inspect", "--format", template, image]).split()
-            return next(digest for digest in digests if digest.startswith(f"{name}@"))
+            return _digest(image)
         file = Path(folder, "digest")
         _run([tool, "push", "--digestfile", str(file), image])
         return f"{name}@{file.read_text(encoding='utf-8').strip()}"
+
+
+def _pushed(image: str) -> str:
+    """By its digest; '' if the registry does not have that tag."""
+    try:
+        _run([builder(), "pull", "--quiet", image])
+    except UserError:
+        return ""
+    return _digest(image)
+
+
+def _digest(image: str) -> str:
+    tool, name = builder(), image.rpartition(":")[0]
+    if tool == "buildah":
+        return f"{name}@{_run([tool, 'inspect', '--type', 'image', '--format', '{{.FromImageDigest}}', image]).strip()}"
+    template = '{{join .RepoDigests "\\n"}}' if tool == "docker" else "{{range .RepoDigests}}{{println .}}{{end}}"
+    digests = _run([tool, "image", "inspect", "--format", template, image]).split()
+    return next(digest for digest in digests if digest.startswith(f"{name}@"))
 
 
 def load(images: list[str], context: str) -> None:

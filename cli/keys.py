@@ -1,6 +1,9 @@
 """API keys of callers, and signing keys of trainings and approvals."""
 
+import json
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +12,8 @@ from rich.table import Table
 
 from cli.terminal import state
 from mlops import access
-from mlops.keys import Role, Scheme
+from mlops.errors import UserError
+from mlops.keys import Key, Role, Scheme
 from mlops.moments import shown
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
@@ -85,3 +89,21 @@ def revoke_signing_key(
     state.announce("signing-key revoke")
     key = state.environment.keys.set_state(key_id, "verify-only" if verify_only else "revoked")
     state.result({"id": key_id, "state": key.state}, f"{key_id} is {key.state}")
+
+
+@signing_keys.command("trust")
+def trust_signing_keys(
+    keys: Annotated[
+        Path, typer.Argument(help="What `mlops --env OTHER --json signing-key list` printed; - reads stdin.")
+    ],
+) -> None:
+    """Trust what the trainings of another environment signed, so that their models can be imported here."""
+    state.announce("signing-key trust")
+    try:
+        text = sys.stdin.read() if str(keys) == "-" else keys.read_text("utf-8")
+        found = [Key.model_validate(each) for each in json.loads(text)["keys"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = f"is not a list of keys ({type(error).__name__}); make it: mlops --env OTHER --json signing-key list"
+        raise UserError("keys", str(keys), hint) from None
+    trusted = [state.environment.keys.trust(key).id for key in found if key.role == "build" and key.state != "revoked"]
+    state.result({"keys": trusted}, f"{', '.join(trusted) or 'none'}: trusted here, to verify with")

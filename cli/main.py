@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from cli import IGNORED, keys, operations, rollout, rotate
+from cli import IGNORED, bundle, keys, operations, rollout, rotate
 from cli.cluster import Cluster
+from cli.delivery import verbs
 from cli.terminal import Why, err, state
 from mlops.errors import GateError, UserError
 from mlops.moments import moment, shown
@@ -24,6 +25,10 @@ _HELP = "The life of a model: train, release, watch, roll back."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(rotate.app, name="rotate")
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(verbs.app, name="ci")
+app.command()(verbs.adopt)
+app.command()(verbs.upgrade)
 app.add_typer(keys.api_keys, name="api-key")
 app.add_typer(keys.signing_keys, name="signing-key")
 app.command()(rollout.experiment)
@@ -33,6 +38,9 @@ _LOCAL = ("run", "init", "tune", "score")
 _FROM_HERE = (
     "snapshot",
     "rotate",
+    "ci",
+    "adopt",
+    "upgrade",
     *(verb.__name__ for verb in operations.VERBS),
 )  # they reach the cluster by themselves
 
@@ -266,6 +274,17 @@ def predict(rows: Annotated[str, typer.Argument(help="JSON: a row or a list of t
     lines = [f"{p['prediction']:g}  score {p['score']:.4f}  id {p['id']}" for p in answer["predictions"]]
     lines.append(f"by {answer['model_version'][:12]}, revision {answer['revision']}")
     state.result(answer, "\n".join(lines))
+
+
+@app.command()
+def smoke() -> None:
+    """Ask the service for the golden rows of what it serves: each score must be the one that training saw."""
+    from mlops.smoke import ask
+
+    found = ask(state.environment, state.model)
+    state.result(
+        found, f"{found['rows']} golden rows are answered as expected" if found["rows"] else "no model is released yet"
+    )
 
 
 @app.command()

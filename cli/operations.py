@@ -22,22 +22,26 @@ def images(
     pip_conf: Annotated[Path | None, typer.Option(help="For a private package index; in no layer.")] = None,
     ca: Annotated[Path | None, typer.Option(help="For a private certificate authority; in no layer.")] = None,
 ) -> None:
-    """Build the images with docker, podman or buildah, then load them into the cluster or push them."""
-    from cli.images import TARGETS, deliver
+    """Build the images with docker, podman or buildah, then load them into the cluster or push them, to be deployed next."""
+    from cli import images as made
+    from infra.images import TARGETS, released
     from training.registry import commit
 
     cluster, revision = state.require_cluster("images"), commit()
     present = cluster.images() if missing else ()
-    wanted = {name: cluster.settings[f"images.{name}"] for name in TARGETS}
-    wanted = {name: image for name, image in wanted.items() if image not in present}
-    options = ["--build-arg", f"COMMIT={revision}", *(["--platform", platform] if platform else [])]
+    wanted = [name for name in TARGETS if cluster.settings[f"images.{name}"] not in present]
+    options = ["--build-arg", f"COMMIT={revision}"]
     for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)):
         options += ["--secret", f"id={name},src={path}"] if path else []
-    tag = f"{revision[:12]}-{time.strftime('%y%m%d%H%M%S', time.gmtime())}"  # of its own: in ECR a tag never moves
     with err.status("images") as status:
-        made = deliver(wanted, cluster.settings["cluster.context"], push, options, tag, status.update)
-    lines = [f"pulumi config set --stack {cluster.name} --path images.{name} {made[name]}" for name in made if push]
-    state.result({"images": made}, "\n".join(lines or made.values()))
+        found = made.build(wanted, push, platform or "", options, status.update)
+        if not push:
+            made.load(list(found.values()), cluster.settings["cluster.context"])
+    if push:
+        file = released(cluster.name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"artifacts": found, "commit": revision}, indent=1) + "\n", "utf-8")
+    state.result({"images": found}, "\n".join(found.values()))
 
 
 def backup(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:

@@ -1,6 +1,7 @@
 """Settings of a Pulumi program: what its `Pulumi.yaml` declares and the stack's file changes, checked and typed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 import pulumi
@@ -33,16 +34,19 @@ class ProgramSettings(Group):
         return self
 
     @classmethod
-    def load(cls, **computed: Callable[[], Any]) -> Self:
-        """Of the current stack; what is `computed` stands for a setting left empty. Raises pulumi.RunError that lists every
-        problem."""
+    def load(cls, computed: Mapping[str, Callable[[], Any]] = MappingProxyType({})) -> Self:
+        """Of the current stack; what is `computed`, by path, stands for a setting left empty. Raises pulumi.RunError that
+        lists every problem."""
         config = pulumi.Config()
         values: dict[str, Any] = {"environment": pulumi.get_stack()}
         for key in CONFIG.get() or get_config_env():
             if (name := key.removeprefix(f"{config.name}:")) != key:
                 value = config.require(name)
                 values[name] = config.require_object(name) if value.startswith("{") else value
-        values |= {name: value() for name, value in computed.items() if not values.get(name)}
+        for path, value in computed.items():
+            group, _, name = path.rpartition(".")
+            if not (where := values[group] if group else values).get(name):
+                where[name] = value()
         try:
             return cls.model_validate(values)
         except ValidationError as error:

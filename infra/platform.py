@@ -1,8 +1,10 @@
+from functools import partial
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra import images
 from infra.aws.outputs import Outputs
 from infra.configuration import PROTECTED
 from infra.connections import Connections
@@ -17,7 +19,8 @@ class Platform:
 
     def __init__(self) -> None:
         try:
-            self.settings = settings = Settings.load(model=only_model)
+            ours = {f"images.{name}": partial(_image, name) for name in images.TARGETS}
+            self.settings = settings = Settings.load({"model": only_model, **ours})
         except UserError as error:
             raise pulumi.RunError(str(error)) from None
         self.aws = Outputs.of(settings.environment) if settings.on_aws else None
@@ -65,3 +68,7 @@ class Platform:
     def _kubectl(self) -> str:
         context = f" --context {self.settings.cluster.context}" if self.settings.cluster.context else ""
         return f"kubectl{context} -n {self.settings.namespace}"
+
+
+def _image(name: str) -> str:
+    return images.running(pulumi.get_stack()).get(name, "")

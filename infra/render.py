@@ -19,9 +19,11 @@ from typing import Any
 import yaml
 from pulumi.runtime import config, mocks, rpc, settings, stack
 
+from infra import images
 from mlops.environment import ROOT
 
 UNKNOWN = "<unknown>"
+_UNRELEASED = {f"images.{target}": f"example.com/mlops-{target}@sha256:{'0' * 64}" for target in images.TARGETS}
 Changes = dict[str, Any]
 
 
@@ -113,7 +115,8 @@ def render(stack: str, changes: Changes | None = None, preview: bool = False, pr
 
 
 def _render(project: Project, name: str, changes: Changes | None, preview: bool) -> Rendered:
-    values = project.configuration(name, changes)
+    nothing_released = _UNRELEASED if project == PLATFORM and name != "kind" and not images.running(name) else {}
+    values = project.configuration(name, nothing_released | (changes or {}))
     monitor = _Monitor(values, _referenced(project, name, values))
     settings.set_root_resource(None)  # ty: ignore[invalid-argument-type]
     settings.configure(

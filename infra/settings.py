@@ -3,6 +3,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from infra import images
 from infra.configuration import PROTECTED, Group, Labels, Name, ProgramSettings, pairs
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
@@ -40,9 +41,9 @@ class Nodes(Group):
 
 
 class Images(Group):
-    app: Image
-    training: Image
-    mlflow: Image
+    app: Image | Literal[""]
+    training: Image | Literal[""]
+    mlflow: Image | Literal[""]
     mirror: Mirror
     pull_secret: SecretName
     postgres: Image
@@ -198,7 +199,9 @@ class Settings(ProgramSettings):
             problems[f"{name}.kind is {managed}: needs cluster.kind eks; elsewhere use external"] = (
                 kind == managed and not self.on_aws
             )
-        for name in ("app", "training", "mlflow"):
+        for name in images.TARGETS:
             image, hint = getattr(self.images, name), "outside kind it must be named by digest (mlops images --push)"
-            problems[f"images.{name} is {image}: {hint}"] = self.environment != "kind" and "@sha256:" not in image
+            problems[f"images.{name} is {image or 'empty'}: {hint}"] = (
+                self.environment != "kind" and "@sha256:" not in image
+            )
         return problems

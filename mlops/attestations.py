@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from securesystemslib.dsse import Envelope
@@ -23,6 +24,14 @@ _SIGNER: dict[str, Role] = {"built": "build", "gate": "build", "approved": "appr
 Kind = Literal["built", "gate", "approved"]
 
 
+class Claim(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=Claim)
+
+
 class Attestation(BaseModel):
     """`built`: by this training; `gate`: its verdict and report; `approved`: may be served in `environment`."""
 
@@ -38,10 +47,7 @@ class Attestation(BaseModel):
 
     def payload(self) -> bytes:
         predicate = self.model_dump(mode="json", exclude_none=True, exclude={"kind", "model", "digest"})
-        return json.dumps({
-            "_type": _STATEMENT_TYPE, "subject": [{"name": self.model, "digest": {"sha256": self.digest}}],
-            "predicateType": _PREDICATE_TYPE.format(self.kind), "predicate": predicate,
-        }).encode()  # fmt: skip
+        return payload({self.model: self.digest}, _PREDICATE_TYPE.format(self.kind), predicate)
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
@@ -58,11 +64,29 @@ class Attestation(BaseModel):
 def attest(model: RegisteredModel, kind: Kind, digest: str, **more: Any) -> Attestation:
     """Sign an attestation and put it beside the bundle."""
     attestation = Attestation(kind=kind, model=model.name, digest=digest, at=datetime.now(UTC), **more)
-    envelope = Envelope(attestation.payload(), _PAYLOAD_TYPE, {})
-    envelope.sign(model.keyring.signer(_SIGNER[kind], attestation.environment))
-    name = f"{kind}-{hashlib.sha256(envelope.payload).hexdigest()[:16]}.json"
-    model.store.put_new(f"{_folder(model, digest)}/{name}", json.dumps(envelope.to_dict()).encode())
+    signed = seal(attestation.payload(), model.keyring, _SIGNER[kind], attestation.environment)
+    model.store.put_new(f"{_folder(model, digest)}/{kind}-{signed.name}", signed.envelope)
     return attestation
+
+
+def payload(subjects: dict[str, str], kind: str, predicate: dict[str, Any]) -> bytes:
+    """An in-toto statement about `subjects`: name → SHA-256."""
+    about = [{"name": name, "digest": {"sha256": digest}} for name, digest in subjects.items()]
+    return json.dumps(
+        {"_type": _STATEMENT_TYPE, "subject": about, "predicateType": kind, "predicate": predicate}
+    ).encode()
+
+
+class Signed(NamedTuple):
+    name: str  # of the object that holds it, by its content
+    envelope: bytes
+
+
+def seal(payload: bytes, keyring: Keyring, role: Role, environment: str | None) -> Signed:
+    """A payload in a DSSE envelope."""
+    envelope = Envelope(payload, _PAYLOAD_TYPE, {})
+    envelope.sign(keyring.signer(role, environment))
+    return Signed(f"{hashlib.sha256(payload).hexdigest()[:16]}.json", json.dumps(envelope.to_dict()).encode())
 
 
 def _folder(model: RegisteredModel, digest: str) -> str:
@@ -70,9 +94,16 @@ def _folder(model: RegisteredModel, digest: str) -> str:
 
 
 def _verify(raw: bytes, keyring: Keyring) -> Attestation:
+    return unseal(raw, keyring, Attestation.from_payload, lambda found: (_SIGNER[found.kind], found.environment))
+
+
+def unseal(
+    raw: bytes, keyring: Keyring, parse: Callable[[bytes], Found], signer: Callable[[Found], tuple[Role, str | None]]
+) -> Found:
+    """What is in an envelope, once the key that signed it is found to be one of the `signer`: its role and environment."""
     try:
         envelope = Envelope.from_dict(json.loads(raw))
-        attestation = Attestation.from_payload(envelope.payload)
+        found = parse(envelope.payload)
         if envelope.payload_type != _PAYLOAD_TYPE or not envelope.signatures:
             raise ValueError("wrong payload type or no signature")
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError, EnvelopeError) as error:
@@ -85,15 +116,15 @@ def _verify(raw: bytes, keyring: Keyring) -> Attestation:
             raise VerificationError("signature", "signature", key_id, "was made by a key that is not in the keyring")
         if key.state == "revoked":
             raise VerificationError("revoked", "signature", key_id, "was made by a revoked key")
-        if (key.role, key.environment) != (_SIGNER[attestation.kind], attestation.environment):
-            hint = f"was made by a key that may not sign {attestation.kind!r} here"
+        if (key.role, key.environment) != signer(found):
+            hint = f"was made by a key that may not sign {found.kind!r} here"
             raise VerificationError("signature", "signature", key_id, hint)
         try:
             key.verifier.verify_signature(signature, envelope.pae())
         except UnverifiedSignatureError:
             hint = "does not match the attestation and the key's entry in the keyring"
             raise VerificationError("signature", "signature", key_id, hint) from None
-    return attestation
+    return found
 
 
 def read(model: RegisteredModel, digest: str) -> tuple[list[Attestation], list[VerificationError]]:

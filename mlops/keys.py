@@ -39,10 +39,11 @@ class Key(BaseModel):
 
 
 class Keyring:
-    """The trust root: `keyring.json` (public keys, read by everyone), and beside it the private keys one may use."""
+    """The trust root: `keyring.json` (public keys, read by everyone), and the private keys one may use: beside it, or in
+    the folder `private`."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, private: Path | None = None):
+        self.path, self.private = path, private or path.parent
 
     def all(self) -> list[Key]:
         try:
@@ -62,7 +63,7 @@ class Keyring:
     def new(self, role: Role, environment: str | None = None, scheme: Scheme = "ed25519") -> Key:
         made = _GENERATE[scheme]()
         key = _key(role, environment, made.public_key)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.private.mkdir(parents=True, exist_ok=True)
         with open(os.open(self._private(key.id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(made.private_bytes)
         self._write([*self.all(), key])
@@ -74,6 +75,16 @@ class Keyring:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write([*self.all(), key])
         return key
+
+    def trust(self, key: Key) -> Key:
+        """The public half of a key of another environment, to verify with."""
+        others = [each for each in self.all() if each.id != key.id]
+        trusted = next(
+            (each for each in self.all() if each.id == key.id), key.model_copy(update={"state": "verify-only"})
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write([trusted, *others])
+        return trusted
 
     def set_state(self, key_id: str, state: State) -> Key:
         keys = {key.id: key for key in self.all()}
@@ -95,7 +106,7 @@ class Keyring:
                     return CryptoSigner(load_pem_private_key(private.read_bytes(), None), key.verifier)
                 except (ValueError, SigningError) as error:
                     raise UserError("key", str(private), f"is not the private half of {key.id} ({error})") from None
-        hint = f"has no active private key in {self.path.parent}; create one: mlops signing-key new {role}"
+        hint = f"has no active private key in {self.private}; create one: mlops signing-key new {role}"
         raise UserError("key", f"{role} for {environment}" if environment else role, hint)
 
     def _entries(self) -> list[object]:
@@ -111,7 +122,7 @@ class Keyring:
         return VerificationError("keyring", "keyring", str(self.path), hint)
 
     def _private(self, key_id: str) -> Path:
-        return self.path.parent / f"{key_id}.pem"
+        return self.private / f"{key_id}.pem"
 
     def _write(self, keys: list[Key]) -> None:
         temporary = self.path.with_suffix(".new")

@@ -69,10 +69,10 @@ class Store:
         with suppress(FileNotFoundError):
             self._store.delete(key)
 
-    def pack(self, target: BinaryIO) -> None:
-        """Every object as a tar stream, one in memory at a time."""
+    def pack(self, target: BinaryIO, *prefixes: str) -> None:
+        """Every object, or those below `prefixes`, as a tar stream, one in memory at a time."""
         with tarfile.open(fileobj=target, mode="w|") as archive:
-            for key in self.keys(""):
+            for key in (key for prefix in prefixes or ("",) for key in self.keys(prefix)):
                 if (data := self.get(key)) is not None:  # else it was compacted meanwhile
                     entry = tarfile.TarInfo(key)
                     entry.size = len(data)

@@ -16,10 +16,14 @@ from mlops.errors import UserError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class _Stop(BaseException):
+    """Not KeyboardInterrupt: Python dies of SIGINT after one that was caught, if it was raised inside `exec`."""
+
+
 def serve(environment: Environment, name: str, train: bool) -> None:
     for each in _SIGNALS:
         signal.signal(each, _end)
-    with contextlib.suppress(KeyboardInterrupt), Platform(environment, name) as platform:
+    with contextlib.suppress(_Stop), Platform(environment, name) as platform:
         platform.wait_for_tracking()
         here, model = platform.environment, platform.environment.model(name)
         if train and not model.releases.read():
@@ -43,7 +47,7 @@ def serve(environment: Environment, name: str, train: bool) -> None:
 def _end(*_: object) -> None:
     for each in _SIGNALS:  # one is enough: another would cut the stop short
         signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise _Stop
 
 
 def curl(environment: Environment, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from infra.account.account import Account
 from infra.account.components.approvals import Approvals
+from infra.account.components.deliveries import Deliveries
 from infra.account.components.github import Github
 from infra.account.components.images import Images
 from infra.account.components.roles import Boundary
@@ -14,11 +15,13 @@ state = State("state", account)
 images = Images("images", account, state.key.arn)
 approvals = Approvals("approvals", account)
 boundary = Boundary("boundary", account)
-github = Github("github", account, state, boundary.arn) if account.settings.github.repository else None
+deliveries = Deliveries("deliveries", account) if account.settings.github.repository else None
+github = Github("github", account, state, boundary.arn, deliveries.keys) if deliveries else None
 
 Outputs(
     boundary=boundary.arn,
     approval_keys=approvals.keys,
+    delivery_keys=deliveries.keys if deliveries else {},
     roles=github.roles if github else {},
     repositories=images.urls,
     state=state.url,

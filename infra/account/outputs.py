@@ -7,7 +7,7 @@ import pulumi
 
 from infra import outputs
 
-PURPOSES = ("preview", "infrastructure", "deploy", "train", "promote")
+PURPOSES = ("preview", "infrastructure", "build", "deploy", "train", "promote")
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Outputs(outputs.Outputs):
 
     boundary: pulumi.Input[str]  # every role of an environment has this permissions boundary
     approval_keys: Any  # by environment
+    delivery_keys: Any  # by environment; empty without a repository
     roles: Any  # by environment and purpose; empty without a repository
     repositories: Any  # by image
     state: pulumi.Input[str]  # URL of Pulumi's backend

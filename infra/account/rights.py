@@ -92,6 +92,15 @@ def preview(account: Account, state: "StateAccess", environment: str) -> Stateme
     return [*state.read(environment), allow(_LOOK, _EVERY), allow(_LOOK_AT_BUCKET, _bucket(account, environment))]
 
 
+def build(account: Account, state: "StateAccess", key: Any) -> Statements:
+    """In the first environment alone; the others run what was proven there."""
+    return [
+        allow("ecr:GetAuthorizationToken", _EVERY),
+        allow([*_PULL, *_PUSH], account.arn("ecr", "repository/mlops-*")),
+        *state.deliver(["attestations", "wheels", "sboms"], key),
+    ]
+
+
 def infrastructure(account: Account, state: "StateAccess", environment: str, boundary: Any) -> Statements:
     name, path = f"mlops-{environment}", account.settings.iam.path
     mine, requested = {"aws:ResourceTag/environment": environment}, {"aws:RequestTag/environment": environment}
@@ -136,16 +145,14 @@ def infrastructure(account: Account, state: "StateAccess", environment: str, bou
     ]
 
 
-def deploy(account: Account, state: "StateAccess", environment: str) -> Statements:
-    """Images are pushed in the first environment alone; the others run what was proven there."""
-    repositories = account.arn("ecr", "repository/mlops-*")
-    first = environment == account.settings.stages[0]
+def deploy(account: Account, state: "StateAccess", environment: str, key: Any) -> Statements:
+    own = [f"deployments/{environment}", f"running/{environment}.json"]
     return [
         _cluster(account, environment),
         *state.read(environment),
         *state.write(environment, "mlops"),
-        allow("ecr:GetAuthorizationToken", _EVERY),
-        allow([*_PULL, *_PUSH] if first else _PULL, repositories),
+        *state.deliver(["attestations", *own], key),
+        allow("s3:DeleteObject", state.delivery(own[1])),
     ]
 
 
@@ -155,19 +162,8 @@ def train(account: Account, environment: str) -> Statements:
 
 
 def promote(account: Account, environment: str) -> Statements:
-    """Bundles and their attestations, from the environment before; the release itself is written by the controller."""
-    stages = account.settings.stages
-    found = [_cluster(account, environment)]
-    if before := stages[: stages.index(environment)][-1:]:
-        source, target = (_bucket(account, each) for each in (*before, environment))
-        kinds, tags = ("bundles", "attestations"), {"aws:ResourceTag/environment": [*before, environment]}
-        found += [
-            allow("s3:ListBucket", source, target, StringLike={"s3:prefix": "models/*"}),
-            allow("s3:GetObject", *(f"{bucket}/models/*/{kind}/*" for bucket in (source, target) for kind in kinds)),
-            allow("s3:PutObject", *(f"{target}/models/*/{kind}/*" for kind in kinds)),
-            allow(["kms:Decrypt", "kms:GenerateDataKey"], account.arn("kms", "key/*"), StringEquals=tags),
-        ]
-    return found
+    """It imports and releases through the controller, which verifies; from another environment it gets an archive."""
+    return [_cluster(account, environment)]
 
 
 def _bucket(account: Account, environment: str) -> str:
@@ -187,6 +183,8 @@ class StateAccess:
     def read(self, environment: str) -> Statements:
         stacks = [f".pulumi/stacks/*/{environment}.json*", ".pulumi/stacks/mlops-account/*", ".pulumi/meta.yaml"]
         own = [f"{self._bucket}/{stack}" for stack in stacks]
+        own += [self.delivery(f"{each}/*") for each in ("attestations", f"deployments/{environment}")]
+        own += [self.delivery(f"running/{environment}.json"), f"{self._bucket}/.pulumi/locks/*/{environment}/*"]
         return [allow("s3:GetObject", *own), allow("s3:ListBucket", self._bucket), allow("kms:Decrypt", self._key)]
 
     def write(self, environment: str, project: str) -> Statements:
@@ -198,4 +196,18 @@ class StateAccess:
             allow(["s3:GetObject", "s3:PutObject"], *files, lock),
             allow("s3:DeleteObject", lock),
             allow(["kms:Encrypt", "kms:GenerateDataKey"], self._key),
+        ]
+
+    def delivery(self, path: str) -> str:
+        """Where the road keeps what it attests and deploys: `store` of environments/delivery.yaml."""
+        return f"{self._bucket}/delivery/{path}"
+
+    def deliver(self, folders: list[str], key: Any) -> Statements:
+        """`key`: that signs for it."""
+        paths = [self.delivery(each if "." in each else f"{each}/*") for each in folders]
+        return [
+            allow("s3:ListBucket", self._bucket),
+            allow(["s3:GetObject", "s3:PutObject"], *paths),
+            allow(["kms:Decrypt", "kms:GenerateDataKey"], self._key),
+            allow(["kms:GetPublicKey", "kms:Sign"], key),
         ]

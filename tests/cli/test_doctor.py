@@ -20,7 +20,7 @@ from moto import mock_aws
 
 from cli import cluster as clusters
 from cli import doctor
-from infra import render
+from infra import images, render
 from mlops.environment import ROOT
 
 ACCOUNT, DIGEST = "123456789012", "sha256:" + 64 * "a"
@@ -44,9 +44,9 @@ class Setup:
         shutil.copytree(
             ROOT / "environments", folder / "environments", ignore=shutil.ignore_patterns("local", "__pycache__")
         )
-        for name in ("infra", "Pulumi.yaml"):
+        for name in ("infra", "Pulumi.yaml", "Dockerfile", ".dockerignore"):
             (folder / name).symlink_to(ROOT / name)
-        for module in (clusters, doctor, render):
+        for module in (clusters, doctor, render, images):
             monkeypatch.setattr(module, "ROOT", folder)
         self.bin.mkdir()
         for name, script in _TOOLS.items():
@@ -54,12 +54,17 @@ class Setup:
         (self.bin / "kubectl.classes").write_text(json.dumps({"items": []}))
         (self.bin / "kubectl.named").write_text("secret/x")
         monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
-        for kind in ("aws/", ""):
-            self.change(
-                f"{kind}Pulumi.dev.yaml", lambda text: text.replace("0" * 64, "a" * 64).replace("0" * 12, ACCOUNT)
-            )
+        self.change("aws/Pulumi.dev.yaml", lambda text: text.replace("0" * 12, ACCOUNT))
+        self.release("mlops-")
         self.change("aws/Pulumi.dev.yaml", lambda text: text.replace("192.0.2.0/24", "198.51.100.7/32"))
         self.put("dev", "model", "churn")
+
+    def release(self, prefix: str) -> None:
+        registry = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/{prefix}"
+        artifacts = {name: f"{registry}{name}@{DIGEST}" for name in images.TARGETS}
+        file = self.folder / "environments" / "released" / "dev.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"commit": "unknown", "artifacts": artifacts}))
 
     def tool(self, name: str, script: str) -> None:
         (self.bin / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -172,8 +177,8 @@ def quota(setup: Setup, few: float) -> None:
     setup.answers["GetServiceQuota"] = {"Quota": {"Value": few}}
 
 
-def zeros(setup: Setup) -> None:
-    setup.change("Pulumi.dev.yaml", lambda text: text.replace("a" * 64, "0" * 64))
+def unreleased(setup: Setup) -> None:
+    (setup.folder / "environments" / "released" / "dev.json").unlink()
 
 
 def late(setup: Setup) -> None:
@@ -236,7 +241,7 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
         lambda s: s.monkeypatch.setenv("PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION", "true"), "plugin is 'aws", "pulumi plugin install resource aws"),
     "the example's account": (lambda s: s.put("aws/dev", "account", "0" * 12), "account is '000000000000'", "the 12 digits"),
     "the example's addresses": (lambda s: s.put("aws/dev", "cluster.publicCidrs", "192.0.2.0/24"), "publicCidrs is '192.0.2.0/24'", "the addresses that you come from"),
-    "the example's image": (zeros, "images.app is 'sha256:000…'", "images --push"),
+    "no images": (unreleased, "images.app is ''", "images --push"),
     "a setting out of range": (lambda s: s.put("dev", "serving.minReplicas", 0), "settings is", "serving.minReplicas is 0"),
     "a setting of AWS out of range": (lambda s: s.put("aws/dev", "network.zones", 5), "settings is", "network.zones is 5"),
     "no settings for AWS": (lambda s: (s.folder / "environments/aws/Pulumi.dev.yaml").unlink(), "settings is 'environments/aws/Pulumi.dev.yaml'", "is missing"),
@@ -261,7 +266,7 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
     "no such bucket": (lambda s: (s.put("aws/dev", "bucket.kind", "existing"), s.put("aws/dev", "bucket.name", "not-there")), "bucket.name is 'not-there'", "404"),
     "no quota for nodes": (lambda s: quota(s, 2.0), "quota of vCPUs on demand is '2'", "ask for more: ec2 L-1216C47A"),
     "no quota for addresses": (lambda s: quota(s, 0.0), "quota of Elastic IPs is '0'", "ask for more"),
-    "no repository": (lambda s: s.change("Pulumi.dev.yaml", lambda text: text.replace("mlops-app@", "other@")) or s.answers.pop("BatchGetImage"), "images.app is", "ECR has no repository other"),
+    "no repository": (lambda s: s.release("other-") or s.answers.pop("BatchGetImage"), "images.app is", "ECR has no repository other-app"),
     "an image that was not pushed": (lambda s: s.answers.update(BatchGetImage={"images": []}), "images.app is", "ECR does not have it"),
     "an image for other nodes": (lambda s: s.answers.update(BatchGetImage=image("arm64")), "images.app is", "is for arm64"),
     "a cluster that does not answer": (unreachable, "cluster.context is 'mlops-dev'", "i/o timeout"),

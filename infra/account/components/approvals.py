@@ -1,5 +1,3 @@
-import pulumi
-
 from infra.account.account import Account
 from infra.component import Component
 
@@ -10,12 +8,7 @@ class Approvals(Component):
     program: Account
 
     def create(self) -> None:
-        self.keys = {environment: self._key(environment).arn for environment in self.program.settings.stages}
-
-    def _key(self, environment: str):
-        opts = pulumi.ResourceOptions(parent=self, protect=True)
-        signer = self.program.made_role(environment, "controller")
-        others = {"Effect": "Deny", "Principal": "*", "Action": "kms:Sign", "Resource": "*"}
-        others["Condition"] = {"ArnNotEquals": {"aws:PrincipalArn": signer}}
-        about = {"customer_master_key_spec": "ECC_NIST_P256", "key_usage": "SIGN_VERIFY"}
-        return self.program.key(environment, f"mlops-{environment}-approval", opts, others, **about)
+        controllers = {each: [self.program.made_role(each, "controller")] for each in self.program.settings.stages}
+        self.keys = {
+            each: self.program.signing_key(each, "approval", signers, self) for each, signers in controllers.items()
+        }

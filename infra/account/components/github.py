@@ -11,8 +11,11 @@ from infra.aws.program import document
 from infra.component import Component
 
 ISSUER, AUDIENCE = "token.actions.githubusercontent.com", "sts.amazonaws.com"
-# The workflow that acts for a purpose; who only looks may be any.
-WORKFLOWS = {"infrastructure": "deploy", "deploy": "deploy", "train": "train", "promote": "promote"}
+# The workflows that act for a purpose; who only looks may be any.
+WORKFLOWS = {
+    "infrastructure": ("deploy",), "build": ("deliver",), "deploy": ("deploy",), "train": ("train",),
+    "promote": ("promote", "rollback", "watch"),
+}  # fmt: skip
 
 
 class Github(Component):
@@ -21,7 +24,15 @@ class Github(Component):
 
     program: Account
 
-    def __init__(self, name: str, account: Account, state: State, boundary: pulumi.Input[str]):
+    def __init__(
+        self,
+        name: str,
+        account: Account,
+        state: State,
+        boundary: pulumi.Input[str],
+        keys: dict[str, pulumi.Output[str]],
+    ):
+        self.keys = keys
         self.state, self.boundary = rights.StateAccess(account, state.bucket, state.key.arn), boundary
         super().__init__(name, account)
 
@@ -29,8 +40,13 @@ class Github(Component):
         provider = aws.iam.OpenIdConnectProvider(
             "github", url=f"https://{ISSUER}", client_id_lists=[AUDIENCE], opts=self.child
         )
+        first = self.program.settings.stages[0]
         self.roles = {
-            environment: {purpose: self._role(environment, purpose, provider.arn) for purpose in PURPOSES}
+            environment: {
+                purpose: self._role(environment, purpose, provider.arn)
+                for purpose in PURPOSES
+                if purpose != "build" or environment == first
+            }
             for environment in self.program.settings.stages
         }
 
@@ -56,8 +72,10 @@ class Github(Component):
                 return rights.preview(account, state, environment)
             case "infrastructure":
                 return rights.infrastructure(account, state, environment, self.boundary)
+            case "build":
+                return rights.build(account, state, self.keys[environment])
             case "deploy":
-                return rights.deploy(account, state, environment)
+                return rights.deploy(account, state, environment, self.keys[environment])
             case "train":
                 return rights.train(account, environment)
         return rights.promote(account, environment)
@@ -69,7 +87,7 @@ class Github(Component):
         if purpose == "preview" and environment != last:  # a pull request sees no secrets of production
             subjects.append(subjects[0].replace(f":environment:{environment}", ":pull_request"))
         found: dict[str, Any] = {f"{ISSUER}:aud": AUDIENCE, f"{ISSUER}:sub": subjects}
-        if workflow := WORKFLOWS.get(purpose):
-            file = f"{github.repository}/.github/workflows/{workflow}.yml@refs/heads/{github.branch}"
-            found[f"{ISSUER}:job_workflow_ref"] = file
+        if purpose in WORKFLOWS:
+            folder, branch = f"{github.repository}/.github/workflows", f"refs/heads/{github.branch}"
+            found[f"{ISSUER}:job_workflow_ref"] = [f"{folder}/{each}.yml@{branch}" for each in WORKFLOWS[purpose]]
         return found

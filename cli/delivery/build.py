@@ -1,0 +1,75 @@
+"""One commit becomes artifacts: the wheel and the images, each with its list of components, signed for."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cli import images
+from cli.delivery.builds import Build, attest
+from cli.delivery.git import git, head
+from cli.delivery.github import run_url
+from cli.delivery.road import Road
+from infra.images import TARGETS
+from mlops.environment import ROOT
+from mlops.errors import UserError
+
+
+def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> Build:
+    """Without `push` nothing leaves this machine: it shows that everything can be built. Images that the registry has
+    already, with the same content, are not built again."""
+    commit = head()
+    if push and (changed := git("status", "--porcelain", "--untracked-files=no")):
+        raise UserError("commit", changed.splitlines()[0], "is not committed: what is built must be in the history")
+    with TemporaryDirectory() as folder:
+        say("wheel")
+        data = _wheel(Path(folder))
+    digest = hashlib.sha256(data).hexdigest()
+    artifacts = {"wheel": f"sha256:{digest}"}
+    if push:
+        road.bucket.put_new(f"wheels/{digest}.whl", data)
+    if road.registry or not push:
+        registry = road.registry if push else None
+        artifacts |= images.build(TARGETS, registry, platform, ["--build-arg", f"COMMIT={commit}"], say)
+    if not push:
+        return Build(commit=commit, artifacts={"wheel": artifacts["wheel"]})
+    for target in TARGETS if road.registry else ():
+        say(f"components of {target}")
+        listed = _components(target)
+        digest = hashlib.sha256(listed).hexdigest()
+        road.bucket.put_new(f"sboms/{digest}.cdx.json", listed)
+        artifacts[f"{target}-sbom"] = f"sha256:{digest}"
+    made = Build(commit=commit, artifacts=artifacts, run=run_url())
+    attest(road, "built", made)
+    return made
+
+
+def _wheel(folder: Path) -> bytes:
+    """The same files make the same bytes."""
+    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
+    command = [uv, "build", "--quiet", "--wheel", "--no-progress", "--out-dir", str(folder), str(ROOT)]
+    _run(command)
+    return next(folder.glob("*.whl")).read_bytes()
+
+
+def _components(target: str) -> bytes:
+    """CycloneDX, of the libraries that are installed into an image; the system's are those of its base image."""
+    requirements = str(ROOT / "requirements" / f"{target}.txt")
+    command = ["cyclonedx-py", "requirements", "--output-reproducible", "--of", "JSON", requirements]
+    return _run([str(Path(sys.executable).with_name(command[0])), *command[1:]])
+
+
+def _run(command: list[str]) -> bytes:
+    try:
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"UV_PYTHON_DOWNLOADS": "never"})
+    except FileNotFoundError:
+        raise UserError(Path(command[0]).name, "missing", "install it: make install") from None
+    if done.returncode:
+        raise UserError(
+            Path(command[0]).name, " ".join(command[1:3]), done.stderr.decode(errors="replace").strip()[-600:]
+        )
+    return done.stdout

@@ -1,0 +1,162 @@
+"""What a commit became: artifacts by digest, built once, attested, and the same in every environment."""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from cli.delivery.road import Road
+from infra.images import released
+from mlops.attestations import payload, seal, unseal
+from mlops.bundle import canonical
+from mlops.errors import UserError, VerificationError, explain
+from mlops.keys import Role
+from mlops.releases import author
+
+Kind = Literal["built", "passed", "withdrawn"]
+_SIGNER: dict[str, Role] = {"built": "build", "passed": "approve", "withdrawn": "approve"}
+_MAX_BYTES, _MAX_ATTESTATIONS = 64 * 1024, 1000
+
+
+def _exact(reference: str) -> str:
+    if not re.fullmatch(r"([\w.:/-]+@)?sha256:[0-9a-f]{64}", reference):
+        raise ValueError("must end in @sha256:… or be sha256:…")
+    return reference
+
+
+class Build(BaseModel):
+    """`artifacts`: name → image by digest, or SHA-256 of a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}(-changed)?|unknown)$")]
+    artifacts: Annotated[dict[str, Annotated[str, AfterValidator(_exact)]], Field(min_length=1)]
+    run: str = ""  # address of what built it
+
+    @property
+    def digest(self) -> str:
+        """The same artifacts, the same digest, whatever the commit."""
+        return hashlib.sha256(canonical(self.artifacts)).hexdigest()
+
+    @property
+    def short(self) -> str:
+        return f"{self.digest[:12]} of commit {self.commit[:12]}"
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Self:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UserError("build", source, "; ".join(explain(error))[:500]) from None
+
+    @classmethod
+    def released(cls, environment: str) -> Self:
+        file = released(environment)
+        if not file.exists():
+            raise UserError("released", str(file), "is missing: nothing was promoted yet")
+        return cls.parse(file.read_text("utf-8"), str(file))
+
+    @property
+    def text(self) -> str:
+        """As `environments/released` has it."""
+        return json.dumps(self.model_dump(), indent=1, sort_keys=True) + "\n"
+
+
+class Attestation(BaseModel):
+    """`built`: from this commit of this repository; `passed`: deployed and proven in `environment`; `withdrawn`: taken out
+    of `environment` by a rollback."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    repository: str
+    build: Build
+    environment: str | None = None
+    at: AwareDatetime
+    by: str
+    why: str = ""
+
+    def payload(self) -> bytes:
+        subjects = {name: _sha256(each) for name, each in self.build.artifacts.items()}
+        return payload(subjects, f"urn:mlops:delivery:{self.kind}:v1", self.model_dump(mode="json", exclude={"kind"}))
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> Self:
+        found = json.loads(payload)
+        kind = found["predicateType"].split(":")[3]
+        attestation = cls.model_validate(found["predicate"] | {"kind": kind})
+        if json.loads(attestation.payload()) != found:
+            raise ValueError("subjects are not the build's")
+        return attestation
+
+
+def attest(
+    road: Road, kind: Kind, build: Build, environment: str | None = None, why: str = "", names: Any = ()
+) -> None:
+    """Sign, and put beside each artifact, or those of `names`."""
+    about = {"kind": kind, "repository": road.repository, "build": build, "environment": environment}
+    attestation = Attestation(**about, at=datetime.now(UTC), by=author(), why=why)
+    signed = seal(attestation.payload(), road.keyring, _SIGNER[kind], environment)
+    for name in names or build.artifacts:
+        road.bucket.put_new(f"{_folder(build.artifacts[name])}/{kind}-{signed.name}", signed.envelope)
+
+
+def require(road: Road, build: Build, environment: str) -> None:
+    """What must hold before anything is deployed. Raises VerificationError with the reason: missing, foreign, stale,
+    withdrawn."""
+    before, passed, odd = road.before(environment), set[str](), list[VerificationError]()
+    for name, reference in build.artifacts.items():
+        good, bad = _read(road, reference)
+        odd += bad
+        for each in good:
+            if each.kind == "withdrawn":
+                hint = f"was withdrawn from {each.environment} by {each.by} ({each.why}); change the code, or revert it"
+                raise VerificationError("withdrawn", name, reference[-12:], hint)
+        about = [each for each in good if each.build.artifacts == build.artifacts]
+        if any(each.kind == "built" for each in about) and not any(each.build.commit == build.commit for each in about):
+            hint = f"was built from commit {about[-1].build.commit[:12]}, not {build.commit[:12]}"
+            raise VerificationError("stale", name, reference[-12:], hint)
+        about = [each for each in about if each.build.commit == build.commit]
+        if not any(each.kind == "built" for each in about):
+            missing = VerificationError(
+                "missing", name, reference[-12:], f"has no attestation that {road.repository} built it"
+            )
+            raise next(iter(odd), missing)
+        passed |= {each.environment or "" for each in about if each.kind == "passed"}
+    if before and before not in passed:
+        hint = f"has not passed {before}, which comes before {environment}"
+        raise VerificationError("missing", "build", build.digest[:12], hint)
+
+
+def _read(road: Road, reference: str) -> tuple[list[Attestation], list[VerificationError]]:
+    good, bad = list[Attestation](), list[VerificationError]()
+    keys = road.bucket.keys(_folder(reference))
+    if len(keys) > _MAX_ATTESTATIONS:
+        raise VerificationError(
+            "attestation", reference[-12:], len(keys), f"attestations are too many: at most {_MAX_ATTESTATIONS}"
+        )
+    for key in keys:
+        try:
+            raw = road.bucket.get(key, _MAX_BYTES) or b""
+            found = unseal(
+                raw, road.keyring, Attestation.from_payload, lambda each: (_SIGNER[each.kind], each.environment)
+            )
+            if found.repository != road.repository or reference not in found.build.artifacts.values():
+                raise VerificationError(
+                    "foreign", key, found.repository, f"is about another repository than {road.repository}"
+                )
+            good.append(found)
+        except VerificationError as error:
+            bad.append(error)
+    return sorted(good, key=lambda each: each.at), bad
+
+
+def _folder(reference: str) -> str:
+    return f"attestations/{_sha256(reference)}"
+
+
+def _sha256(reference: str) -> str:
+    return reference.rpartition("sha256:")[2]

@@ -1,0 +1,166 @@
+"""What a change does to every environment: its programs rendered from before and after it, and compared."""
+
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.render import ACCOUNT, AWS, PLATFORM
+from mlops.environment import ROOT
+
+Action = Literal["replace", "delete", "create", "update"]
+ACTIONS: tuple[Action, ...] = ("replace", "delete", "create", "update")  # the first ones first
+_MAX_DIFF = 20_000
+# Changing these is not possible in place: https://kubernetes.io/docs/concepts/workloads and the providers' documentation.
+_FIXED = {
+    "Deployment": ("spec.selector",), "StatefulSet": ("spec.selector", "spec.serviceName", "spec.volumeClaimTemplates"),
+    "Job": ("spec.template", "spec.selector"), "PersistentVolumeClaim": ("spec.storageClassName", "spec.accessModes"),
+    "RoleBinding": ("roleRef",), "ClusterRoleBinding": ("roleRef",), "Service": ("spec.clusterIP",),
+    "aws:ec2/vpc:Vpc": ("cidrBlock",), "aws:ec2/subnet:Subnet": ("cidrBlock", "availabilityZone"),
+    "aws:rds/instance:Instance": ("identifier", "engine", "username", "kmsKeyId", "dbSubnetGroupName"),
+    "aws:eks/cluster:Cluster": ("name", "roleArn"), "aws:s3/bucket:Bucket": ("bucket",), "aws:kms/key:Key": ("keyUsage",),
+}  # fmt: skip
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Change(_Model):
+    action: Action
+    object: Annotated[str, Field(max_length=300)]
+    diff: Annotated[str, Field(max_length=_MAX_DIFF + 100)] = ""
+
+
+class Stack(_Model):
+    name: Annotated[str, Field(max_length=100)]
+    changes: Annotated[list[Change], Field(max_length=2000)] = []
+    dollars: float | None = None  # a month
+    dollars_before: float | None = None
+    problem: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Live(_Model):
+    """What `pulumi preview` found: action → how many."""
+
+    name: Annotated[str, Field(max_length=100)]
+    counts: dict[Annotated[str, Field(max_length=30)], int] = {}
+    problem: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Gate(_Model):
+    model: Annotated[str, Field(max_length=100)]
+    decision: Annotated[str, Field(max_length=30)]
+    reasons: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=100)] = []
+    metrics: dict[Annotated[str, Field(max_length=100)], tuple[float | None, float | None]] = {}  # before, after
+
+
+class Preview(_Model):
+    """Everything that a comment says of a change. It is written where the change's own code runs, so nothing in it is
+    trusted."""
+
+    stacks: Annotated[list[Stack], Field(max_length=100)] = []
+    live: Annotated[list[Live], Field(max_length=100)] = []
+    gates: Annotated[list[Gate], Field(max_length=20)] = []
+
+
+def stacks() -> Iterator[str]:
+    """As `environments/pulumi` takes them."""
+    for project, folder in ((PLATFORM, ""), (AWS, "aws/"), (ACCOUNT, "account/")):
+        for file in sorted(project.stacks.glob("Pulumi.*.yaml")):
+            yield f"{folder}{file.name.split('.')[1]}"
+
+
+def compare(before: Path, say: Callable[[str], None]) -> list[Stack]:
+    """`before`: a folder with the commit that the change starts from."""
+    return [_stack(name, before, say) for name in stacks()]
+
+
+def _stack(name: str, before: Path, say: Callable[[str], None]) -> Stack:
+    say(f"render {name}")
+    try:
+        now, then = _rendered(ROOT, name), _rendered(before, name)
+    except ValueError as error:
+        return Stack(name=name, problem=str(error))
+    stack = Stack(name=name, changes=sorted(changes(then, now), key=lambda each: ACTIONS.index(each.action)))
+    if name.startswith("aws/"):
+        stack.dollars, stack.dollars_before = (_dollars(folder, name.removeprefix("aws/")) for folder in (ROOT, before))
+    return stack
+
+
+def changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Iterator[Change]:
+    then, now = ({_key(each): each for each in objects} for objects in (before, after))
+    for key in sorted(then.keys() | now.keys()):
+        old, new = then.get(key), now.get(key)
+        if old == new:
+            continue
+        action: Action = "create" if old is None else "delete" if new is None else "update"
+        if old and new and any(_at(old, path) != _at(new, path) for path in _FIXED.get(key.partition("/")[0], ())):
+            action = "replace"
+        yield Change(action=action, object=key[:300], diff=_diff(old, new))
+
+
+def _key(each: dict[str, Any]) -> str:
+    """Names that end in a hash of the content are one object that changed."""
+    if "kind" not in each:
+        return f"{each['type']}/{each['name']}"
+    return f"{each['kind']}/{re.sub(r'-[0-9a-f]{8,}$', '', str(each['metadata']['name']))}"
+
+
+def _at(value: Any, path: str) -> Any:
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _diff(old: Any, new: Any) -> str:
+    before, after = [
+        yaml.safe_dump(each, sort_keys=True, width=1000).splitlines() if each else [] for each in (old, new)
+    ]
+    lines = "\n".join(list(difflib.unified_diff(before, after, lineterm="", n=1))[2:])
+    return lines if len(lines) <= _MAX_DIFF else f"{lines[:_MAX_DIFF]}\n… and more"
+
+
+def _rendered(folder: Path, stack: str) -> list[dict[str, Any]]:
+    if not (folder / "environments" / _file(stack)).exists():
+        return []
+    done = _python(folder, "infra.render", stack)
+    if done.returncode:
+        raise ValueError(
+            f"{'this branch' if folder == ROOT else 'main'} cannot be rendered: {done.stderr.strip()[-1500:]}"
+        )
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def _file(stack: str) -> str:
+    folder, _, name = stack.rpartition("/")
+    return f"{folder}/Pulumi.{name}.yaml" if folder else f"Pulumi.{name}.yaml"
+
+
+def _dollars(folder: Path, environment: str) -> float | None:
+    done = _python(folder, "cli", "--env", environment, "--json", "cost")
+    return json.loads(done.stdout)["total"] if done.returncode == 0 else None
+
+
+def _python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=env, capture_output=True, text=True)
+
+
+def live(stack: str) -> Live:
+    """Against what is there, by `pulumi preview`; it changes nothing."""
+    command = [str(ROOT / "environments" / "pulumi"), stack, "preview", "--json", "--non-interactive"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        steps = json.loads(done.stdout)["changeSummary"]
+    except (ValueError, KeyError):
+        return Live(name=stack, problem=(done.stderr or done.stdout).strip()[-1500:] or f"exit code {done.returncode}")
+    return Live(name=stack, counts={action: count for action, count in steps.items() if action != "same"})

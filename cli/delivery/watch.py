@@ -1,0 +1,151 @@
+"""What nobody does and somebody should know: each finding is one issue, updated, and closed when it is gone."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cli.backup import save
+from cli.cluster import Cluster
+from cli.delivery import locks
+from cli.delivery.deployments import DeploymentLog
+from cli.delivery.git import git, worktree
+from cli.delivery.github import GitHub
+from cli.delivery.road import Road
+from cli.delivery.targets import target
+from infra.render import AWS
+from mlops import promotion
+from mlops.environment import ROOT, Environment, models
+from mlops.errors import UserError
+from mlops.keys import Keyring
+from mlops.registered_model import RegisteredModel
+from mlops.store import Store
+
+_COOLDOWN_DAYS = 7
+_BOT, _MAX = "github-actions[bot]", 50_000
+
+
+def report(github: GitHub, key: str, title: str, problem: str) -> str:
+    """What was done: opened, updated, unchanged or closed; '' if there is no problem and was none."""
+    mark = f"<!-- mlops:watch:{key} -->"
+    body = f"{mark}\n{problem[:_MAX]}"
+    own = [
+        each
+        for each in github.all("issues?state=open")
+        if (each["body"] or "").startswith(mark) and each["user"]["login"] == _BOT
+    ]
+    if problem and not own:
+        github.ask("POST", "issues", title=title, body=body)
+        return "opened"
+    if problem:
+        changed = own[0]["body"] != body
+        _ = changed and github.ask("PATCH", f"issues/{own[0]['number']}", body=body)
+        return "updated" if changed else "unchanged"
+    for each in own:
+        github.ask("POST", f"issues/{each['number']}/comments", body="Gone.")
+        github.ask("PATCH", f"issues/{each['number']}", state="closed", state_reason="completed")
+    return "closed" if own else ""
+
+
+def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
+    """How what is there differs from the state of what was deployed, by the programs of that commit."""
+    deployments = DeploymentLog(road, environment).read()
+    if not deployments or not Cluster.of(environment):
+        return ""
+    folder, found = worktree(deployments[-1].build.commit), []
+    for stack in [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]:
+        say(stack)
+        command = [
+            str(folder / "environments" / "pulumi"),
+            stack,
+            "refresh",
+            "--preview-only",
+            "--expect-no-changes",
+            "--diff",
+        ]
+        done = subprocess.run([*command, "--non-interactive", "--color", "never"], capture_output=True, text=True)
+        if done.returncode:
+            found.append(f"### {stack}\n{_fenced(done.stdout + done.stderr)}")
+    return "\n\n".join(found)
+
+
+def stale_lock(road: Road, environment: str, say: Callable[[str], None]) -> str:
+    try:
+        for stack in [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]:
+            locks.recover(road, stack, ROOT, say)
+    except UserError as error:
+        return _fenced(str(error))
+    return ""
+
+
+def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:
+    """Whether what serves could be served again from a backup: restored elsewhere, it is the same and verifies."""
+    cluster, there = Cluster.of(environment), target(road, environment)
+    try:
+        with TemporaryDirectory() as folder:
+            say("backup")
+            archive = Path(folder, "backup", "bucket.tar")
+            archive.parent.mkdir()
+            if cluster:
+                save(cluster, archive.parent, say)
+            else:
+                with archive.open("wb") as file:
+                    Environment.load(environment).store.pack(file, "models")
+            say("restore")
+            store, keyring = Store(str(Path(folder, "bucket"))), Path(folder, "keyring.json")
+            with archive.open("rb") as file:
+                store.unpack(file)
+            keyring.write_text(json.dumps({"keys": there.mlops("signing-key", "list")["keys"]}), "utf-8")
+            for name in models():
+                if served := there.mlops("--model", name, "status")["release"]:
+                    found = promotion.champion(RegisteredModel(name, environment, store, Keyring(keyring)))
+                    if found is None or found.digest != served["champion"]:
+                        would = found.digest[:12] if found else "nothing"
+                        return f"`{name}`: {served['champion'][:12]} serves, the backup would serve {would}"
+    except UserError as error:
+        return _fenced(str(error))
+    return ""
+
+
+def audit(say: Callable[[str], None]) -> str:
+    """Known vulnerabilities of what is installed into images, by pip-audit."""
+    found = []
+    for lock in ("app", "mlflow", "training"):
+        say(lock)
+        command = [
+            str(Path(sys.executable).with_name("pip-audit")),
+            "--strict",
+            "--disable-pip",
+            "--no-deps",
+            "--progress-spinner=off",
+        ]
+        done = subprocess.run(
+            [*command, "-r", str(ROOT / "requirements" / f"{lock}.txt")], capture_output=True, text=True
+        )
+        if done.returncode:
+            found.append(f"### requirements/{lock}.txt\n{_fenced(done.stdout + done.stderr)}")
+    return "\n\n".join(found)
+
+
+def update(github: GitHub, say: Callable[[str], None]) -> str:
+    """The address of the pull request; '' if nothing is newer."""
+    week_old = (datetime.now(UTC) - timedelta(days=_COOLDOWN_DAYS)).strftime("%Y-%m-%dT00:00:00Z")
+    say(f"versions from before {week_old[:10]}")
+    subprocess.run(
+        ["make", "lock", f"LOCK=--upgrade --exclude-newer {week_old}"], cwd=ROOT, check=True, stdout=sys.stderr
+    )
+    changed = git("diff", "--name-only", "--", "requirements").splitlines()
+    if not changed:
+        return ""
+    files = {name: (ROOT / name).read_text("utf-8") for name in changed}
+    body = f"Every version is {_COOLDOWN_DAYS} days old at least: what was tampered with is found within days."
+    return github.propose("update/dependencies", files, "Newer dependencies", body)
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
+    return f"{fence}\n{text[-20_000:]}\n{fence}"
