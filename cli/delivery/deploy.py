@@ -49,7 +49,7 @@ def previous(road: Road, environment: str, to: str) -> Deployment:
         raise UserError("rollback", environment, "nothing was deployed here yet")
     current = deployments[-1].build
     for each in reversed(deployments):
-        if each.build == current or not each.build.digest.startswith(to):
+        if each.build.digest == current.digest or not each.build.digest.startswith(to):
             continue
         try:
             require(road, each.build, environment)
@@ -69,7 +69,7 @@ def _deploy(
         there.up(build, say)
         proven = _prove(road, environment, there, say)
     except UserError as error:
-        if current is None or current.build == build:
+        if current is None or current.build.digest == build.digest:
             raise
         say(f"failed: {error}; going back to {current.build.short}")
         there.up(current.build, say)

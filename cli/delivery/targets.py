@@ -15,12 +15,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from cli.cluster import Cluster
 from cli.delivery import locks
 from cli.delivery.builds import Build
 from cli.delivery.git import worktree
 from cli.delivery.road import Road
 from infra.images import TARGETS, released
+from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 
@@ -102,11 +105,11 @@ class OnMachine(Target):
             start_new_session=True,
         )  # fmt: skip
         self._state.write_text(json.dumps({"pid": process.pid, "folder": str(folder)}), "utf-8")
-        running = self._home / "running.json"
         deadline = time.monotonic() + _SECONDS
-        while not (running.exists() and "app" in json.loads(running.read_text("utf-8"))["pids"] and self._answers()):
+        while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(self._name, build.short, f"does not start; see {log.name}")
+                said = Path(log.name).read_text("utf-8", "replace").strip()[-300:]
+                raise UserError(self._name, build.short, f"does not start; see {log.name}: {said}")
             time.sleep(0.2)
 
     def raw(self, *words: str, data: bytes | None = None) -> bytes:
@@ -114,8 +117,9 @@ class OnMachine(Target):
         return _run(self._name, folder, self._variables(folder), *words, data=data)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(UserError):
-            return self.mlops("status")["service"]["state"] != "does not answer"
+        with contextlib.suppress(OSError, ValueError, KeyError, httpx.HTTPError):
+            running = json.loads((self._home / "running.json").read_text("utf-8"))
+            return "app" in running["pids"] and http(running["endpoint"], timeout=2).get("/healthz").is_success
         return False
 
     def _variables(self, folder: Path) -> dict[str, str]:

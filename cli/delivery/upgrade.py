@@ -96,18 +96,11 @@ def _fetch(root: Path, source: str, to: str | None, base: str) -> tuple[str, str
     if name is None:
         raise UserError("to", to or "HEAD", "is no tag or branch of SOURCE")
     target = refs.get(f"{name}^{{}}", refs[name])  # an annotated tag's commit
-    options = (
-        "--quiet",
-        "--no-tags",
-        "--refmap=",
-        "--no-write-fetch-head",
-        "--no-auto-maintenance",
-        "--no-recurse-submodules",
-    )
+    options = ("--quiet", "--no-tags", "--refmap=", "--no-write-fetch-head", "--no-auto-maintenance")
     # Everything only if the target's history lacks the base, which alone a server may refuse to send.
     everything = [f"+refs/{kind}/*:{_REFS}/{kind}/*" for kind in ("heads", "tags")]
     for more, refspecs in (("--no-prune", [f"+{name}:{_REFS}/target"]), ("--prune", everything)):
-        _ask(root, source, "fetch", *options, more, refspecs=refspecs)
+        _ask(root, source, "fetch", *options, "--no-recurse-submodules", more, refspecs=refspecs)
         commit = _run(root, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", most=128)[1].strip()
         fetched = [refspec.split(":")[1].removesuffix("/*") for refspec in refspecs]
         if commit and _git(root, "for-each-ref", f"--contains={commit}", *fetched):

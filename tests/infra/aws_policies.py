@@ -7,12 +7,13 @@ it: see tests/infra/test_aws_program.py; what a role may do on which resource: t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 from infra.configuration import PROTECTED
-from infra.render import Resource
+from infra.render import ACCOUNT, Resource
 
 Resources = list[Resource]
 Statements = list[dict[str, Any]]
@@ -24,7 +25,13 @@ ATTACHED = (
     "AmazonEKSClusterPolicy", "AmazonEKSComputePolicy", "AmazonEKSBlockStoragePolicy", "AmazonEKSLoadBalancingPolicy",
     "AmazonEKSNetworkingPolicy", "AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly",
 )  # fmt: skip
+# The workflows of main that may be a pipeline's role, by purpose; what only looks may be any.
+WORKFLOWS = {
+    "infrastructure": {"deploy"}, "build": {"deliver"}, "deploy": {"deploy"}, "train": {"train"},
+    "promote": {"promote", "rollback", "watch"},
+}  # fmt: skip
 _PODS, _SIGN = "pods.eks.amazonaws.com", "kms:sign"
+_PUSH = {"ecr:putimage", "ecr:initiatelayerupload", "ecr:uploadlayerpart", "ecr:completelayerupload"}
 _TRUSTED = (_PODS, "eks.amazonaws.com", "ec2.amazonaws.com", "vpc-flow-logs.amazonaws.com")
 _FOR_EVER = ("iam/User", "iam/AccessKey", "iam/ServiceSpecificCredential", "iam/SshKey")
 _FLAGS = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
@@ -52,6 +59,17 @@ def actions(statement: dict[str, Any]) -> list[str]:
 def for_all(resources: Resources) -> bool:
     """Whether these are of infra/account."""
     return any("::mlops-account::" in each.urn for each in resources)
+
+
+def stages(stack: str) -> list[str]:
+    """Of infra/account, in order."""
+    return ACCOUNT.settings(stack)["environments"].split(",")
+
+
+def purpose(name: str) -> tuple[str, str]:
+    """Of a pipeline's role: its environment, and what it is for."""
+    environment, _, what = name.removeprefix("mlops-").rpartition("-")
+    return environment, what
 
 
 def locked(resources: Resources, environment: str) -> bool:
@@ -262,6 +280,22 @@ def roles_trust_one(resources: Resources, environment: str) -> Iterator[str]:
                 yield f"{role.name}: whoever may be it"
             elif any(mark in json.dumps(claims) for mark in "*?") or not all(claims.values()):
                 yield f"{role.name}: claims that are not exact"
+            else:
+                yield from (f"{role.name}: a job that {fault}" for fault in _strangers(role.name, claims, environment))
+
+
+def _strangers(role: str, claims: dict[str, Any], stack: str) -> Iterator[str]:
+    """Besides the jobs of a role's own environment, in the workflows that act for its purpose."""
+    stage, what = purpose(role)
+    own = [f"environment:{stage}"] + (["pull_request"] if what == "preview" and stage != stages(stack)[-1] else [])
+    if [each.split(":", 2)[-1] for each in listed(claims["sub"])] != own:
+        yield "is of another environment, or of none"
+    if what != "preview":
+        branch = ACCOUNT.settings(stack)["github"]["branch"]
+        file = re.compile(rf"[\w.-]+/[\w.-]+/\.github/workflows/([\w-]+)\.yml@refs/heads/{re.escape(branch)}")
+        found = [file.fullmatch(each) for each in listed(claims["job_workflow_ref"])]
+        if {each.group(1) if each else "" for each in found} != WORKFLOWS.get(what):
+            yield "another workflow runs"
 
 
 def no_key_lives_long(resources: Resources, environment: str) -> Iterator[str]:
@@ -292,24 +326,89 @@ def rights_are_named(resources: Resources, environment: str) -> Iterator[str]:
             yield f"{role.name}: rights that nobody looks at"
 
 
+def _signs(resources: Resources, use: str) -> Resources:
+    """Keys of KMS with which one signs: approvals, or deliveries."""
+    keys = [each for each in of(resources, "kms/Key") if each.inputs.get("keyUsage") == "SIGN_VERIFY"]
+    return [each for each in keys if each.name.endswith("-delivery") == (use == "delivery")]
+
+
+def _signers(key: Resource) -> list[str]:
+    """Whom alone a key's policy lets sign, whatever IAM says; empty: nobody in particular."""
+    denied = [e for e in policy(key) if e["Effect"] == "Deny" and e["Principal"] == "*" and actions(e) == [_SIGN]]
+    conditions = [each.get("Condition", {}) for each in denied]
+    found = [each["ArnNotEquals"]["aws:PrincipalArn"] for each in conditions if each.keys() == {"ArnNotEquals"}]
+    return sorted(who for each in found[:1] for who in listed(each))
+
+
+def _arn(key: Resource) -> str:
+    """As what is rendered has it."""
+    return f":key/{key.name}"
+
+
 def the_controller_alone_approves(resources: Resources, environment: str) -> Iterator[str]:
+    deliveries = tuple(_arn(key) for key in _signs(resources, "delivery"))
     for name, statement in _rights(resources):
         if _SIGN in actions(statement):
-            if name != "controller" or for_all(resources):
+            keys = listed(statement["Resource"])
+            if name != "controller" and not (deliveries and all(each.endswith(deliveries) for each in keys)):
                 yield f"{name}: may approve"
-            if any(resource.endswith("*") for resource in listed(statement["Resource"])):
+            if any(each.endswith("*") for each in keys):
                 yield f"{name}: signs with any key"
-    for key in [each for each in of(resources, "kms/Key") if each.inputs.get("keyUsage") == "SIGN_VERIFY"]:
-        denied = [e for e in policy(key) if e["Effect"] == "Deny" and e["Principal"] == "*" and actions(e) == [_SIGN]]
-        conditions = [each.get("Condition", {}) for each in denied]
-        signers = [each["ArnNotEquals"]["aws:PrincipalArn"] for each in conditions if each.keys() == {"ArnNotEquals"}]
-        if [signer.rpartition("/")[2] for signer in signers] != [f"mlops-{key.name}-controller"]:
+    approvals = _signs(resources, "approval")
+    for key in approvals:
+        if [signer.rpartition("/")[2] for signer in _signers(key)] != [f"mlops-{key.name}-controller"]:
             yield f"{key.name}: signs for more than its environment's controller"
+    for key in [each for each in of(resources, "kms/Key") if each.inputs.get("keyUsage") == "SIGN_VERIFY"]:
         if key.inputs.get("customerMasterKeySpec") != "ECC_NIST_P256":
             yield f"{key.name}: not the kind of key that we verify with"
-    if for_all(resources) and not any(each.inputs.get("keyUsage") for each in of(resources, "kms/Key")):
-        yield "approval: no key"
+    if for_all(resources) and {key.name for key in approvals} != {*stages(environment)}:
+        yield "approval: not a key for each environment"
     yield from (f"{each.name}: a grant passes by all policies" for each in of(resources, "kms/Grant"))
+
+
+def pipelines_sign_their_own_deliveries(resources: Resources, environment: str) -> Iterator[str]:
+    """What deploys to an environment signs with its key; what builds, with that of the first one; nobody else with any."""
+    roles = {each.name: each for each in of(resources, "iam/Role") if for_all([each])}
+    if not roles:
+        return
+    first, *_ = stages(environment)
+    wanted = {stage: {f"mlops-{stage}-deploy"} for stage in stages(environment)}
+    wanted[first].add(f"mlops-{first}-build")
+    keys = {purpose(key.inputs["description"])[0]: key for key in _signs(resources, "delivery")}
+    yield from (f"{stage}: no key for its deliveries" for stage in wanted if stage not in keys)
+    for stage, key in keys.items():
+        own = [roles[name].inputs for name in wanted.get(stage, set()) if name in roles]
+        if [who.partition(":role")[2] for who in _signers(key)] != sorted(
+            f"{each['path']}{each['name']}" for each in own
+        ):
+            yield f"{key.name}: signs for others than {sorted(wanted.get(stage, set()))}"
+    for name, statement in _rights(resources):
+        if _SIGN in actions(statement):
+            stage, _ = purpose(name)
+            if name not in wanted.get(stage, set()):
+                yield f"{name}: signs deliveries"
+            elif stage in keys and not all(each.endswith(_arn(keys[stage])) for each in listed(statement["Resource"])):
+                yield f"{name}: signs with a key that is not its own"
+
+
+def images_are_built_once(resources: Resources, environment: str) -> Iterator[str]:
+    """In the first environment, by its build: what the others run was proven there."""
+    builds = [each.name for each in of(resources, "iam/Role") if for_all([each]) and purpose(each.name)[1] == "build"]
+    first = [f"mlops-{stage}-build" for stage in stages(environment)[:1]] if for_all(resources) else []
+    yield from (f"{name}: builds for another environment than the first" for name in builds if name not in first)
+    for name, statement in _rights(resources):
+        if _PUSH & {*actions(statement)} and name not in first:
+            yield f"{name}: pushes images"
+
+
+def pipelines_leave_data_alone(resources: Resources, environment: str) -> Iterator[str]:
+    """Models, rows and predictions of an environment are its workloads'; a training and a promotion only find the cluster."""
+    for name, statement in _rights(resources) if for_all(resources) else ():
+        objects = [each for each in actions(statement) if re.fullmatch(r"s3:(?!getbucket)\w*object\w*", each)]
+        if objects and not all(":::mlops-state-" in resource for resource in listed(statement["Resource"])):
+            yield f"{name}: {', '.join(objects)} beyond the state's bucket"
+        if purpose(name)[1] in ("train", "promote") and actions(statement) != ["eks:describecluster"]:
+            yield f"{name}: {', '.join(actions(statement))}"
 
 
 def keys_are_the_accounts(resources: Resources, environment: str) -> Iterator[str]:
@@ -421,7 +520,8 @@ EVERYWHERE = (
     buckets_are_private, buckets_speak_tls, buckets_are_versioned, models_stay, everything_is_encrypted_with_our_key,
     nothing_is_open_to_everybody, nodes_and_database_are_in_private_subnets, the_cluster_answers_who_is_listed,
     the_database_answers_the_cluster, the_cluster_is_what_we_run, logs_are_written_and_end, roles_have_a_boundary,
-    roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves, keys_are_the_accounts,
+    roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves,
+    pipelines_sign_their_own_deliveries, images_are_built_once, pipelines_leave_data_alone, keys_are_the_accounts,
     pods_have_their_own_role, data_is_protected, prod_survives_the_loss_of_a_zone, images_stay_what_they_are,
     somebody_is_told, programs_stay_in_their_account,
 )  # fmt: skip

@@ -34,6 +34,10 @@ NUMBER, REGION = "0" * 12, "us-east-1"
 REPOSITORY = {"github.repository": "acme/ml"}
 Statements = list[dict[str, Any]]
 Context = dict[str, str]
+# How a case names a key that signs → its name in the program.
+SIGN = {f"approval of {stage}": stage for stage in STAGES} | {
+    f"delivery of {stage}": f"{stage}-delivery" for stage in STAGES
+}
 
 
 def arn(service: str, resource: str) -> str:
@@ -138,8 +142,7 @@ class Call:
             case "s3":
                 return arn("s3", "/".join(filter(None, [bucket(where), key])))
             case "kms":
-                rendered = {"data of dev": "data"} | {f"approval of {stage}": stage for stage in STAGES}
-                return arn("kms", f"key/{rendered.get(self.on, self.on)}")
+                return arn("kms", f"key/{({'data of dev': 'data'} | SIGN).get(self.on, self.on)}")
             case "secretsmanager":
                 return arn("secretsmanager", f"secret:{self.on}")
             case "sts":
@@ -159,7 +162,7 @@ class Call:
     def denied(self) -> Statements:
         """What the policy of the bucket or key denies everybody."""
         where = self.on.partition("/")[0]
-        name = {"dev": "bucket"}.get(where, where.removeprefix("approval of "))
+        name = ({"dev": "bucket"} | SIGN).get(where, where)
         kinds = {"s3": ["bucketPolicy"], "kms": ["key"]}.get(self.service, [])
         found = [each for policy in made(*kinds) if policy.name == name for each in statements(policy.inputs["policy"])]
         return [each for each in found if (each["Effect"], each["Principal"]) == ("Deny", "*")]
@@ -185,8 +188,10 @@ PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "ec2:CreateTags": lambda last: {"Resources": [last], "Tags": [dict(zip(("Key", "Value"), TAG, strict=True))]},
     "ec2:CreateVpc": lambda _: {"CidrBlock": "10.0.0.0/16"},
     "ec2:DeleteVpc": lambda last: {"VpcId": last},
+    "ecr:BatchDeleteImage": lambda last: {"repositoryName": last, "imageIds": [{"imageTag": "1"}]},
     "ecr:BatchGetImage": lambda last: {"repositoryName": last, "imageIds": [{"imageTag": "1"}]},
     "ecr:PutImage": lambda last: {"repositoryName": last, "imageManifest": IMAGE, "imageTag": "1"},
+    "ecr:PutImageTagMutability": lambda last: {"repositoryName": last, "imageTagMutability": "MUTABLE"},
     "iam:AttachRolePolicy": lambda last: {"RoleName": last, "PolicyArn": "arn:aws:iam::aws:policy/AdministratorAccess"},
     "iam:CreatePolicyVersion": lambda last: {"PolicyArn": arn("iam", f"policy/{last}"), "PolicyDocument": NOTHING},
     "iam:CreateRole": lambda last: {"RoleName": last, "AssumeRolePolicyDocument": NOTHING},
@@ -210,12 +215,12 @@ PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 ONCE = Config(retries={"total_max_attempts": 1})
 METHODS = {"s3:ListBucket": "list_objects_v2"}
-SAID = {"s3:prefix": "Prefix", "s3:if-none-match": "IfNoneMatch"}  # of the context
+SAID = {("s3:ListBucket", "s3:prefix"): "Prefix", ("s3:PutObject", "s3:if-none-match"): "IfNoneMatch"}  # of the context
 NO_CALL = ("eks:*", "iam:PassRole", "ecr:*Layer*")
-# What moto says of a thing that is not there, when it has let the call through.
-NOT_THERE = (
+# What moto says of a thing that is not there, or is there already, when it has let the call through.
+LET_THROUGH = (
     "DBInstanceNotFound", "InvalidCiphertextException", "InvalidID", "InvalidVpcID.NotFound", "NoSuchKey",
-    "RepositoryNotFoundException", "ResourceNotFoundException",
+    "PreconditionFailed", "RepositoryNotFoundException", "ResourceNotFoundException",
 )  # fmt: skip
 
 
@@ -233,7 +238,7 @@ class Moto:
             self._iam.create_role(RoleName=role, Path="/mlops/", AssumeRolePolicyDocument=NOTHING)
         signs = {"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"}
         keys: dict[str, Any] = {"state": {}} | {f"data of {stage}": {} for stage in STAGES}
-        keys |= {f"approval of {stage}": signs for stage in STAGES}
+        keys |= dict.fromkeys(SIGN, signs)
         self._keys = {name: kms.create_key(**about)["KeyMetadata"]["KeyId"] for name, about in keys.items()}
         for each in ("state", *STAGES):
             s3.create_bucket(Bucket=bucket(each))
@@ -255,7 +260,7 @@ class Moto:
             except ClientError as error:
                 if "AccessDenied" in str(error):
                     return False
-                if error.response["Error"]["Code"] not in NOT_THERE:
+                if error.response["Error"]["Code"] not in LET_THROUGH:
                     raise
         return True
 
@@ -273,7 +278,8 @@ class Moto:
         return self._clients[role, service]
 
     def _parameters(self, call: Call) -> dict[str, Any]:
-        found = {SAID[key]: value for key, value in call.more.items() if key in SAID}
+        said = {SAID.get((call.action, key), ""): value for key, value in call.more.items()}
+        found = {name: value for name, value in said.items() if name}
         if call.service == "s3":
             name, _, key = call.resource.rpartition(":")[2].partition("/")
             found |= {"Bucket": name} | ({"Key": key} if key else {})

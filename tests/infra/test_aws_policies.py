@@ -53,11 +53,11 @@ def without(kind: str, name: str = "") -> Change:
     return lambda resources: resources.remove(one(resources, kind, name))
 
 
-def unlike(kind: str, **changes: Any) -> Change:
+def unlike(kind: str, name: str = "", /, **changes: Any) -> Change:
     """Changes what is no input: protect, depends_on, provider."""
 
     def change(resources: Resources) -> None:
-        found = one(resources, kind)
+        found = one(resources, kind, name)
         resources[resources.index(found)] = replace(found, **changes)
 
     return change
@@ -93,12 +93,31 @@ def trusts(name: str, **changes: Any) -> Change:
     return says("iam/Role", name, lambda found: found[0].update(changes), "assumeRolePolicy")
 
 
-def claims(**changes: Any) -> Change:
+def claims(role: str = "mlops-prod-deploy", /, **changes: Any) -> Change:
     def change(found: Statements) -> None:
         for claim, value in changes.items():
             found[0]["Condition"]["StringEquals"][f"token.actions.githubusercontent.com:{claim}"] = value
 
-    return says("iam/Role", _DEPLOY, change, "assumeRolePolicy")
+    return says("iam/Role", role, change, "assumeRolePolicy")
+
+
+def signed_by(key: str, *roles: str) -> Change:
+    """Roles besides which nobody signs with a key."""
+    who = {"aws:PrincipalArn": [f"arn:aws:iam::000000000000:role/{each}" for each in roles]}
+    return says("kms/Key", key, lambda found: found[-1].update(Condition={"ArnNotEquals": who}))
+
+
+def like(role: str, name: str, **trusted: Any) -> Change:
+    """One more pipeline's role, with the rights of one that is there."""
+
+    def change(resources: Resources) -> None:
+        for kind in ("iam/Role", "iam/RolePolicy"):
+            found = copy.deepcopy(one(resources, kind, role))
+            called = found.inputs | ({"name": f"github-{name}"} if kind == "iam/Role" else {"role": f"github-{name}"})
+            resources.append(replace(found, name=name, inputs=called))
+        claims(name, **trusted)(resources)
+
+    return change
 
 
 def expires(prefix: str, **action: Any) -> Change:
@@ -111,7 +130,7 @@ def by(provider: str, **inputs: Any) -> Change:
 
 
 _POLICY, _RULE, _DEPLOY = "s3/BucketPolicy", "vpc/SecurityGroupIngressRule", "mlops-prod-deploy"
-_PROVIDER = "pulumi:providers:aws"
+_PROVIDER, _FILES, _KEY = "pulumi:providers:aws", "acme/ml/.github/workflows", "arn:aws:kms:us-east-1:000000000000:key"
 _OTHER = "arn:aws:iam::000000000000:role/mlops/mlops-dev-controller"
 _OF_AWS = {"sseAlgorithm": "AES256"}
 # Name → the policy that is for it, and what is changed in prod.
@@ -228,7 +247,44 @@ SHARED: dict[str, tuple[str, Change]] = {
     "any workflow deploys": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0]["Condition"]["StringEquals"].popitem(), "assumeRolePolicy")),
     "any repository deploys": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0].pop("Condition"), "assumeRolePolicy")),
     "claims that are like": ("roles_trust_one", says("iam/Role", _DEPLOY, lambda found: found[0].update(Condition={"StringLike": found[0]["Condition"]["StringEquals"]}), "assumeRolePolicy")),
+    "a role for a workflow that is not listed": ("roles_trust_one", claims(job_workflow_ref=[f"{_FILES}/deploy.yml@refs/heads/main", f"{_FILES}/train.yml@refs/heads/main"])),
+    "a role for another workflow": ("roles_trust_one", claims("mlops-dev-build", job_workflow_ref=f"{_FILES}/deploy.yml@refs/heads/main")),
+    "a workflow of another branch deploys": ("roles_trust_one", claims(job_workflow_ref=[f"{_FILES}/deploy.yml@refs/heads/mine"])),
+    "a workflow of a tag deploys": ("roles_trust_one", claims(job_workflow_ref=[f"{_FILES}/deploy.yml@refs/tags/main"])),
+    "no workflow in particular": ("roles_trust_one", claims(job_workflow_ref=[])),
+    "a job of dev deploys to prod": ("roles_trust_one", claims(sub=["repo:acme/ml:environment:prod", "repo:acme/ml:environment:dev"])),
+    "a job of no environment deploys": ("roles_trust_one", claims(sub="repo:acme/ml:ref:refs/heads/main")),
+    "a pull request builds": ("roles_trust_one", claims("mlops-dev-build", sub=["repo:acme/ml:environment:dev", "repo:acme/ml:pull_request"])),
+    "a pull request sees prod": ("roles_trust_one", claims("mlops-prod-preview", sub=["repo:acme/ml:environment:prod", "repo:acme/ml:pull_request"])),
+    "whoever signs deliveries": ("pipelines_sign_their_own_deliveries", says("kms/Key", "prod-delivery", lambda found: found.pop())),
+    "the controller signs deliveries": ("pipelines_sign_their_own_deliveries", signed_by("prod-delivery", "mlops/mlops-prod-controller")),
+    "dev signs deliveries for prod, too": ("pipelines_sign_their_own_deliveries", signed_by("prod-delivery", "mlops/github-mlops-prod-deploy", "mlops/github-mlops-dev-deploy")),
+    "the build signs what passed staging": ("pipelines_sign_their_own_deliveries", signed_by("staging-delivery", "mlops/github-mlops-staging-deploy", "mlops/github-mlops-dev-build")),
+    "training signs deliveries of dev": ("pipelines_sign_their_own_deliveries", signed_by("dev-delivery", "mlops/github-mlops-dev-build", "mlops/github-mlops-dev-deploy", "mlops/github-mlops-dev-train")),
+    "the build cannot sign": ("pipelines_sign_their_own_deliveries", signed_by("dev-delivery", "mlops/github-mlops-dev-deploy")),
+    "a role of that name elsewhere signs": ("pipelines_sign_their_own_deliveries", signed_by("prod-delivery", "github-mlops-prod-deploy")),
+    "whoever signs deliveries, outside of an organization": ("pipelines_sign_their_own_deliveries", says("kms/Key", "prod-delivery", lambda found: found[-1]["Condition"].update(StringNotEquals={"aws:PrincipalOrgID": "o-1"}))),
+    "one alone may not sign deliveries": ("pipelines_sign_their_own_deliveries", says("kms/Key", "prod-delivery", lambda found: found[-1].update(Principal={"AWS": _OTHER}))),
+    "staging's pipeline signs with prod's key": ("pipelines_sign_their_own_deliveries", allows("mlops-staging-deploy", "kms:Sign", Resource=[f"{_KEY}/prod-delivery"])),
+    "a pipeline signs with any key": ("pipelines_sign_their_own_deliveries", allows(_DEPLOY, "kms:Sign")),
+    "a training signs deliveries": ("pipelines_sign_their_own_deliveries", allows("mlops-prod-train", "kms:Sign", Resource=[f"{_KEY}/prod-delivery"])),
+    "a preview signs deliveries": ("pipelines_sign_their_own_deliveries", allows("mlops-dev-preview", "kms:Sign", Resource=[f"{_KEY}/dev-delivery"])),
+    "no key for deliveries": ("pipelines_sign_their_own_deliveries", without("kms/Key", "prod-delivery")),
+    "no key for approvals": ("the_controller_alone_approves", without("kms/Key", "prod")),
+    "a delivery key that we do not verify": ("the_controller_alone_approves", put("kms/Key", "prod-delivery", customerMasterKeySpec="RSA_2048")),
+    "a delivery key for others": ("keys_are_the_accounts", says("kms/Key", "prod-delivery", lambda found: found[0].update(Principal={"AWS": _OTHER}))),
+    "an unprotected delivery key": ("data_is_protected", unlike("kms/Key", "prod-delivery", protect=False)),
+    "a build role for another environment": ("images_are_built_once", like("mlops-dev-build", "mlops-staging-build", sub="repo:acme/ml:environment:staging")),
+    "a deployment pushes images": ("images_are_built_once", allows(_DEPLOY, "ecr:PutImage")),
+    "a pull request pushes layers": ("images_are_built_once", allows("mlops-dev-preview", "ecr:UploadLayerPart")),
+    "a promotion reads models": ("pipelines_leave_data_alone", allows("mlops-staging-promote", "s3:GetObject", Resource=["arn:aws:s3:::mlops-dev-000000000000/models/*"])),
+    "a promotion decrypts": ("pipelines_leave_data_alone", allows("mlops-staging-promote", "kms:Decrypt")),
+    "a training reads deliveries": ("pipelines_leave_data_alone", allows("mlops-dev-train", "s3:GetObject", Resource=["arn:aws:s3:::mlops-state-000000000000/delivery/*"])),
+    "a deployment writes models": ("pipelines_leave_data_alone", allows(_DEPLOY, "s3:PutObject", Resource=["arn:aws:s3:::mlops-prod-000000000000/models/*"])),
+    "the build reads any object": ("pipelines_leave_data_alone", allows("mlops-dev-build", "s3:GetObject")),
     "a pipeline approves": ("the_controller_alone_approves", allows("mlops-prod-train", "kms:Sign")),
+    "a deployment approves": ("the_controller_alone_approves", allows(_DEPLOY, "kms:Sign", Resource=[f"{_KEY}/prod-delivery", f"{_KEY}/prod"])),
+    "a pipeline approves, too": ("the_controller_alone_approves", signed_by("prod", "mlops/mlops-prod-controller", "mlops/github-mlops-prod-deploy")),
     "whoever approves": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found.pop())),
     "the controller of dev approves for prod": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found[-1]["Condition"]["ArnNotEquals"].update({"aws:PrincipalArn": _OTHER}))),
     "a key that encrypts": ("keys_are_the_accounts", put("kms/Key", "prod", keyUsage=None)),

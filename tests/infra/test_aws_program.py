@@ -162,6 +162,28 @@ def test_data_of_prod_is_protected_until_it_is_unlocked() -> None:
     )
 
 
+# Choice → the environments that pipelines deliver to, the first one first.
+@pytest.mark.parametrize(
+    ("choice", "stages"),
+    [("infra/account shared", []), ("github", ["dev", "staging", "prod"]), ("an account of its own", ["prod"])],
+)
+def test_keys_and_roles_of_deliveries_are_there_where_pipelines_are(choice: str, stages: list[str]) -> None:
+    outputs, keys = rendered(choice, False).outputs, {each.name: each for each in resources(choice, ":Key")}
+    assert {name for name in keys if name.endswith("-delivery")} == {f"{stage}-delivery" for stage in stages}
+    assert {stage: arn.rpartition("/")[2] for stage, arn in outputs["deliveryKeys"].items()} == {
+        stage: f"{stage}-delivery" for stage in stages
+    }
+    assert [stage for stage, roles in outputs["roles"].items() if "build" in roles] == stages[:1]
+    made = {f"{each.inputs['path']}{each.inputs['name']}" for each in resources(choice, ":Role")}
+    for stage in stages:
+        allowed, denied = json.loads(keys[f"{stage}-delivery"].inputs["policy"])["Statement"]
+        signers = denied["Condition"]["ArnNotEquals"]["aws:PrincipalArn"]
+        signers = [signers] if isinstance(signers, str) else signers
+        assert {signer.partition(":role")[2] for signer in signers} <= made
+        assert len(signers) == (2 if stage == stages[0] else 1)
+        assert (allowed["Action"], denied["Effect"], denied["Action"]) == ("kms:*", "Deny", "kms:Sign")
+
+
 @pytest.mark.parametrize("choice", ["another partition", "an account of its own"])
 def test_in_another_partition_every_arn_is_of_it(choice: str) -> None:
     (secret,) = infra.render._MADE["Instance"]["masterUserSecrets"]

@@ -18,6 +18,7 @@ from moto import mock_aws
 from infra.account.components.github import ISSUER
 from infra.account.outputs import PURPOSES
 from infra.render import ACCOUNT, render
+from mlops.environment import ROOT
 from tests.infra.rights import (
     NO_CALL,
     NUMBER,
@@ -41,6 +42,22 @@ BOUNDARY = arn("iam", "policy/mlops/mlops-boundary")
 OF_DEV, OF_PROD = ({"aws:ResourceTag/environment": each} for each in ("dev", "prod"))
 FOR_DEV = {"aws:RequestTag/environment": "dev"}
 NEW = {"s3:if-none-match": "*"}
+FIRST, *_ = STAGES
+PIPELINES = [f"{stage} {purpose}" for stage in STAGES for purpose in PURPOSES if purpose != "build" or stage == FIRST]
+READ_STATE = ("preview", "infrastructure", "deploy")
+# Of the state's bucket: what is an environment's own, what a build leaves, and all that is kept of deliveries.
+OWN = (
+    "delivery/deployments/{}/00000001.json",
+    "delivery/running/{}.json",
+    ".pulumi/locks/organization/mlops/{}/1.json",
+)
+BUILT = ("attestations/d/built-1.json", "wheels/d.whl", "sboms/d.cdx.json")
+KEPT = (*BUILT, "deployments/{}/00000001.json", "running/{}.json")
+# The workflows that may be a role; what only looks may be any.
+ACTS = {
+    "infrastructure": ["deploy.yml"], "build": ["deliver.yml"], "deploy": ["deploy.yml"], "train": ["train.yml"],
+    "promote": ["promote.yml", "rollback.yml", "watch.yml"],
+}  # fmt: skip
 
 # Role, call, on what, and whether it may; then more of the request's context. `dev/KEY` is in the bucket of dev.
 CASES: list[tuple[Any, ...]] = [
@@ -182,15 +199,80 @@ CASES: list[tuple[Any, ...]] = [
     ("dev infrastructure", "kms:TagResource", "approval of prod", NO, FOR_DEV),
     ("dev infrastructure", "kms:ScheduleKeyDeletion", "state", NO),
     ("dev infrastructure", "kms:Sign", "approval of dev", NO),
+    ("dev infrastructure", "s3:DeleteObject", "state/.pulumi/locks/organization/mlops-aws/dev/1.json", YES),
+    ("dev infrastructure", "s3:DeleteObject", "state/.pulumi/locks/organization/mlops/dev/1.json", NO),
+    *(("dev infrastructure", f"s3:{act}Object", f"state/delivery/{key}", NO, NEW) for act in ("Put", "Delete") for key in (
+        "attestations/d/built-1.json", "deployments/dev/00000001.json", "deployments/prod/00000001.json",
+        "running/prod.json")),
+    *(("dev infrastructure", f"kms:{act}", f"delivery of {stage}", NO) for stage in STAGES for act in (
+        "PutKeyPolicy", "ScheduleKeyDeletion")),
+    ("dev infrastructure", "kms:TagResource", "delivery of dev", NO, FOR_DEV),
     ("dev infrastructure", "ecr:PutImage", "repository/mlops-app", NO),
-    ("dev deploy", "ecr:PutImage", "repository/mlops-app", YES),
-    ("dev deploy", "ecr:PutImage", "repository/other", NO),
+    # Who reads the state reads how far deliveries came, in its own environment.
+    *((f"{stage} {purpose}", "s3:ListBucket", "state", YES) for stage in STAGES for purpose in READ_STATE),
+    *((f"{stage} {purpose}", "s3:GetObject", f"state/{key.format(stage)}", YES)
+      for stage in STAGES for purpose in READ_STATE for key in ("delivery/attestations/d/built-1.json", *OWN)),
+    *((f"{stage} {purpose}", "s3:GetObject", f"state/{key.format(other)}", NO)
+      for stage, other in (("dev", "staging"), ("staging", "prod"), ("prod", "dev")) for purpose in READ_STATE for key in OWN),
+    *((f"dev {purpose}", "s3:GetObject", "state/delivery/wheels/d.whl", NO) for purpose in READ_STATE),
+    # What only looks writes nothing of it, and what trains or promotes does not even look.
+    *((f"{stage} preview", f"s3:{act}Object", f"state/{key.format(stage)}", NO, NEW)
+      for stage in STAGES for act in ("Put", "Delete") for key in ("delivery/attestations/d/built-1.json", *OWN)),
+    ("dev preview", "kms:GenerateDataKey", "state", NO),
+    ("dev preview", "kms:PutKeyPolicy", "delivery of dev", NO),
+    *((f"{stage} {purpose}", f"s3:{act}Object", f"state/delivery/{key.format(stage)}", NO, NEW)
+      for stage in STAGES for purpose in ("train", "promote") for act in ("Get", "Put", "Delete") for key in KEPT),
+    *((f"{stage} {purpose}", action, "state", NO)
+      for stage in STAGES for purpose in ("train", "promote") for action in ("s3:ListBucket", "kms:Decrypt", "kms:GenerateDataKey")),
+    *(("serving", f"s3:{act}Object", "state/delivery/attestations/d/built-1.json", NO, NEW) for act in ("Get", "Put")),
+    *(("controller", f"s3:{act}Object", "state/delivery/attestations/d/built-1.json", NO, NEW) for act in ("Get", "Put")),
+    # Of each key for deliveries, the signers.
+    *((role, "kms:Sign", f"delivery of {stage}", role in (f"{stage} deploy", f"{FIRST} build") and stage in role)
+      for role in (*PIPELINES, "serving", "training", "tracking", "controller", "boundary") for stage in STAGES),
+    *((role, "kms:Sign", f"approval of {stage}", NO) for role in ("dev build", "dev deploy", "prod promote") for stage in STAGES),
+    ("dev build", "kms:GetPublicKey", "delivery of dev", YES),
+    ("dev build", "kms:PutKeyPolicy", "delivery of dev", NO),
+    ("dev deploy", "kms:GetPublicKey", "delivery of dev", YES),
+    ("dev deploy", "kms:PutKeyPolicy", "delivery of dev", NO),
+    ("dev build", "ecr:GetAuthorizationToken", "*", YES),
+    *(("dev build", f"ecr:{action}", "repository/mlops-app", YES) for action in (
+        "BatchCheckLayerAvailability", "BatchGetImage", "CompleteLayerUpload", "GetDownloadUrlForLayer",
+        "InitiateLayerUpload", "PutImage", "UploadLayerPart")),
+    ("dev build", "ecr:BatchDeleteImage", "repository/mlops-app", NO),
+    ("dev build", "ecr:PutImageTagMutability", "repository/mlops-app", NO),
+    ("dev build", "ecr:PutImage", "repository/other", NO),
+    ("dev build", "s3:ListBucket", "state", YES),
+    *(("dev build", "s3:PutObject", f"state/delivery/{key}", YES, NEW) for key in BUILT),
+    *(("dev build", "s3:GetObject", f"state/delivery/{key}", YES) for key in BUILT),
+    *(("dev build", "s3:DeleteObject", f"state/delivery/{key}", NO) for key in BUILT),
+    *(("dev build", f"s3:{act}Object", f"state/{key.format(stage)}", NO, NEW)
+      for act in ("Get", "Put", "Delete") for stage in ("dev", "prod") for key in OWN),
+    *(("dev build", f"s3:{act}Object", "state/.pulumi/stacks/mlops/dev.json", NO) for act in ("Get", "Put")),
+    ("dev build", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    ("dev build", "kms:GenerateDataKey", "state", YES),
+    ("dev build", "kms:Encrypt", "state", NO),
+    ("dev build", "kms:GenerateDataKey", "data of dev", NO),
+    ("dev build", "eks:DescribeCluster", "cluster/mlops-dev", NO),
+    ("dev build", "iam:PutRolePolicy", "role/mlops/github-mlops-dev-build", NO),
+    ("dev build", "sts:AssumeRole", "role/mlops/github-mlops-dev-deploy", NO),
+    *((f"{stage} deploy", f"ecr:{action}", on, NO) for stage in STAGES for action, on in (
+        ("BatchGetImage", "repository/mlops-app"), ("PutImage", "repository/mlops-app"),
+        ("InitiateLayerUpload", "repository/mlops-app"), ("UploadLayerPart", "repository/mlops-app"),
+        ("GetAuthorizationToken", "*"))),
     ("dev deploy", "eks:DescribeCluster", "cluster/mlops-dev", YES),
-    ("dev deploy", "kms:Sign", "approval of dev", NO),
-    ("prod deploy", "ecr:BatchGetImage", "repository/mlops-app", YES),
-    ("prod deploy", "ecr:PutImage", "repository/mlops-app", NO),
-    ("prod deploy", "ecr:InitiateLayerUpload", "repository/mlops-app", NO),
-    ("prod deploy", "ecr:UploadLayerPart", "repository/mlops-app", NO),
+    ("dev deploy", "eks:DescribeCluster", "cluster/mlops-staging", NO),
+    *((f"{stage} deploy", "s3:PutObject", f"state/delivery/{key}", YES, NEW) for stage in STAGES for key in (
+        "attestations/d/passed-1.json", f"deployments/{stage}/00000001.json", f"running/{stage}.json")),
+    *((f"{stage} deploy", "s3:PutObject", f"state/delivery/{key.format(other)}", NO, NEW)
+      for stage in STAGES for other in STAGES if other != stage
+      for key in ("deployments/{}/00000001.json", "running/{}.json")),
+    *((f"{stage} deploy", "s3:DeleteObject", f"state/delivery/running/{other}.json", other == stage)
+      for stage in STAGES for other in STAGES),
+    *(("dev deploy", "s3:DeleteObject", f"state/delivery/{key}", NO) for key in (
+        "attestations/d/withdrawn-1.json", "deployments/dev/00000001.json", "running/dev.json.json")),
+    *(("dev deploy", f"s3:{act}Object", f"state/delivery/{key}", NO, NEW) for act in ("Get", "Put") for key in BUILT[1:]),
+    ("prod deploy", "kms:GenerateDataKey", "state", YES),
+    ("prod deploy", "s3:DeleteObject", "state/.pulumi/locks/organization/mlops-aws/prod/1.json", NO),
     ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops/prod.json", YES),
     ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops/dev.json", NO),
     ("prod deploy", "s3:PutObject", "state/.pulumi/stacks/mlops-aws/prod.json", NO),
@@ -205,25 +287,18 @@ CASES: list[tuple[Any, ...]] = [
     ("dev train", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
     ("dev train", "s3:GetObject", "state/.pulumi/stacks/mlops/dev.json", NO),
     ("dev train", "ecr:PutImage", "repository/mlops-training", NO),
-    ("staging promote", "s3:ListBucket", "dev", YES, {"s3:prefix": "models/m/"}),
-    ("staging promote", "s3:ListBucket", "dev", NO, {"s3:prefix": "predictions/m/"}),
-    ("staging promote", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
-    ("staging promote", "s3:GetObject", "dev/models/m/attestations/d/1", YES),
-    ("staging promote", "s3:GetObject", "dev/models/m/releases/1", NO),
+    # A model comes as an archive, and the controller takes it in.
+    *((f"{stage} promote", "eks:DescribeCluster", f"cluster/mlops-{other}", other == stage)
+      for stage in STAGES for other in STAGES),
+    *((f"{stage} promote", "s3:ListBucket", other, NO, {"s3:prefix": "models/m/"}) for stage in STAGES for other in STAGES),
+    *((f"{stage} promote", f"s3:{act}Object", f"{other}/models/m/{key}", NO, NEW)
+      for stage in STAGES for other in STAGES for act in ("Get", "Put", "Delete")
+      for key in ("bundles/d/model.onnx", "attestations/d/1", "releases/2")),
     ("staging promote", "s3:GetObject", "dev/data/rows.parquet", NO),
-    ("staging promote", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
-    ("staging promote", "s3:PutObject", "staging/models/m/bundles/d/model.onnx", YES),
-    ("staging promote", "s3:PutObject", "staging/models/m/attestations/d/1", YES),
-    ("staging promote", "s3:PutObject", "staging/models/m/releases/2", NO, NEW),
-    ("staging promote", "s3:DeleteObject", "staging/models/m/bundles/d/model.onnx", NO),
-    ("staging promote", "s3:PutObject", "prod/models/m/bundles/d/model.onnx", NO),
-    ("staging promote", "kms:Decrypt", "data of dev", YES),
-    ("staging promote", "kms:GenerateDataKey", "data of staging", YES),
-    ("staging promote", "kms:Decrypt", "data of prod", NO),
-    ("staging promote", "kms:Decrypt", "state", NO),
-    ("staging promote", "kms:Sign", "approval of staging", NO),
-    ("prod promote", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", NO),
-    ("dev promote", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
+    *((f"{stage} promote", f"kms:{act}", f"data of {other}", NO)
+      for stage in STAGES for other in STAGES for act in ("Decrypt", "GenerateDataKey")),
+    ("staging promote", "s3:GetObject", "state/.pulumi/stacks/mlops/staging.json", NO),
+    ("staging promote", "ecr:PutImage", "repository/mlops-app", NO),
     # The most that a role made by infrastructure can be.
     ("boundary", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
     ("boundary", "iam:CreateUser", "user/somebody", NO),
@@ -258,6 +333,16 @@ DENIED: list[tuple[Any, ...]] = [
         "root", "user/administrator", "role/administrator", "role/mlops/mlops-dev-controller", "role/mlops-prod-controller",
         "role/mlops/mlops-prod-training", "role/mlops/github-mlops-prod-deploy", "role/mlops/mlops-prod-controller2")),
     ("kms:GetPublicKey", "approval of prod", NO, {"aws:PrincipalArn": arn("iam", "role/administrator")}),
+    *(("kms:Sign", f"delivery of {stage}", NO, {"aws:PrincipalArn": arn("iam", f"role/mlops/github-mlops-{stage}-{purpose}")})
+      for stage in STAGES for purpose in ("build", "deploy") if (stage, purpose) in {(FIRST, "build"), (stage, "deploy")}),
+    *(("kms:Sign", f"delivery of {stage}", YES, {"aws:PrincipalArn": arn("iam", who)}) for stage in ("dev", "prod") for who in (
+        "root", "user/administrator", "role/administrator", f"role/mlops/mlops-{stage}-controller",
+        f"role/github-mlops-{stage}-deploy", f"role/mlops/github-mlops-{stage}-deploy2", f"role/other/github-mlops-{stage}-deploy",
+        f"role/mlops/github-mlops-{stage}-infrastructure", f"role/mlops/github-mlops-{stage}-promote",
+        "role/mlops/github-mlops-staging-deploy", "role/mlops/github-mlops-prod-build")),
+    ("kms:Sign", "delivery of prod", YES, {"aws:PrincipalArn": arn("iam", "role/mlops/github-mlops-dev-build")}),
+    ("kms:Sign", "delivery of prod", YES, {"aws:PrincipalArn": arn("iam", "role/mlops/github-mlops-dev-deploy")}),
+    ("kms:GetPublicKey", "delivery of prod", NO, {"aws:PrincipalArn": arn("iam", "role/administrator")}),
 ]  # fmt: skip
 READS = ("BatchGet", "Describe", "Get", "List", "View")
 LOOKED_AT = (
@@ -273,6 +358,7 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         f"{service}:{verb}* on *" for service in LOOKED_AT for verb in READS
     ),
     "takes no resource": (
+        "ecr:GetAuthorizationToken on *",
         "eks:CreateCluster on * where aws:RequestTag/environment",
         "iam:CreateServiceLinkedRole on *",
         "iam:CreateServiceLinkedRole on * where iam:AWSServiceName",
@@ -315,7 +401,12 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         *(f"s3:[GP]* on s3 mlops-state/.pulumi/{folder}/{project}/ENV{rest}" for project in ("mlops", "mlops-aws")
           for folder, rest in (("stacks", ".json*"), ("history", "/*"), ("backups", "/*"))),
         *(f"s3:[DGP]* on s3 mlops-state/.pulumi/locks/organization/{each}/ENV/*" for each in ("mlops", "mlops-aws")),
+        "s3:GetObject on s3 mlops-state/.pulumi/locks/*/ENV/*",
     ),
+    "what is built and attested is named by its hash": tuple(
+        f"s3:[GP]* on s3 mlops-state/delivery/{each}/*" for each in ("attestations", "wheels", "sboms")
+    ),
+    "deployments of an environment are numbered": ("s3:[GP]* on s3 mlops-state/delivery/deployments/ENV/*",),
 }  # fmt: skip
 # Findings of parliament (patterns) that are no mistakes.
 PARLIAMENT = {
@@ -344,12 +435,16 @@ TOKENS: dict[str, tuple[Context, bool]] = {
     "ids that are not asked for": (WITH_IDS, NO),
     "another audience": ({"aud": "https://github.com/acme"}, NO),
     "another workflow": ({"job_workflow_ref": WORKFLOW("train.yml", "heads/main")}, NO),
+    "the workflow that calls it": ({"job_workflow_ref": WORKFLOW("deliver.yml", "heads/main")}, NO),
+    "a workflow whose name ends so": ({"job_workflow_ref": WORKFLOW("my-deploy.yml", "heads/main")}, NO),
+    "a workflow in a folder": ({"job_workflow_ref": WORKFLOW("x/deploy.yml", "heads/main")}, NO),
     "another branch's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "heads/mine")}, NO),
     "a tag's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "tags/main")}, NO),
     "a pull request's workflow": ({"job_workflow_ref": WORKFLOW("deploy.yml", "pull/1/merge")}, NO),
     "another repository's workflow": (
         {"job_workflow_ref": "mallory/ml/.github/workflows/deploy.yml@refs/heads/main"}, NO),
 }  # fmt: skip
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SERVICES = {"pods.eks.amazonaws.com", "eks.amazonaws.com", "ec2.amazonaws.com", "vpc-flow-logs.amazonaws.com"}
 
 
@@ -373,10 +468,10 @@ def test_a_role_may_do_its_work_and_no_more(case: tuple[Any, ...], moto: Moto) -
 
 
 def test_every_role_that_has_rights_is_asked_about() -> None:
-    of_pipelines = {f"github-mlops-{stage}-{purpose}" for stage in STAGES for purpose in PURPOSES}
+    of_pipelines = {f"github-mlops-{role.replace(' ', '-')}" for role in PIPELINES}
     asked = {Call(role, action, on).role_name for role, action, on, *_ in CASES}
-    assert policies().keys() - asked - of_pipelines == {"mlops-dev-flows"}
-    assert {name.rpartition("-")[2] for name in asked & of_pipelines} == set(PURPOSES)
+    assert policies().keys() - asked == {"mlops-dev-flows"}
+    assert {name for name in policies() if name.startswith("github-")} == of_pipelines
 
 
 @pytest.mark.parametrize("case", DENIED, ids=named)
@@ -485,14 +580,45 @@ def test_nobody_else_can_be_one_of_the_roles() -> None:
             assert statement["Principal"]["Service"] in SERVICES
             continue
         _, _, stage, purpose = role.inputs["name"].split("-")
-        file = {"infrastructure": "deploy"}.get(purpose, purpose)
         subjects = [f"repo:acme/ml:environment:{stage}"]
         subjects += [pull_request] if purpose == "preview" and stage != "prod" else []
-        wanted = {"aud": RIGHT["aud"], "sub": subjects}
-        wanted |= {} if purpose == "preview" else {"job_workflow_ref": WORKFLOW(f"{file}.yml", "heads/main")}
+        wanted: dict[str, Any] = {"aud": RIGHT["aud"], "sub": subjects}
+        if purpose != "preview":
+            wanted["job_workflow_ref"] = [WORKFLOW(file, "heads/main") for file in ACTS[purpose]]
         assert statement["Principal"] == {"Federated": arn("iam", "openidconnectprovider/github")}
         assert statement["Condition"] == {"StringEquals": {f"{ISSUER}:{key}": value for key, value in wanted.items()}}
         assert role.inputs["maxSessionDuration"] == 3600
+
+
+@cache
+def trusts() -> dict[tuple[str, str], dict[str, Any]]:
+    """By environment and purpose."""
+    found = {}
+    for role in made("role"):
+        if role.inputs["name"].startswith("github-"):
+            _, _, stage, purpose = role.inputs["name"].split("-")
+            [found[stage, purpose]] = statements(role.inputs["assumeRolePolicy"])
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_a_job_can_be_the_roles_that_its_workflow_names_in_its_environment(stage: str, file: Path) -> None:
+    acting = {purpose for purpose in ACTS if purpose != "build" or stage == FIRST}
+    named = {purpose for purpose in acting if f"vars.AWS_ROLE_{purpose.upper()}" in file.read_text("utf-8")}
+    on_main = {"sub": f"repo:acme/ml:environment:{stage}", "job_workflow_ref": WORKFLOW(file.name, "heads/main")}
+    may = {role for role, trusted in trusts().items() if passes(trusted, RIGHT | on_main)}
+    assert may == {(stage, purpose) for purpose in (*named, "preview")}
+    assert named == {purpose for purpose in acting if file.name in ACTS[purpose]}
+    on_a_branch = on_main | {"job_workflow_ref": WORKFLOW(file.name, "heads/mine")}
+    of_a_pull_request = on_a_branch | {"sub": "repo:acme/ml:pull_request"}
+    assert {role for role, trusted in trusts().items() if passes(trusted, RIGHT | on_a_branch)} == {(stage, "preview")}
+    looks = {(each, "preview") for each in STAGES[:-1]}
+    assert {role for role, trusted in trusts().items() if passes(trusted, RIGHT | of_a_pull_request)} == looks
+
+
+def test_every_workflow_that_may_be_a_role_is_there() -> None:
+    assert {file for files in ACTS.values() for file in files} <= {file.name for file in WORKFLOWS}
 
 
 @pytest.mark.skipif(not shutil.which("parliament"), reason="needs parliament: pip install parliament 'setuptools<81'")
