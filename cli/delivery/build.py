@@ -27,7 +27,7 @@ def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> 
         raise UserError("commit", changed.splitlines()[0], "is not committed: what is built must be in the history")
     with TemporaryDirectory() as folder:
         say("wheel")
-        data = _wheel(Path(folder))
+        data = wheel(Path(folder))
     digest = hashlib.sha256(data).hexdigest()
     artifacts = {"wheel": f"sha256:{digest}"}
     if push:
@@ -48,10 +48,10 @@ def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> 
     return made
 
 
-def _wheel(folder: Path) -> bytes:
+def wheel(folder: Path, root: Path = ROOT) -> bytes:
     """The same files make the same bytes."""
     uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
-    command = [uv, "build", "--quiet", "--wheel", "--no-progress", "--out-dir", str(folder), str(ROOT)]
+    command = [uv, "build", "--quiet", "--wheel", "--no-progress", "--out-dir", str(folder), str(root)]
     _run(command)
     return next(folder.glob("*.whl")).read_bytes()
 

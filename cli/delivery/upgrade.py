@@ -17,7 +17,7 @@ from typing import NamedTuple
 from mlops.errors import UserError
 
 RECORD = "environments/template.json"
-EXAMPLE = ("training/models/", "tests/models/")  # what the template adds here belongs to its example
+EXAMPLE = ("training/models/", "tests/models/", "docs/proofs/")  # what the template adds here is its example, its evidence
 OWNED, OWNED_FILES = (*EXAMPLE, "environments/", "requirements/"), ("README.md", ".github/CODEOWNERS")
 _REFS, _BRANCHES = "refs/mlops/template", "upgrade"
 _QUIET = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
@@ -50,7 +50,7 @@ def upgrade(source: str, to: str | None, base: str | None, root: Path, say: Call
         hint = "must be the commit of the template that this fork comes from: mlops upgrade SOURCE --base COMMIT"
         raise UserError("base" if base else f"commit in {RECORD}", wanted, hint)
     say("fetch")
-    base, target = _fetch(root, source, to, wanted)
+    base, target = _fetch(root, source, to, wanted, "" if base else str(record.get("tree")))
     if base == target:
         say(f"already at {target[:12]}")
         return Result("", base, target, [], [], [], [])
@@ -87,8 +87,9 @@ def _clean_head(root: Path) -> str:
     return head
 
 
-def _fetch(root: Path, source: str, to: str | None, base: str) -> tuple[str, str]:
-    """Base and target as commits, both of them of SOURCE and here."""
+def _fetch(root: Path, source: str, to: str | None, base: str, tree: str) -> tuple[str, str]:
+    """Base and target as commits, both of them of SOURCE and here. A fork that was made from the template has a first commit
+    of its own; what both have then is the `tree` of the base."""
     source = os.path.abspath(source) if os.path.exists(source) else source  # git would start at `root`
     lines = _ask(root, source, "ls-remote").splitlines()
     refs = {name: commit for commit, name in (line.split("\t") for line in lines)}
@@ -105,6 +106,9 @@ def _fetch(root: Path, source: str, to: str | None, base: str) -> tuple[str, str
         fetched = [refspec.split(":")[1].removesuffix("/*") for refspec in refspecs]
         if commit and _git(root, "for-each-ref", f"--contains={commit}", *fetched):
             return commit, target
+    for line in _git(root, "log", "--format=%H %T", f"--glob={_REFS}/*").splitlines():
+        if line.endswith(f" {tree}"):
+            return line.split()[0], target
     raise UserError("base", base, "is no commit of SOURCE; if this clone is shallow: git fetch --unshallow")
 
 

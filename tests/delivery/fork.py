@@ -35,18 +35,30 @@ class Fork:
                 shutil.copy(ROOT / name, self.work / name)
 
     def on_machines(self) -> Fork:
-        """What a team without a cluster changes; the keys are those that `mlops adopt` would make."""
+        """What a team without a cluster changes."""
         for name in STAGES:
             (self.work / "environments" / f"Pulumi.{name}.yaml").unlink()
-            (self.work / "environments" / "aws" / f"Pulumi.{name}.yaml").unlink()
             home, file = self.folder / name, self.work / "environments" / name / "environment.yaml"
             file.parent.mkdir()
             addresses = {"endpoint": "http://127.0.0.1:8080", "tracking": "http://127.0.0.1:5001"}
-            file.write_text(
-                yaml.safe_dump({
-                    "home": str(home), "bucket": f"{home}/bucket", "keyring": f"{home}/keys/keyring.json", **addresses
-                })
-            )  # fmt: skip
+            where = {"home": str(home), "bucket": f"{home}/bucket", "keyring": f"{home}/keys/keyring.json"}
+            file.write_text(yaml.safe_dump(where | addresses))
+        return self._adopted()
+
+    def on_clusters(self) -> Fork:
+        """Of any kind, behind stand-ins of pulumi, docker and kubectl."""
+        for name in STAGES:
+            self.change(f"environments/Pulumi.{name}.yaml", ("kind: eks", "kind: kubeconfig"))
+        self.change("environments/delivery.yaml", ('registry: ""', "registry: registry.example.com/ml"))
+        self.forge.path.insert(0, Path(__file__).parent / "bin_cluster")
+        backend = self.folder / "pulumi"
+        backend.mkdir()
+        self.forge.env |= {"PULUMI_BACKEND_URL": f"file://{backend}", "REGISTRY": str(self.folder / "registry")}
+        return self._adopted()
+
+    def _adopted(self) -> Fork:
+        """With the keys that `mlops adopt` would make, and a small model."""
+        shutil.rmtree(self.work / "environments" / "aws")
         self.change(
             "environments/delivery.yaml",
             ('repository: ""', "repository: acme/ml"),
@@ -57,8 +69,8 @@ class Fork:
         keyring.new("build")
         for name in STAGES:
             keyring.new("approve", name)
-        shutil.rmtree(self.work / "training" / "models" / "flights")
-        shutil.rmtree(self.work / "tests" / "models" / "flights")
+        for kind in ("training", "tests"):
+            shutil.rmtree(self.work / kind / "models")
         synthetic.write_model(self.work / "training" / "models", synthetic.frame())
         return self
 
