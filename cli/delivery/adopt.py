@@ -8,30 +8,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from cli.delivery import road as roads
 from cli.delivery.git import git
 from cli.delivery.github import GitHub
 from cli.delivery.road import Road
-from mlops.errors import UserError
+from mlops.errors import UserError, explain
+from mlops.keys import Keyring, Role
 
 SWITCH, BASE = "MLOPS_ENVIRONMENTS", "environments/template.json"
-_EXAMPLE = ("training/models/flights", "tests/models/flights")
-_EVIDENCE = "docs/proofs"
-_NO_ACCOUNT, _NO_OWNERS = "000000000000", r"@your-org/[\w-]+"
-_RULES: list[dict[str, Any]] = [
-    {"type": "deletion"},
-    {"type": "non_fast_forward"},
-    {"type": "pull_request", "parameters": {
-        "required_approving_review_count": 1, "dismiss_stale_reviews_on_push": True, "require_code_owner_review": True,
-        "require_last_push_approval": False, "required_review_thread_resolution": False,
-    }},
-    {"type": "required_status_checks", "parameters": {
-        "strict_required_status_checks_policy": False, "required_status_checks": [{"context": "required"}],
-    }},
-]  # fmt: skip
+_EXAMPLE, _EVIDENCE = ("training/models/flights", "tests/models/flights"), "docs/proofs"
+_NO_NAME, _NO_ACCOUNT, _NO_OWNERS = "mlops", "000000000000", r"@your-org/[\w-]+"
+_REFUSED = "answered 409(?!: Already)|Upgrade to|billing plan"  # by an organization or a plan; all else is an error
+_BRANCHES = {"protected_branches": False, "custom_branch_policies": True}
+_WORKFLOWS = {"default_workflow_permissions": "read", "can_approve_pull_request_reviews": True}
+_REVIEWS = {
+    "required_approving_review_count": 1, "dismiss_stale_reviews_on_push": True, "require_code_owner_review": True,
+    "require_last_push_approval": False, "required_review_thread_resolution": False,
+}  # fmt: skip
+_CHECKS = {"strict_required_status_checks_policy": False, "required_status_checks": [{"context": "required"}]}
 _RULESET = {
-    "name": "main", "target": "branch", "enforcement": "active", "rules": _RULES,
+    "name": "main", "target": "branch", "enforcement": "active",
     "conditions": {"ref_name": {"include": ["~DEFAULT_BRANCH"], "exclude": []}},
+    "rules": [
+        {"type": "deletion"}, {"type": "non_fast_forward"}, {"type": "pull_request", "parameters": _REVIEWS},
+        {"type": "required_status_checks", "parameters": _CHECKS},
+    ],
 }  # fmt: skip
 
 
@@ -40,95 +44,123 @@ class Adoption:
     """Every step looks first: done twice it changes nothing, and killed anywhere it goes on where it was."""
 
     root: Path
-    name: str
+    name: str  # empty: the one it has, or the repository's
     owners: str
     account: str
     without_example: bool
     github: GitHub
     dry: bool
     done: list[str] = field(default_factory=list)
-    limits: list[str] = field(default_factory=list)  # what the plan cannot enforce
+    limits: list[str] = field(default_factory=list)  # what is not enforced
+    stacks: dict[str, Any] = field(default_factory=dict)  # what they have exported
 
     def run(self) -> None:
-        settings = self.github.ask("GET", "")
-        if not settings.get("permissions", {}).get("admin"):
-            raise UserError(
-                "GITHUB_TOKEN", self.github.repository, "is not administered by this token's user; ask an owner"
-            )
-        self._files(self._subject())
-        road = Road.load(self.root)
-        self._keys(road)
-        branch = settings["default_branch"]
+        for key, value, pattern in (
+            ("owners", self.owners, r"(@[\w./-]+ ?)*"),
+            ("aws-account", self.account, r"(\d{12})?"),
+        ):
+            if not re.fullmatch(pattern, value):
+                raise UserError(key, value, "must be @OWNER/TEAM or @USER" if key == "owners" else "must be 12 digits")
+        branch, road = self._branch(), self._road()
+        self._files(road, self._subject())
+        signs, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
         for environment in road.environments:
             self._environment(environment, branch)
-            self._variables(f"environments/{environment}", self._roles(environment))
-        self._set("actions/permissions/workflow", "that workflows may open pull requests", {
-            "default_workflow_permissions": "read", "can_approve_pull_request_reviews": True})  # fmt: skip
+            self._variables(f"environments/{environment}", roles[environment])
+        if self.github.ask("GET", "actions/permissions/workflow") != _WORKFLOWS:
+            self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
-        self._variables("actions", {SWITCH: json.dumps(road.environments)})
+        self._code_owners()
+        for environment in road.environments[:-1]:  # who opens a pull request sees nothing of the last one
+            if role := roles[environment].get("AWS_ROLE_PREVIEW"):
+                name = f"AWS_ROLE_PREVIEW_{environment.upper().replace('-', '_')}"
+                self._variables("actions", {name: role, "AWS_REGION": self._region(road.environments[0])})
+        if signs:
+            self._variables("actions", {SWITCH: json.dumps(road.environments)})
+
+    def _branch(self) -> str:
+        found = self.github.ask("GET", "", missing=True) or {}
+        if "full_name" not in found:  # it is missing, or has moved
+            raise UserError("repository", self.github.repository, "is not there, or this token does not see it")
+        if not found.get("permissions", {}).get("admin"):
+            raise UserError("GITHUB_TOKEN", found["full_name"], "is not administered by its user; ask an owner")
+        self.github.repository, branch = found["full_name"], found["default_branch"]  # AWS tells upper from lower case
+        if branch != "main":
+            self.limits.append(f"workflows: they wait for pushes to main, and the default branch is {branch}")
+        return branch
+
+    def _road(self) -> Road:
+        """As it will be."""
+        road, repository, account = Road.load(self.root), self.github.repository, self.account
+        short = re.sub("[._]", "-", repository.rpartition("/")[2].lower())
+        new = {"repository": repository, "name": self.name or (short if road.name == _NO_NAME else road.name)}
+        if account:
+            if (other := re.match(r"s3://mlops-state-(\d+)/", road.store)) and other[1] != account:
+                raise UserError("aws-account", account, f"{roads.FILE} names {other[1]}: move by hand")
+            host = f"{account}.dkr.ecr.{self._region(road.environments[0])}.amazonaws.com"
+            store = road.store if "://" in road.store else f"s3://mlops-state-{account}/delivery"
+            new |= {"store": store, "registry": road.registry or host}
+        try:
+            return Road.model_validate(road.model_dump() | new)
+        except ValidationError as error:
+            raise UserError("name", new["name"], f"give another with --name: {'; '.join(explain(error))}") from None
 
     # Files: those of the fork alone.
 
-    def _files(self, subject: str) -> None:
-        self._base()
-        repository, owner = self.github.repository, self.owners
-        self._edit(
-            roads.FILE,
-            (r"(?m)^name: .*", f"name: {self.name}"),
-            (r'(?m)^repository: "[^"]*"', f'repository: "{repository}"'),
-        )
-        self._edit("README.md", (r"\A# .*", f"# {self.name}"))
-        if owner:
-            self._edit(".github/CODEOWNERS", (_NO_OWNERS, owner))
-        github = f'  mlops-account:github:\n    repository: {repository}\n    subject: "{subject}"\n'
-        for file in self._found("environments/account/Pulumi.*.yaml"):
-            self._edit(file, (r"  mlops-account:github:\n(    .*\n)*", ""), (r"\Z", github))
-        for file in self._found("environments/aws/Pulumi.*.yaml"):
-            self._edit(file, (r"(?m)^(  mlops-aws:cluster:\n)(    github: .*\n)?", r"\1    github: true" + "\n"))
-        for file in self._found("environments/*/Pulumi.*.yaml") if self.account else ():
-            self._edit(file, (_NO_ACCOUNT, self.account))
-        if self.account:
-            self._edit(roads.FILE, (r"(?m)^store: \S+", f"store: s3://mlops-state-{self.account}/delivery"),
-                       (r'(?m)^registry: ""', f"registry: {self.account}.dkr.ecr.{self._region()}.amazonaws.com"))  # fmt: skip
-        evidence = [file for file in self._found(f"{_EVIDENCE}/*.json") if self._is_ours(file)]
+    def _files(self, road: Road, subject: str) -> None:
+        base, before = self._base(), Road.load(self.root).model_dump()
+        new = {key: value for key, value in road.model_dump().items() if value != before[key]}
+        self._edit(roads.FILE, {rf"(?m)^{key}:[^#\n]*?(?= *(#|$))": f"{key}: {json.dumps(new[key])}" for key in new})
+        self._edit("README.md", {r"\A# mlops: .*": f"# {road.name}"})
+        self._edit(".github/CODEOWNERS", {_NO_OWNERS: self.owners} if self.owners else {})
+        github = {"repository": road.repository, "subject": subject}
+        parts = {"account": ("mlops-account:github", github), "aws": ("mlops-aws:cluster", {"github": True})}
+        for path in sorted(self.root.glob("environments/**/Pulumi.*.yaml")):
+            file, text = path.relative_to(self.root).as_posix(), path.read_text("utf-8")
+            text = text.replace(_NO_ACCOUNT, self.account or _NO_ACCOUNT)
+            self._write(file, _with(text, file, *parts[path.parent.name]) if path.parent.name in parts else text)
+        evidence = self._evidence(base)
         rows = "|".join(re.escape(Path(file).stem) for file in evidence)
-        _ = evidence and self._edit(f"{_EVIDENCE}/README.md", (rf"(?m)(^\| \[({rows})\].*\n)+", ""))
+        self._edit(f"{_EVIDENCE}/README.md", {rf"(?m)^\| \[({rows})\].*\n": ""} if rows else {})
         self._remove(evidence, "the template's own evidence")
         if self.without_example:
             self._remove([path for path in _EXAMPLE if (self.root / path).exists()], "the example")
 
-    def _base(self) -> None:
+    def _base(self) -> str:
         """The version of the template that this is a copy of: a repository that was made from it began with its files."""
-        if (self.root / BASE).exists():
-            return
+        if known := self._text(BASE):
+            return json.loads(known)["commit"]
         first = git("rev-list", "--max-parents=0", "HEAD", root=self.root).splitlines()[-1]
         began = git("ls-tree", "--name-only", first, roads.FILE, root=self.root)
         commit = first if began else git("rev-parse", "HEAD", root=self.root)
         record = {"commit": commit, "tree": git("rev-parse", f"{commit}^{{tree}}", root=self.root)}
         self._write(BASE, json.dumps(record, indent=2) + "\n")
+        return commit
 
-    def _is_ours(self, file: str) -> bool:
-        """Whether the template made it, and not a proof of the fork's own."""
-        base = json.loads((self.root / BASE).read_text("utf-8"))["commit"] if (self.root / BASE).exists() else "HEAD"
-        return bool(git("ls-tree", "--name-only", base, file, root=self.root)) and not git(
-            "diff", "--name-only", base, "--", file, root=self.root
-        )
+    def _evidence(self, base: str) -> list[str]:
+        """What the template's makers proved, and nobody proved again here."""
+        try:
+            theirs = git("ls-tree", "-r", "--name-only", base, f"{_EVIDENCE}/", root=self.root).splitlines()
+            changed = git("diff", "--name-only", base, "--", _EVIDENCE, root=self.root).splitlines()
+        except UserError:  # of an upgrade, a commit that this clone does not have
+            return []
+        return [file for file in theirs if file.endswith(".json") and file not in changed]
 
-    def _found(self, pattern: str) -> list[str]:
-        return [path.relative_to(self.root).as_posix() for path in sorted(self.root.glob(pattern))]
+    def _edit(self, file: str, changes: dict[str, str]) -> None:
+        text = self._text(file)
+        for pattern, new in changes.items():
+            text = re.sub(pattern, new, text)
+        self._write(file, text)
 
-    def _edit(self, file: str, *changes: tuple[str, str]) -> None:
-        text = before = (self.root / file).read_text("utf-8")
-        for pattern, new in changes:
-            text = re.sub(pattern, new, text, count=0 if pattern in (_NO_OWNERS, _NO_ACCOUNT) else 1)
-        if text != before:
-            self._write(file, text)
+    def _text(self, file: str) -> str:
+        return path.read_text("utf-8") if (path := self.root / file).exists() else ""
 
     def _write(self, file: str, text: str) -> None:
+        if text == self._text(file):
+            return
         self.done.append(f"write {file}")
         if not self.dry:
-            new = self.root / f"{file}.new"
-            new.write_text(text, "utf-8")
+            (new := self.root / f"{file}.new").write_text(text, "utf-8")
             new.replace(self.root / file)
 
     def _remove(self, paths: list[str], what: str) -> None:
@@ -136,110 +168,152 @@ class Adoption:
         for path in () if self.dry else paths:
             (shutil.rmtree if (self.root / path).is_dir() else Path.unlink)(self.root / path)
 
-    def _region(self) -> str:
-        text = "".join(
-            (self.root / file).read_text("utf-8") for file in self._found("environments/account/Pulumi.*.yaml")
-        )
-        found = re.search(r"mlops-account:region: (\S+)", text)
-        return found.group(1) if found else "us-east-1"
+    # Keys and roles: in AWS those of `make account`; other keys are made here.
 
-    # Keys: in AWS those of `make account`; else made here.
-
-    def _keys(self, road: Road) -> None:
-        wanted: list[tuple[Any, str | None]] = [("build", None), *(("approve", each) for each in road.environments)]
-        have = {(key.role, key.environment) for key in road.keyring.all() if key.state == "active"}
+    def _keys(self, road: Road) -> bool:
+        """Whether there are all of them."""
+        cloud, first = "://" in road.store, road.environments[0]
+        keyring = Keyring(self.root / roads.KEYRING, None if cloud else self.root / road.store / "keys")
+        wanted: list[tuple[Role, str | None]] = [("build", None), *(("approve", each) for each in road.environments)]
         for role, environment in wanted:
-            if (role, environment) in have:
+            kms = cloud and self._outputs(environment or first).get("deliveryKeys", {}).get(environment or first)
+            have = [key.kms for key in keyring.all() if (key.role, key.environment, key.state) == (role, environment, "active")]  # fmt: skip
+            if kms in have if kms else any(have) if cloud else have:
                 continue
-            kms = self._outputs().get("deliveryKeys", {}).get(environment or road.environments[0], "")
-            if "://" in road.store and not kms:
-                self.limits.append("the keys of deliveries are missing: make account, then adopt again")
-                return
-            self.done.append(
-                f"make the key that signs what {'is built' if role == 'build' else f'passed {environment}'}"
-            )
+            if cloud and not kms:
+                self.limits.append("workflows: off until keys sign what they build: make account, then adopt again")
+                return False
+            self.done.append(f"trust the key that signs what {f'passed {environment}' if environment else 'is built'}")
             if not self.dry:
-                _ = road.keyring.add_kms(role, environment, kms) if kms else road.keyring.new(role, environment)
+                _ = keyring.add_kms(role, environment, kms) if kms else keyring.new(role, environment)
+        return True
 
-    def _outputs(self) -> dict[str, Any]:
-        """Of infra/account; empty before it is deployed."""
-        if not self._found("environments/account/*.state"):
-            return {}
-        stack = self._found("environments/account/*.state")[0].rpartition("/")[2].removesuffix(".state")
-        command = [str(self.root / "environments" / "pulumi"), f"account/{stack}", "stack", "output", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError("account", stack, f"cannot be read: {done.stderr.strip()[-300:]}")
-        return json.loads(done.stdout)
+    def _outputs(self, environment: str) -> dict[str, Any]:
+        stack = self._stack(environment)
+        if stack not in self.stacks and (self.root / f"environments/account/{stack}.state").exists():
+            command = [str(self.root / "environments/pulumi"), f"account/{stack}", "stack", "output", "--json"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError("account", stack, f"cannot be read: {done.stderr.strip()[-300:]}")
+            self.stacks[stack] = json.loads(done.stdout)
+        return self.stacks.get(stack, {})
+
+    def _stack(self, environment: str) -> str:
+        return _config(self._text(f"environments/aws/Pulumi.{environment}.yaml")).get(
+            "mlops-aws:accountStack", "shared"
+        )
+
+    def _region(self, environment: str) -> str:
+        text = self._text(f"environments/account/Pulumi.{self._stack(environment)}.yaml")
+        return _config(text).get("mlops-account:region", "us-east-1")
+
+    def _roles(self, environment: str) -> dict[str, str]:
+        roles = self._outputs(environment).get("roles", {}).get(environment, {})
+        named = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in roles.items()}
+        return named and named | {"AWS_REGION": self._region(environment)}
 
     # GitHub.
 
     def _subject(self) -> str:
         """How its OIDC subjects begin: read, never composed, since newer repositories have ids in them."""
         found = self.github.ask("GET", "actions/oidc/customization/sub", missing=True) or {}
+        if not found.get("use_default", True):
+            self.limits.append("roles in AWS: the repository's OIDC subjects are customized, and no role knows them")
         return found.get("sub_claim_prefix") or f"repo:{self.github.repository}"
-
-    def _roles(self, environment: str) -> dict[str, str]:
-        roles = self._outputs().get("roles", {}).get(environment, {})
-        return {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in roles.items()} | (
-            {"AWS_REGION": self._region()} if roles else {}
-        )
 
     def _environment(self, name: str, branch: str) -> None:
         """Only its branch deploys there; it is made before any workflow names it, which would make it open to all."""
-        path, policy = f"environments/{name}", {"protected_branches": False, "custom_branch_policies": True}
-        found = self.github.ask("GET", path, missing=True)
-        right = bool(found) and found.get("deployment_branch_policy") == policy
-        if not right and not self._try("PUT", path, f"environment {name}", {"deployment_branch_policy": policy}):
-            return
-        policies = (
-            () if self.dry and not found else self.github.all(f"{path}/deployment-branch-policies", "branch_policies")
-        )
-        if branch not in [each["name"] for each in policies]:
-            self._try(
-                "POST", f"{path}/deployment-branch-policies", f"environment {name}: {branch} alone", {"name": branch}
-            )
+        path, what = f"environments/{name}", f"environment {name}"
+        found = self.github.ask("GET", path, missing=True) or {}
+        if not (right := found.get("deployment_branch_policy") == _BRANCHES):
+            body = _protection(found) | {"deployment_branch_policy": _BRANCHES}
+            if not self._try("PUT", path, f"{what}, where chosen branches deploy", **body):
+                _ = found or self._try("PUT", path, what)
+                return
+        path += "/deployment-branch-policies"
+        listed = [each["name"] for each in self.github.all(path, "branch_policies")] if right or not self.dry else []
+        if branch not in listed:
+            self._try("POST", path, f"{what}: {branch} deploys there", name=branch)
+        self.limits += [f"{what}: {each} may deploy there too" for each in listed if each != branch]
 
     def _ruleset(self) -> None:
         what = "rules of main: reviews by code owners, the check `required`"
-        known = next((each for each in self.github.all("rulesets") if each["name"] == _RULESET["name"]), None)
-        if known is None:
-            self._try("POST", "rulesets", what, _RULESET)
-        else:
-            self._set(f"rulesets/{known['id']}", what, _RULESET)
+        every = self._try("GET", "rulesets?includes_parents=false&per_page=100", what)
+        if every is None:
+            return
+        path = next((f"rulesets/{each['id']}" for each in every if each["name"] == _RULESET["name"]), "")
+        found = self.github.ask("GET", path) if path else {}
+        wanted = {key: _stricter(found.get(key), value) for key, value in _RULESET.items()}
+        if wanted != {key: found.get(key) for key in wanted}:
+            self._try("PUT" if path else "POST", path or "rulesets", what, **wanted)
+        if found.get("bypass_actors"):
+            self.limits.append(f"{what}: the ruleset names who may bypass them")
+
+    def _code_owners(self) -> None:
+        """GitHub ignores owners that it does not know; it looks at what is pushed."""
+        text, what = self._text(".github/CODEOWNERS"), "reviews by code owners"
+        if not text or (not self.owners and re.search(_NO_OWNERS, text)):
+            self.limits.append(f"{what}: .github/CODEOWNERS names nobody; give --owners")
+        found = self.github.ask("GET", "codeowners/errors", missing=True) or {"errors": []}
+        wrong = [each for each in found["errors"] if not re.search(_NO_OWNERS, each["source"])]
+        self.limits += [f"{what}: {each['kind']}: {each['source'].strip()}" for each in wrong]
 
     def _variables(self, where: str, wanted: dict[str, str]) -> None:
         for name, value in wanted.items():
-            found = self.github.ask("GET", f"{where}/variables/{name}", missing=True)
-            if found is None:
-                self._try("POST", f"{where}/variables", f"variable {name} of {where}", {"name": name, "value": value})
-            elif found["value"] != value:
-                self._try(
-                    "PATCH", f"{where}/variables/{name}", f"variable {name} of {where}", {"name": name, "value": value}
-                )
+            path = f"{where}/variables"
+            found = self.github.ask("GET", f"{path}/{name}", missing=True)
+            if not found or found["value"] != value:
+                method, path = ("PATCH", f"{path}/{name}") if found else ("POST", path)
+                self._try(method, path, f"variable {name} of {where}", name=name, value=value)
 
-    def _set(self, path: str, what: str, wanted: dict[str, Any]) -> None:
-        if not _holds(self.github.ask("GET", path, missing=True) or {}, wanted):
-            self._try("PUT", path, what, wanted)
-
-    def _try(self, method: str, path: str, what: str, body: dict[str, Any]) -> bool:
-        """What the plan does not offer is said, not claimed."""
+    def _try(self, method: str, path: str, what: str, **body: Any) -> Any:
+        """None where the plan refuses, which is said, not claimed."""
         try:
-            if not self.dry:
-                self.github.ask(method, path, **body)
+            answer = None if self.dry and method != "GET" else self.github.ask(method, path, **body)
         except UserError as error:
-            if not re.search(r"answered (403|404|422)", error.hint):
+            if not re.search(_REFUSED, error.hint):
                 raise
-            self.limits.append(f"{what}: GitHub {error.hint}")
-            return False
-        self.done.append(f"set {what}")
-        return True
+            return self.limits.append(f"{what}: GitHub {error.hint}")
+        self.done += [] if method == "GET" else [f"set {what}"]
+        return True if answer is None else answer
 
 
-def _holds(found: Any, wanted: Any) -> bool:
-    """Whether what is there has all that is wanted; GitHub adds fields of its own."""
+def _protection(found: dict[str, Any]) -> dict[str, Any]:
+    """What a team has set for an environment: GitHub drops what a change leaves out."""
+    rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
+    kept = {"wait_timer": rules["wait_timer"]["wait_timer"]} if "wait_timer" in rules else {}
+    if people := rules.get("required_reviewers"):
+        kept["reviewers"] = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people["reviewers"]]
+        kept["prevent_self_review"] = people.get("prevent_self_review", False)
+    return kept
+
+
+def _stricter(found: Any, wanted: Any) -> Any:
+    """What is wanted, and what the team added or demands beyond it."""
     if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(_holds(found.get(key), value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(_holds, found, wanted))
-    return found == wanted
+        return (found or {}) | {key: _stricter((found or {}).get(key), value) for key, value in wanted.items()}
+    if isinstance(wanted, list) and wanted:
+        old, new = ({_name(each): each for each in items or ()} for items in (found, wanted))
+        return list((old | {key: _stricter(old.get(key), each) for key, each in new.items()}).values())
+    return found if isinstance(wanted, int) and isinstance(found, int) and found > wanted else wanted
+
+
+def _name(item: Any) -> str:
+    return item.get("type") or item["context"] if isinstance(item, dict) else item
+
+
+def _config(text: str) -> dict[str, Any]:
+    return (yaml.safe_load(text) or {}).get("config") or {}
+
+
+def _with(text: str, file: str, key: str, wanted: dict[str, Any]) -> str:
+    """A stack's configuration with these parts of `key`; the rest stays, comments too."""
+    if wanted.items() <= _config(text).get(key, {}).items():
+        return text
+    block = re.search(rf"(?m)^  {key}:\n(    .*\n)*", text)
+    kept = [line for line in block[0].splitlines(True)[1:] if line.split(":")[0].strip() not in wanted] if block else []
+    new = "".join([f"  {key}:\n", *(f"    {part}: {json.dumps(value)}\n" for part, value in wanted.items()), *kept])
+    text = text.replace(block[0], new) if block else text.replace("config:\n", f"config:\n{new}", 1)
+    if not wanted.items() <= _config(text).get(key, {}).items():
+        raise UserError(key, file, f"cannot be edited: write {json.dumps(wanted)} there")
+    return text

@@ -1,34 +1,40 @@
 """One comment on a pull request that says what the change does, updated in place. What it is made of is not trusted."""
 
+import html
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from cli.delivery.github import GitHub
 from cli.delivery.preview import ACTIONS, Change, Gate, Live, Preview, Stack
-from mlops.errors import UserError
 
 MARK, MAX = "<!-- mlops:preview -->", 60_000
 _BOT = "github-actions[bot]"
 _SIGNS = {"create": "+", "update": "~", "delete": "−", "replace": "↻"}
-_MAX_FILES, _MAX_BYTES = 50, 20_000_000
-Part = TypeVar("Part", Stack, Live, Gate)
+_MAX_FILES, _MAX_BYTES = 50, 5_000_000
+_Section = tuple[str, list[tuple[str, str]]]  # its title; its lines, each with what is shown below it if there is room
 
 
 def read(folder: Path) -> Preview:
-    """The files that the jobs of ci.yml left: each a part of a preview. Raises UserError if one is something else."""
-    whole, files = Preview(), sorted(folder.rglob("*.json"))
+    """The files that the jobs of ci.yml left, each a part of a preview. What is something else is shown as a problem: a
+    comment on earlier commits must not stay instead."""
+    whole, files = (
+        Preview(),
+        sorted(each for each in folder.rglob("*.json") if each.is_file() and not each.is_symlink()),
+    )
     if len(files) > _MAX_FILES or sum(file.stat().st_size for file in files) > _MAX_BYTES:
-        raise UserError("preview", str(folder), "has more files or bytes than a preview")
+        return Preview(stacks=[Stack(name=folder.name[:100], problem="more files or bytes than a preview has")])
     for file in files:
         try:
             part = Preview.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            raise UserError("preview", file.name, f"is not a preview: {error.error_count()} problems") from None
+            problem = f"not a preview: {error.error_count()} problems"
+            part = Preview(stacks=[Stack(name=ascii(file.name)[1:-1][:100], problem=problem)])
         whole.stacks += part.stacks
         whole.live += part.live
         whole.gates += part.gates
@@ -36,26 +42,26 @@ def read(folder: Path) -> Preview:
 
 
 def text(preview: Preview, commit: str, run: str, jobs: dict[str, str]) -> str:
-    """Markdown of at most MAX characters: what does not fit, the longest first, is shortened, then left to the run's
-    summary."""
+    """Markdown of at most MAX characters. Differences that do not fit are left out, then lines, the longest sections'
+    first."""
     head = "\n".join([MARK, f"### What this changes · {_code(commit[:7])}", *_checks(jobs), "", *_table(preview), ""])
-    sections = [
-        *map(_stack, filter(lambda each: each.problem or each.changes, preview.stacks)),
-        *map(_gate, preview.gates),
-    ]
-    foot = f"\nRendered from main and from this branch, without any secret. [Run]({run})"
-    chosen, room = [full for full, _ in sections], MAX - len(head) - len(foot) - 100
-    for shorter in ([short for _, short in sections], [""] * len(sections)):
-        for index in sorted(range(len(sections)), key=lambda each: -len(chosen[each])):
-            if sum(map(len, chosen)) + len(chosen) > room:
-                chosen[index] = shorter[index]
-    cut = [] if chosen == [full for full, _ in sections] else ["More of it is in the run's summary."]
-    return "\n".join([head, *filter(None, chosen), *cut, foot])[:MAX]
+    foot = f"\nRendered from main and from this branch, without any secret. Whatever is cut: artifacts of the [run]({run})."
+    problems = [each for each in [*preview.stacks, *preview.live] if each.problem]
+    changed = [each for each in preview.stacks if each.changes and not each.problem]
+    sections = [*map(_problem, problems), *map(_stack, changed), *map(_gate, preview.gates)]
+    room, shown = MAX - len(head) - len(foot) - 100, [""] * len(sections)
+    shortest = sorted(range(len(sections)), key=lambda each: sum(len(a) + len(b) for a, b in sections[each][1]))
+    for done, index in enumerate(shortest):
+        left = room - sum(map(len, shown)) if done < 200 else 0
+        shown[index] = _details(*sections[index], left // (len(sections) - done))
+    return "\n".join([head, *_first(shown, room), foot])
 
 
 def put(github: GitHub, number: int, body: str) -> str:
-    """What was done: created, updated or unchanged."""
+    """What was done: created, updated or unchanged. The oldest stays, where links and answers to it are."""
     own = [each for each in github.all(f"issues/{number}/comments") if _is_own(each)]
+    for each in own[1:]:  # of runs at the same time
+        github.ask("DELETE", f"issues/comments/{each['id']}", missing=True)
     if not own:
         github.ask("POST", f"issues/{number}/comments", body=body)
         return "created"
@@ -68,9 +74,14 @@ def put(github: GitHub, number: int, body: str) -> str:
 def pull_request(github: GitHub, event: dict[str, Any]) -> int | None:
     """The one that a run of ci.yml was for, asked of GitHub and not of any file of the run; None if it moved on."""
     run = event["workflow_run"]
-    head = f"{run['head_repository']['owner']['login']}:{run['head_branch']}"
-    for pull in github.all(f"pulls?state=open&head={head}"):
-        if pull["head"]["sha"] == run["head_sha"]:
+    if not (fork := run["head_repository"]):  # deleted since
+        return None
+    wanted = (fork["full_name"], run["head_branch"], run["head_sha"])
+    for pull in github.all(
+        f"pulls?state=open&head={quote(fork['owner']['login'] + ':' + run['head_branch'], safe='')}"
+    ):
+        head = pull["head"]
+        if ((head["repo"] or {}).get("full_name"), head["ref"], head["sha"]) == wanted:
             return pull["number"]
     return None
 
@@ -80,28 +91,27 @@ def event() -> dict[str, Any]:
 
 
 def _is_own(comment: dict[str, Any]) -> bool:
-    return comment["user"]["login"] == _BOT and comment["body"].startswith(MARK)
+    return (comment["user"] or {}).get("login") == _BOT and (comment.get("body") or "").startswith(MARK)
 
 
 def _table(preview: Preview) -> list[str]:
-    if not preview.stacks:
+    stacks, live = {each.name: each for each in preview.stacks}, {each.name: each for each in preview.live}
+    if not (names := dict.fromkeys([*stacks, *live])):
         return []
-    lines = ["| stack | objects | replaced or deleted | a month | against the live stack |", "|---|---|---|---|---|"]
-    live = {each.name: each for each in preview.live}
-    for stack in preview.stacks:
-        if stack.problem:
-            lines.append(f"| {_code(stack.name)} | ⚠ cannot be rendered | | | |")
-            continue
-        gone = sum(each.action in ("replace", "delete") for each in stack.changes)
-        lines.append(
-            f"| {_code(stack.name)} | {_counts(stack.changes)} | {f'⚠ {gone}' if gone else 'none'} | {_cost(stack)} "
-            f"| {_live(live.get(stack.name))} |"
-        )
+    rows = [f"| {_code(name)} | {_changed(stacks.get(name))} | {_live(live.get(name))} |" for name in names]
     warned = [
-        (stack, each) for stack in preview.stacks for each in stack.changes if each.action in ("replace", "delete")
-    ]
-    lines += ["", *(f"> ⚠ {_code(stack.name)}: {each.action} {_code(each.object)}" for stack, each in warned[:20])]
-    return [*lines, f"> … and {len(warned) - 20} more"] if len(warned) > 20 else lines
+        f"> ⚠ {_code(stack.name)}: {each.action} {_code(each.object)}"
+        for stack in preview.stacks for each in stack.changes if each.action in ("replace", "delete")
+    ]  # fmt: skip
+    header = ["| stack | objects | replaced or deleted | a month | against the live stack |", "|---|---|---|---|---|"]
+    return [*header, *_first(rows, 15_000), "", *_first(warned, 2_000)]
+
+
+def _changed(stack: Stack | None) -> str:
+    if stack is None or stack.problem:
+        return f"{'⚠ no result' if stack else ''} | |"
+    gone = sum(each.action in ("replace", "delete") for each in stack.changes)
+    return f"{_counts(stack.changes)} | {f'⚠ {gone}' if gone else 'none'} | {_cost(stack)}"
 
 
 def _counts(changes: list[Change]) -> str:
@@ -112,50 +122,63 @@ def _counts(changes: list[Change]) -> str:
 def _cost(stack: Stack) -> str:
     if stack.dollars is None:
         return ""
-    more = stack.dollars - (stack.dollars_before or 0)
-    return f"${stack.dollars:,.0f} ({more:+,.0f})"
+    more = "" if stack.dollars_before is None else f" ({stack.dollars - stack.dollars_before:+,.0f})"
+    return f"${stack.dollars:,.0f}{more}"
 
 
 def _live(live: Live | None) -> str:
     if live is None or live.problem:
-        return "" if live is None else "⚠ no preview"
+        return "⚠ no result" if live else ""
     return " ".join(f"{_code(action)} {count}" for action, count in sorted(live.counts.items())) or "unchanged"
 
 
-def _stack(stack: Stack) -> tuple[str, str]:
-    """With the differences, and without."""
-    if stack.problem:
-        title = f"{stack.name}: cannot be rendered"
-        return _details(title, _fence(stack.problem, "text")), _details(title, "")
-    named = [f"{_SIGNS[each.action]} {_code(each.object)}" for each in stack.changes]
-    full = [f"{name}\n\n{_fence(each.diff, 'diff')}\n" for name, each in zip(named, stack.changes, strict=True)]
-    title = f"{stack.name}: {len(stack.changes)} objects"
-    return _details(title, "\n".join(full)), _details(title, "\n".join(f"- {name}" for name in named))
+def _problem(found: Stack | Live) -> _Section:
+    return f"{_tag(found.name)}: no result", [("", _fence(found.problem, "text"))]
 
 
-def _gate(gate: Gate) -> tuple[str, str]:
+def _stack(stack: Stack) -> _Section:
+    lines = [
+        (f"- {_code(f'{_SIGNS[each.action]} {each.object}')}", f"\n\n{_fence(each.diff, 'diff')}\n")
+        for each in stack.changes
+    ]
+    return f"{_tag(stack.name)}: {len(lines)} objects", lines
+
+
+def _gate(gate: Gate) -> _Section:
     lines = ["| metric | main | this branch |", "|---|---|---|"]
     for name, values in gate.metrics.items():
         before, after = ("" if value is None else f"{value:.4f}" for value in values)
         lines.append(f"| {_code(name)} | {before} | {after} |")
     lines += ["", *(f"- {_code(reason)}" for reason in gate.reasons)]
-    title = f"Training: {gate.model} {gate.decision} by the gate"
-    return _details(title, "\n".join(lines)), _details(title, "")
+    return f"Training: {_tag(gate.model)} {_tag(gate.decision)} by the gate", [(line, "") for line in lines]
 
 
 def _checks(jobs: dict[str, str]) -> list[str]:
-    failed = [name for name, conclusion in jobs.items() if conclusion not in ("success", "skipped")]
-    if not jobs:
-        return []
-    return (
-        [f"⚠ failed: {', '.join(map(_code, failed))}"]
-        if failed
-        else [f"{len(jobs)} checks passed, policies among them."]
-    )
+    """By name: what they are called is the pull request's own claim."""
+    passed = [_code(name) for name, conclusion in jobs.items() if conclusion == "success"]
+    failed = [_code(name) for name, conclusion in jobs.items() if conclusion not in ("success", "skipped")]
+    told = (("⚠ failed", failed), ("passed", passed))
+    return [f"{what}: {', '.join(_first(names, 2_000))}" for what, names in told if names]
 
 
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{_plain(title)}</summary>\n\n{body}\n</details>\n"
+def _first(lines: list[str], room: int) -> list[str]:
+    """As many as fit."""
+    for index, line in enumerate(lines):
+        room -= len(line) + 2
+        if room < 0:
+            return [*lines[:index], f"… and {len(lines) - index} more"]
+    return lines
+
+
+def _details(title: str, lines: list[tuple[str, str]], room: int) -> str:
+    room -= len(title) + 60
+    left, shown = room - sum(len(line) + 2 for line, _ in lines), []
+    for line, below in lines:
+        fits = len(below) <= left
+        left -= len(below) if fits else 0
+        shown.append(line + below if fits else line)
+    body = "\n".join(_first(shown, room))
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>\n"
 
 
 def _fence(content: str, language: str) -> str:
@@ -167,18 +190,18 @@ def _fence(content: str, language: str) -> str:
 
 def _code(value: str) -> str:
     """In a line or a table's cell: shown as it is, and nothing else."""
-    return f"`{_printable(value).replace('`', chr(0x2BC)).replace('|', '¦').replace(chr(10), ' ')[:300] or ' '}`"
+    return f"`{_line(value).replace('`', 'ʼ').replace('|', '¦') or ' '}`"
 
 
-def _plain(value: str) -> str:
-    shown = _printable(value).replace("\n", " ")[:300]
-    return re.sub(r"[^\w\s.,:;()/+-]", lambda found: f"&#{ord(found[0])};", shown)
+def _tag(value: str) -> str:
+    """The same between HTML's tags, where Markdown is not read; a mention in plain text would notify even if escaped."""
+    return f"<code>{html.escape(_line(value))}</code>"
+
+
+def _line(value: str) -> str:
+    return _printable(value[:300]).replace("\n", " ")[:300]
 
 
 def _printable(value: str) -> str:
-    """Control characters and those that turn the direction of text are shown by their number."""
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]",
-        lambda found: f"\\u{ord(found[0]):04x}",
-        value,
-    )
+    """What is not seen, turns the direction of text or is no character at all is shown by its number."""
+    return "".join(each if each.isprintable() or each in "\n\t" else f"\\u{ord(each):04x}" for each in value)

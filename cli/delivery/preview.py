@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.render import ACCOUNT, AWS, PLATFORM
 from mlops.environment import ROOT
 
+Dollars = Annotated[float, Field(ge=0, le=10**9, allow_inf_nan=False)]  # a month
 Action = Literal["replace", "delete", "create", "update"]
 ACTIONS: tuple[Action, ...] = ("replace", "delete", "create", "update")  # the first ones first
 _MAX_DIFF = 20_000
@@ -43,8 +44,8 @@ class Change(_Model):
 class Stack(_Model):
     name: Annotated[str, Field(max_length=100)]
     changes: Annotated[list[Change], Field(max_length=2000)] = []
-    dollars: float | None = None  # a month
-    dollars_before: float | None = None
+    dollars: Dollars | None = None
+    dollars_before: Dollars | None = None
     problem: Annotated[str, Field(max_length=2000)] = ""
 
 
@@ -52,7 +53,9 @@ class Live(_Model):
     """What `pulumi preview` found: action → how many."""
 
     name: Annotated[str, Field(max_length=100)]
-    counts: dict[Annotated[str, Field(max_length=30)], int] = {}
+    counts: Annotated[
+        dict[Annotated[str, Field(max_length=30)], Annotated[int, Field(ge=0, le=10**6)]], Field(max_length=50)
+    ] = {}
     problem: Annotated[str, Field(max_length=2000)] = ""
 
 
@@ -60,7 +63,9 @@ class Gate(_Model):
     model: Annotated[str, Field(max_length=100)]
     decision: Annotated[str, Field(max_length=30)]
     reasons: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=100)] = []
-    metrics: dict[Annotated[str, Field(max_length=100)], tuple[float | None, float | None]] = {}  # before, after
+    metrics: Annotated[
+        dict[Annotated[str, Field(max_length=100)], tuple[float | None, float | None]], Field(max_length=100)
+    ] = {}  # before, after
 
 
 class Preview(_Model):
@@ -72,16 +77,25 @@ class Preview(_Model):
     gates: Annotated[list[Gate], Field(max_length=20)] = []
 
 
-def stacks() -> Iterator[str]:
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines stay lines."""
+
+
+_Dumper.add_representer(
+    str, lambda to, value: to.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+)
+
+
+def stacks(root: Path = ROOT) -> Iterator[str]:
     """As `environments/pulumi` takes them."""
     for project, folder in ((PLATFORM, ""), (AWS, "aws/"), (ACCOUNT, "account/")):
-        for file in sorted(project.stacks.glob("Pulumi.*.yaml")):
-            yield f"{folder}{file.name.split('.')[1]}"
+        for file in sorted((root / project.stacks.relative_to(ROOT)).glob("Pulumi.*.yaml")):
+            yield folder + file.name.removeprefix("Pulumi.").removesuffix(".yaml")
 
 
 def compare(before: Path, say: Callable[[str], None]) -> list[Stack]:
     """`before`: a folder with the commit that the change starts from."""
-    return [_stack(name, before, say) for name in stacks()]
+    return [_stack(name, before, say) for name in dict.fromkeys([*stacks(), *stacks(before)])]
 
 
 def _stack(name: str, before: Path, say: Callable[[str], None]) -> Stack:
@@ -103,16 +117,19 @@ def changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Iterat
         if old == new:
             continue
         action: Action = "create" if old is None else "delete" if new is None else "update"
-        if old and new and any(_at(old, path) != _at(new, path) for path in _FIXED.get(key.partition("/")[0], ())):
-            action = "replace"
-        yield Change(action=action, object=key[:300], diff=_diff(old, new))
+        # With another name it is another object, made beside the old one.
+        if old and new and _at(old, "metadata.name") == _at(new, "metadata.name"):
+            fixed = any(_at(old, path) != _at(new, path) for path in _FIXED.get(key[0], ()))
+            action = "replace" if fixed else action
+        yield Change(action=action, object="/".join(filter(None, key))[:300], diff=_diff(old, new))
 
 
-def _key(each: dict[str, Any]) -> str:
-    """Names that end in a hash of the content are one object that changed."""
+def _key(each: dict[str, Any]) -> tuple[str, ...]:
+    """Kind, namespace, name. Names that end in a hash of the content (`hashed`) are one object that changed."""
     if "kind" not in each:
-        return f"{each['type']}/{each['name']}"
-    return f"{each['kind']}/{re.sub(r'-[0-9a-f]{8,}$', '', str(each['metadata']['name']))}"
+        return each["type"], each["name"]
+    about = each["metadata"]
+    return each["kind"], about.get("namespace", ""), re.sub(r"-[0-9a-f]{10}$", "", about["name"])
 
 
 def _at(value: Any, path: str) -> Any:
@@ -123,7 +140,8 @@ def _at(value: Any, path: str) -> Any:
 
 def _diff(old: Any, new: Any) -> str:
     before, after = [
-        yaml.safe_dump(each, sort_keys=True, width=1000).splitlines() if each else [] for each in (old, new)
+        yaml.dump(each, Dumper=_Dumper, allow_unicode=True, width=1000).splitlines() if each else []
+        for each in (old, new)
     ]
     lines = "\n".join(list(difflib.unified_diff(before, after, lineterm="", n=1))[2:])
     return lines if len(lines) <= _MAX_DIFF else f"{lines[:_MAX_DIFF]}\n… and more"
@@ -160,7 +178,9 @@ def live(stack: str) -> Live:
     command = [str(ROOT / "environments" / "pulumi"), stack, "preview", "--json", "--non-interactive"]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
-        steps = json.loads(done.stdout)["changeSummary"]
-    except (ValueError, KeyError):
+        steps = {} if done.returncode else json.loads(done.stdout)["changeSummary"]
+    except (ValueError, KeyError, TypeError):
+        steps = {}
+    if not steps:
         return Live(name=stack, problem=(done.stderr or done.stdout).strip()[-1500:] or f"exit code {done.returncode}")
     return Live(name=stack, counts={action: count for action, count in steps.items() if action != "same"})
