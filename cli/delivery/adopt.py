@@ -67,7 +67,7 @@ class Adoption:
         for environment in road.environments:
             self._environment(environment, branch)
             self._variables(f"environments/{environment}", roles[environment])
-        if self.github.ask("GET", "actions/permissions/workflow") != _WORKFLOWS:
+        if not _WORKFLOWS.items() <= self.github.ask("GET", "actions/permissions/workflow").items():
             self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
         self._code_owners()

@@ -39,10 +39,7 @@ def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> 
         return Build(commit=commit, artifacts={"wheel": artifacts["wheel"]})
     for target in TARGETS if road.registry else ():
         say(f"components of {target}")
-        listed = _components(target)
-        digest = hashlib.sha256(listed).hexdigest()
-        road.bucket.put_new(f"sboms/{digest}.cdx.json", listed)
-        artifacts[f"{target}-sbom"] = f"sha256:{digest}"
+        artifacts[f"{target}-sbom"] = f"sha256:{hashlib.sha256(_components(road, target)).hexdigest()}"
     made = Build(commit=commit, artifacts=artifacts, run=run_url())
     attest(road, "built", made)
     return made
@@ -56,11 +53,16 @@ def wheel(folder: Path, root: Path = ROOT) -> bytes:
     return next(folder.glob("*.whl")).read_bytes()
 
 
-def _components(target: str) -> bytes:
-    """CycloneDX, of the libraries that are installed into an image; the system's are those of its base image."""
-    requirements = str(ROOT / "requirements" / f"{target}.txt")
-    command = ["cyclonedx-py", "requirements", "--output-reproducible", "--of", "JSON", requirements]
-    return _run([str(Path(sys.executable).with_name(command[0])), *command[1:]])
+def _components(road: Road, target: str) -> bytes:
+    """CycloneDX, of the libraries that are installed into an image; the system's are those of its base image. The same
+    requirements make the same bytes, so they are listed once."""
+    requirements = ROOT / "requirements" / f"{target}.txt"
+    key = f"sboms/{target}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]}.cdx.json"
+    if (found := road.bucket.get(key)) is None:
+        command = [str(Path(sys.executable).with_name("cyclonedx-py")), "requirements", "--output-reproducible"]
+        found = _run([*command, "--of", "JSON", str(requirements)])
+        road.bucket.put_new(key, found)
+    return found
 
 
 def _run(command: list[str]) -> bytes:

@@ -23,10 +23,8 @@ _Section = tuple[str, list[tuple[str, str]]]  # its title; its lines, each with 
 def read(folder: Path) -> Preview:
     """The files that the jobs of ci.yml left, each a part of a preview. What is something else is shown as a problem: a
     comment on earlier commits must not stay instead."""
-    whole, files = (
-        Preview(),
-        sorted(each for each in folder.rglob("*.json") if each.is_file() and not each.is_symlink()),
-    )
+    whole = Preview()
+    files = sorted(each for each in folder.rglob("*.json") if each.is_file() and not each.is_symlink())
     if len(files) > _MAX_FILES or sum(file.stat().st_size for file in files) > _MAX_BYTES:
         return Preview(stacks=[Stack(name=folder.name[:100], problem="more files or bytes than a preview has")])
     for file in files:
@@ -49,11 +47,12 @@ def text(preview: Preview, commit: str, run: str, jobs: dict[str, str]) -> str:
     problems = [each for each in [*preview.stacks, *preview.live] if each.problem]
     changed = [each for each in preview.stacks if each.changes and not each.problem]
     sections = [*map(_problem, problems), *map(_stack, changed), *map(_gate, preview.gates)]
-    room, shown = MAX - len(head) - len(foot) - 100, [""] * len(sections)
+    shown = [""] * len(sections)
+    room = left = MAX - len(head) - len(foot) - 100
     shortest = sorted(range(len(sections)), key=lambda each: sum(len(a) + len(b) for a, b in sections[each][1]))
     for done, index in enumerate(shortest):
-        left = room - sum(map(len, shown)) if done < 200 else 0
         shown[index] = _details(*sections[index], left // (len(sections) - done))
+        left -= len(shown[index]) + 2
     return "\n".join([head, *_first(shown, room), foot])
 
 
@@ -76,10 +75,9 @@ def pull_request(github: GitHub, event: dict[str, Any]) -> int | None:
     run = event["workflow_run"]
     if not (fork := run["head_repository"]):  # deleted since
         return None
+    branch = quote(f"{fork['owner']['login']}:{run['head_branch']}", safe="")
     wanted = (fork["full_name"], run["head_branch"], run["head_sha"])
-    for pull in github.all(
-        f"pulls?state=open&head={quote(fork['owner']['login'] + ':' + run['head_branch'], safe='')}"
-    ):
+    for pull in github.all(f"pulls?state=open&head={branch}"):
         head = pull["head"]
         if ((head["repo"] or {}).get("full_name"), head["ref"], head["sha"]) == wanted:
             return pull["number"]

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,18 @@ class Lease:
 
 def recover(road: Road, stack: str, folder: Path, say: Callable[[str], None]) -> None:
     """`stack`: as `environments/pulumi` takes it. Raises UserError if somebody else holds the lock."""
+    for lock, dead in held(road, stack, folder):
+        if not dead:
+            who = f"{lock.get('username')}@{lock.get('hostname')} since {lock.get('timestamp')}"
+            hint = f"holds the lock and may be alive; if it is not: environments/pulumi {stack} cancel --yes"
+            raise UserError("state", stack, f"{who} {hint}")
+        say(f"the run that locked the state of {stack} is over: removing its lock")
+        pulumi = str(folder / "environments" / "pulumi")
+        subprocess.run([pulumi, stack, "cancel", "--yes"], check=True, capture_output=True)
+
+
+def held(road: Road, stack: str, folder: Path) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The locks of a stack's state, and whether their owners are known to be dead."""
     environment, pulumi = stack.rpartition("/")[2], str(folder / "environments" / "pulumi")
     where = subprocess.run([pulumi, stack, "backend"], capture_output=True, text=True).stdout.strip()
     if not where.startswith(("s3://", "file://")):
@@ -46,12 +58,8 @@ def recover(road: Road, stack: str, folder: Path, say: Callable[[str], None]) ->
     store = Store(where.partition("?")[0])
     for key in store.keys(f".pulumi/locks/organization/{name}/{environment}"):
         lock = json.loads(store.get(key, 64 * 1024) or b"{}")
-        if lock and not _is_dead(lock, Lease(road, environment).owner()):
-            who = f"{lock.get('username')}@{lock.get('hostname')} since {lock.get('timestamp')}"
-            hint = f"holds the lock and may be alive; if it is not: environments/pulumi {stack} cancel --yes"
-            raise UserError("state", stack, f"{who} {hint}")
-        say(f"the run that locked the state of {stack} is over: removing its lock")
-        subprocess.run([pulumi, stack, "cancel", "--yes"], check=True, capture_output=True)
+        if lock:
+            yield lock, _is_dead(lock, Lease(road, environment).owner())
 
 
 def _is_dead(lock: dict[str, Any], owner: dict[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def build(
     output(build=made.model_dump_json())
     rows = "".join(f"\n| {name} | `{each}` |" for name, each in made.artifacts.items())
     summary(f"### Build `{made.short}`\n\n| artifact | digest |\n|---|---|{rows}")
-    state.result({**made.model_dump(), "digest": made.digest}, f"build {made.short}")
+    state.result({"build": made.model_dump(), "digest": made.digest}, f"build {made.short}")
 
 
 @app.command()
@@ -284,7 +284,7 @@ def watch(environment: Environment) -> None:
         f"Infrastructure of {environment} is not what was deployed",
         drift(road, environment, _say),
     )
-    _report(f"lock-{environment}", f"The state of {environment} is locked", stale_lock(road, environment, _say))
+    _report(f"lock-{environment}", f"The state of {environment} is locked", stale_lock(road, environment))
 
 
 @app.command()

@@ -25,7 +25,7 @@ from mlops.keys import Keyring
 from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 
-_COOLDOWN_DAYS = 7
+_COOLDOWN_DAYS, _MAX_HOURS = 7, 3
 _BOT, _MAX = "github-actions[bot]", 50_000
 
 
@@ -57,7 +57,7 @@ def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
     if not deployments or not Cluster.of(environment):
         return ""
     folder, found = worktree(deployments[-1].build.commit), []
-    for stack in [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]:
+    for stack in _stacks(environment):
         say(stack)
         command = [
             str(folder / "environments" / "pulumi"),
@@ -73,13 +73,19 @@ def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
     return "\n\n".join(found)
 
 
-def stale_lock(road: Road, environment: str, say: Callable[[str], None]) -> str:
-    try:
-        for stack in [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]:
-            locks.recover(road, stack, ROOT, say)
-    except UserError as error:
-        return _fenced(str(error))
-    return ""
+def stale_lock(road: Road, environment: str) -> str:
+    """A lock whose owner is dead, or that is older than any deployment takes; the next deployment removes the first kind."""
+    found, long_ago = [], datetime.now(UTC) - timedelta(hours=_MAX_HOURS)
+    for stack in _stacks(environment):
+        for lock, dead in locks.held(road, stack, ROOT):
+            since = datetime.fromisoformat(lock["timestamp"])
+            if dead or since < long_ago:
+                found.append(f"{stack}: {lock['username']}@{lock['hostname']}, since {since:%Y-%m-%d %H:%M}")
+    return _fenced("\n".join(found)) if found else ""
+
+
+def _stacks(environment: str) -> list[str]:
+    return [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]
 
 
 def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:

@@ -122,6 +122,7 @@ def infrastructure(account: Account, state: "StateAccess", environment: str, bou
     return [
         *preview(account, state, environment),
         *state.write(environment, "mlops-aws"),
+        state.lease(environment),
         allow(_CREATE_NETWORK, _EVERY, StringEquals={"aws:RequestedRegion": account.region}, StringEqualsIfExists=mine),
         allow(_CHANGE_NETWORK, _EVERY, StringEquals=mine),
         allow("ec2:AuthorizeSecurityGroupIngress", account.arn("ec2", "security-group-rule/*")),  # of a group above
@@ -146,13 +147,12 @@ def infrastructure(account: Account, state: "StateAccess", environment: str, bou
 
 
 def deploy(account: Account, state: "StateAccess", environment: str, key: Any) -> Statements:
-    own = [f"deployments/{environment}", f"running/{environment}.json"]
     return [
         _cluster(account, environment),
         *state.read(environment),
         *state.write(environment, "mlops"),
-        *state.deliver(["attestations", *own], key),
-        allow("s3:DeleteObject", state.delivery(own[1])),
+        *state.deliver(["attestations", f"deployments/{environment}"], key),
+        state.lease(environment),
     ]
 
 
@@ -202,12 +202,18 @@ class StateAccess:
         """Where the road keeps what it attests and deploys: `store` of environments/delivery.yaml."""
         return f"{self._bucket}/delivery/{path}"
 
+    def lease(self, environment: str) -> dict[str, Any]:
+        """Which run deploys there: written before `pulumi up`, deleted after it."""
+        return allow(["s3:PutObject", "s3:DeleteObject"], self.delivery(f"running/{environment}.json"))
+
     def deliver(self, folders: list[str], key: Any) -> Statements:
-        """`key`: that signs for it."""
-        paths = [self.delivery(each if "." in each else f"{each}/*") for each in folders]
+        """What is written stays: nobody writes it twice. `key`: that signs for it."""
+        paths = [self.delivery(f"{each}/*") for each in folders]
+        of_bucket = {"kms:EncryptionContext:aws:s3:arn": self._bucket}  # not Pulumi's secrets, which have the same key
         return [
             allow("s3:ListBucket", self._bucket),
-            allow(["s3:GetObject", "s3:PutObject"], *paths),
-            allow(["kms:Decrypt", "kms:GenerateDataKey"], self._key),
+            allow("s3:GetObject", *paths),
+            allow("s3:PutObject", *paths, Null={"s3:if-none-match": "false"}),
+            allow(["kms:Decrypt", "kms:GenerateDataKey"], self._key, StringEquals=of_bucket),
             allow(["kms:GetPublicKey", "kms:Sign"], key),
         ]

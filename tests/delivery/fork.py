@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Fork:
         self.work = forge.clone(folder / "work")
         self.store, self.bin = Store(str(folder / "delivery")), folder / "bin"
         self.bin.mkdir()
-        (self.bin / "uv").symlink_to(shutil.which("uv") or ROOT / ".uv" / "bin" / "uv")
+        (self.bin / "uv").symlink_to(shutil.which("uv") or Path(sys.prefix).parent / ".uv" / "bin" / "uv")
         forge.path = [self.bin]
         listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0"):

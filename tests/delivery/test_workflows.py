@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def test_an_action_has_one_version() -> None:
         r"uses: ([\w/-]+)@(\S+ # \S+)", "\n".join([*TEXTS.values(), (GITHUB / "actions/setup/action.yml").read_text()])
     )
     assert len({action for action, _ in found}) == len(set(found))
+
+
+def test_the_pulumi_of_pipelines_is_in_step_with_the_sdk() -> None:
+    versions = set(re.findall(r"pulumi-version: (\S+)", "\n".join(TEXTS.values())))
+    assert versions == {version("pulumi")}
+    assert len(re.findall("uses: pulumi/actions", "\n".join(TEXTS.values()))) == len(re.findall("pulumi-version", "\n".join(TEXTS.values())))
 
 
 @each_file

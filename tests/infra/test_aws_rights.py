@@ -42,6 +42,7 @@ BOUNDARY = arn("iam", "policy/mlops/mlops-boundary")
 OF_DEV, OF_PROD = ({"aws:ResourceTag/environment": each} for each in ("dev", "prod"))
 FOR_DEV = {"aws:RequestTag/environment": "dev"}
 NEW = {"s3:if-none-match": "*"}
+OF_STATE = {"kms:EncryptionContext:aws:s3:arn": arn("s3", f"mlops-state-{NUMBER}")}
 FIRST, *_ = STAGES
 PIPELINES = [f"{stage} {purpose}" for stage in STAGES for purpose in PURPOSES if purpose != "build" or stage == FIRST]
 READ_STATE = ("preview", "infrastructure", "deploy")
@@ -226,6 +227,12 @@ CASES: list[tuple[Any, ...]] = [
       for stage in STAGES for purpose in ("train", "promote") for action in ("s3:ListBucket", "kms:Decrypt", "kms:GenerateDataKey")),
     *(("serving", f"s3:{act}Object", "state/delivery/attestations/d/built-1.json", NO, NEW) for act in ("Get", "Put")),
     *(("controller", f"s3:{act}Object", "state/delivery/attestations/d/built-1.json", NO, NEW) for act in ("Get", "Put")),
+    *((f"{stage} infrastructure", f"s3:{act}Object", f"state/delivery/running/{other}.json", other == stage)
+      for stage in STAGES for other in STAGES for act in ("Put", "Delete")),
+    # Nobody writes twice what others rely on.
+    *(("dev build", "s3:PutObject", f"state/delivery/{key}", NO) for key in BUILT),
+    *((f"{stage} deploy", "s3:PutObject", f"state/delivery/{key}", NO) for stage in STAGES for key in (
+        "attestations/d/withdrawn-1.json", f"deployments/{stage}/00000001.json")),
     # Of each key for deliveries, the signers.
     *((role, "kms:Sign", f"delivery of {stage}", role in (f"{stage} deploy", f"{FIRST} build") and stage in role)
       for role in (*PIPELINES, "serving", "training", "tracking", "controller", "boundary") for stage in STAGES),
@@ -249,7 +256,7 @@ CASES: list[tuple[Any, ...]] = [
       for act in ("Get", "Put", "Delete") for stage in ("dev", "prod") for key in OWN),
     *(("dev build", f"s3:{act}Object", "state/.pulumi/stacks/mlops/dev.json", NO) for act in ("Get", "Put")),
     ("dev build", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
-    ("dev build", "kms:GenerateDataKey", "state", YES),
+    *(("dev build", f"kms:{act}", "state", may, OF_STATE if may else {}) for act in ("Decrypt", "GenerateDataKey") for may in (YES, NO)),
     ("dev build", "kms:Encrypt", "state", NO),
     ("dev build", "kms:GenerateDataKey", "data of dev", NO),
     ("dev build", "eks:DescribeCluster", "cluster/mlops-dev", NO),
@@ -404,9 +411,14 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         "s3:GetObject on s3 mlops-state/.pulumi/locks/*/ENV/*",
     ),
     "what is built and attested is named by its hash": tuple(
-        f"s3:[GP]* on s3 mlops-state/delivery/{each}/*" for each in ("attestations", "wheels", "sboms")
+        f"s3:{action} on s3 mlops-state/delivery/{each}/*{where}"
+        for each in ("attestations", "wheels", "sboms")
+        for action, where in (("GetObject", ""), ("PutObject", " where s3:if-none-match"))
     ),
-    "deployments of an environment are numbered": ("s3:[GP]* on s3 mlops-state/delivery/deployments/ENV/*",),
+    "deployments of an environment are numbered": (
+        "s3:GetObject on s3 mlops-state/delivery/deployments/ENV/*",
+        "s3:PutObject on s3 mlops-state/delivery/deployments/ENV/* where s3:if-none-match",
+    ),
 }  # fmt: skip
 # Findings of parliament (patterns) that are no mistakes.
 PARLIAMENT = {
