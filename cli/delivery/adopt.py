@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from cli.delivery import road as roads
 from cli.delivery.git import git
 from cli.delivery.github import GitHub
 from cli.delivery.road import Road
-from mlops.errors import UserError, explain
+from mlops.errors import UserError
 from mlops.keys import Keyring, Role
 
 SWITCH, BASE = "MLOPS_ENVIRONMENTS", "environments/template.json"
 _EXAMPLE, _EVIDENCE = ("training/models/flights", "tests/models/flights"), "docs/proofs"
 _NO_NAME, _NO_ACCOUNT, _NO_OWNERS = "mlops", "000000000000", r"@your-org/[\w-]+"
 _REFUSED = "answered 409(?!: Already)|Upgrade to|billing plan"  # by an organization or a plan; all else is an error
+_GIVEN = {
+    "name": (r"[a-z][a-z0-9-]{0,30}", "must begin with a letter, then a-z, 0-9 and -: give another with --name"),
+    "owners": (r"(@[\w./-]+ ?)*", "must be @OWNER/TEAM or @USER"),
+    "aws-account": (r"(\d{12})?", "must be 12 digits"),
+}
 _BRANCHES = {"protected_branches": False, "custom_branch_policies": True}
 _WORKFLOWS = {"default_workflow_permissions": "read", "can_approve_pull_request_reviews": True}
 _REVIEWS = {
@@ -55,12 +59,6 @@ class Adoption:
     stacks: dict[str, Any] = field(default_factory=dict)  # what they have exported
 
     def run(self) -> None:
-        for key, value, pattern in (
-            ("owners", self.owners, r"(@[\w./-]+ ?)*"),
-            ("aws-account", self.account, r"(\d{12})?"),
-        ):
-            if not re.fullmatch(pattern, value):
-                raise UserError(key, value, "must be @OWNER/TEAM or @USER" if key == "owners" else "must be 12 digits")
         branch, road = self._branch(), self._road()
         self._files(road, self._subject())
         signs, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
@@ -71,12 +69,12 @@ class Adoption:
             self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
         self._code_owners()
-        for environment in road.environments[:-1]:  # who opens a pull request sees nothing of the last one
-            if role := roles[environment].get("AWS_ROLE_PREVIEW"):
-                name = f"AWS_ROLE_PREVIEW_{environment.upper().replace('-', '_')}"
-                self._variables("actions", {name: role, "AWS_REGION": self._region(road.environments[0])})
-        if signs:
-            self._variables("actions", {SWITCH: json.dumps(road.environments)})
+        looks = {
+            each: roles[each].get("AWS_ROLE_PREVIEW") for each in road.environments[:-1]
+        }  # pull requests: not at the last
+        shared = {f"AWS_ROLE_PREVIEW_{name.upper().replace('-', '_')}": role for name, role in looks.items() if role}
+        shared |= {"AWS_REGION": self._region(road.environments[0])} if shared else {}
+        self._variables("actions", shared | ({SWITCH: json.dumps(road.environments)} if signs else {}))
 
     def _branch(self) -> str:
         found = self.github.ask("GET", "", missing=True) or {}
@@ -93,17 +91,17 @@ class Adoption:
         """As it will be."""
         road, repository, account = Road.load(self.root), self.github.repository, self.account
         short = re.sub("[._]", "-", repository.rpartition("/")[2].lower())
-        new = {"repository": repository, "name": self.name or (short if road.name == _NO_NAME else road.name)}
+        name = self.name or (short if road.name == _NO_NAME else road.name)
+        for (key, (pattern, hint)), value in zip(_GIVEN.items(), (name, self.owners, account), strict=True):
+            if not re.fullmatch(pattern, value):
+                raise UserError(key, value, hint)
+        if (other := re.match(r"s3://mlops-state-(\d+)/", road.store)) and account not in ("", other[1]):
+            raise UserError("aws-account", account, f"{roads.FILE} names {other[1]}: move by hand")
+        new = {"repository": repository, "name": name}
         if account:
-            if (other := re.match(r"s3://mlops-state-(\d+)/", road.store)) and other[1] != account:
-                raise UserError("aws-account", account, f"{roads.FILE} names {other[1]}: move by hand")
-            host = f"{account}.dkr.ecr.{self._region(road.environments[0])}.amazonaws.com"
-            store = road.store if "://" in road.store else f"s3://mlops-state-{account}/delivery"
-            new |= {"store": store, "registry": road.registry or host}
-        try:
-            return Road.model_validate(road.model_dump() | new)
-        except ValidationError as error:
-            raise UserError("name", new["name"], f"give another with --name: {'; '.join(explain(error))}") from None
+            new["store"] = road.store if "://" in road.store else f"s3://mlops-state-{account}/delivery"
+            new["registry"] = road.registry or f"{account}.dkr.ecr.{self._region(road.environments[0])}.amazonaws.com"
+        return road.model_copy(update=new)
 
     # Files: those of the fork alone.
 
@@ -199,9 +197,8 @@ class Adoption:
         return self.stacks.get(stack, {})
 
     def _stack(self, environment: str) -> str:
-        return _config(self._text(f"environments/aws/Pulumi.{environment}.yaml")).get(
-            "mlops-aws:accountStack", "shared"
-        )
+        text = self._text(f"environments/aws/Pulumi.{environment}.yaml")
+        return _config(text).get("mlops-aws:accountStack", "shared")
 
     def _region(self, environment: str) -> str:
         text = self._text(f"environments/account/Pulumi.{self._stack(environment)}.yaml")
@@ -226,8 +223,12 @@ class Adoption:
         path, what = f"environments/{name}", f"environment {name}"
         found = self.github.ask("GET", path, missing=True) or {}
         if not (right := found.get("deployment_branch_policy") == _BRANCHES):
-            body = _protection(found) | {"deployment_branch_policy": _BRANCHES}
-            if not self._try("PUT", path, f"{what}, where chosen branches deploy", **body):
+            rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
+            timer, people = rules.get("wait_timer", {}), rules.get("required_reviewers", {})
+            who = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people.get("reviewers", ())]
+            kept = {"wait_timer": timer.get("wait_timer"), "reviewers": who, "prevent_self_review": people.get("prevent_self_review")}  # fmt: skip
+            body = {key: value for key, value in kept.items() if value}  # GitHub drops what a change leaves out
+            if not self._try("PUT", path, f"{what}, where chosen branches deploy", deployment_branch_policy=_BRANCHES, **body):  # fmt: skip
                 _ = found or self._try("PUT", path, what)
                 return
         path += "/deployment-branch-policies"
@@ -278,23 +279,13 @@ class Adoption:
         return True if answer is None else answer
 
 
-def _protection(found: dict[str, Any]) -> dict[str, Any]:
-    """What a team has set for an environment: GitHub drops what a change leaves out."""
-    rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
-    kept = {"wait_timer": rules["wait_timer"]["wait_timer"]} if "wait_timer" in rules else {}
-    if people := rules.get("required_reviewers"):
-        kept["reviewers"] = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people["reviewers"]]
-        kept["prevent_self_review"] = people.get("prevent_self_review", False)
-    return kept
-
-
 def _stricter(found: Any, wanted: Any) -> Any:
     """What is wanted, and what the team added or demands beyond it."""
     if isinstance(wanted, dict):
         return (found or {}) | {key: _stricter((found or {}).get(key), value) for key, value in wanted.items()}
     if isinstance(wanted, list) and wanted:
         old, new = ({_name(each): each for each in items or ()} for items in (found, wanted))
-        return list((old | {key: _stricter(old.get(key), each) for key, each in new.items()}).values())
+        return list((old | {name: _stricter(old.get(name), each) for name, each in new.items()}).values())
     return found if isinstance(wanted, int) and isinstance(found, int) and found > wanted else wanted
 
 

@@ -24,6 +24,7 @@ from mlops.errors import UserError
 from mlops.keys import Key, Keyring
 from tests.delivery.api import Answer, Ask, Environment, Refused
 from tests.delivery.forge import Forge
+from tests.proofs.__main__ import index as proofs_index
 
 ACCOUNT, OTHER = "123456789012", "210987654321"
 STAGES = ["dev", "staging", "prod"]
@@ -38,6 +39,10 @@ class Hub(Forge):
     branch = "main"
     unknown: tuple[str, ...] = ()  # lines of CODEOWNERS
     forbids = customized = moved = False
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.server.RequestHandlerClass.disable_nagle_algorithm = True  # else 40 ms a request
 
     def handle(self, verb: str, target: str, data: bytes, authorization: str) -> tuple[int, Any, str] | None:
         target = re.sub(rf"^(/api/v3)?/repos/{re.escape(self.full_name)}(?=[/?]|$)", f"/repos/{self.full_name}", target, flags=re.I)  # fmt: skip
@@ -94,8 +99,8 @@ class Copy:
         self.git("commit", "-qm", "a change")
 
     def reset(self) -> None:
-        self.git("checkout", "-q", ".")
-        self.git("clean", "-qfdx")
+        self.git("reset", "-q", "--hard")
+        self.git("clean", "-qfd")
 
     @property
     def changed(self) -> dict[str, str]:
@@ -170,15 +175,10 @@ def adopt(
 
 def on_aws(fork: Copy, stack: str = "shared", stages: list[str] = STAGES) -> dict[str, Any]:
     """What `make account` leaves; inside moto."""
-    purposes = ("preview", "infrastructure", "build", "deploy", "train", "promote")
     kms = boto3.client("kms", region_name="us-east-1")
     made = {
         "roles": {
-            stage: {
-                each: f"arn:aws:iam::{ACCOUNT}:role/{stage}-{each}"
-                for each in purposes
-                if each != "build" or stage == stages[0]
-            }
+            stage: {each: f"arn:aws:iam::{ACCOUNT}:role/{stage}-{each}" for each in ("preview", "deploy")}
             for stage in stages
         },
         "deliveryKeys": {
@@ -249,9 +249,10 @@ def test_a_copy_becomes_a_team_s_own(fork: Copy, hub: Hub) -> None:
 def test_done_twice_it_changes_nothing(fork: Copy, hub: Hub) -> None:
     adopt(fork, name="fraud")
     before, state = fork.files, hub.state
-    for again in ({"name": "fraud"}, {"owners": ""}):  # it keeps its name
+    again: list[dict[str, Any]] = [{"name": "fraud"}, {"owners": ""}]
+    for more in again:  # it keeps its name
         hub.requests.clear()
-        made = adopt(fork, **again)
+        made = adopt(fork, **more)
         assert (made.done, made.limits, hub.written) == ([], [], [])
         assert (fork.files, hub.state) == (before, state)
     fork.commit()
@@ -260,7 +261,8 @@ def test_done_twice_it_changes_nothing(fork: Copy, hub: Hub) -> None:
 
 
 def test_a_dry_run_says_what_a_real_one_does(fork: Copy, hub: Hub, aws: None) -> None:
-    for more in ({}, {"account": ACCOUNT, "without_example": True}):
+    ways: list[dict[str, Any]] = [{}, {"account": ACCOUNT, "without_example": True}]
+    for more in ways:
         dry = adopt(fork, dry=True, **more)
         assert (fork.changed, hub.written) == ({}, [])
         real = adopt(fork, **more)
@@ -290,40 +292,385 @@ def test_the_command(fork: Copy, hub: Hub) -> None:
 
 def test_the_copy_still_renders(fork: Copy, hub: Hub) -> None:
     adopt(fork, account=ACCOUNT)
-    shown = "from infra import render; render.main() if hasattr(render, 'main') else None"
-    assert shown
-    for stack in ("dev", "aws/dev", "account/shared"):
-        done = subprocess.run(
-            [sys.executable, "-m", "infra.render", stack], cwd=fork.root, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    assert "repo:acme@123/ml@456:environment:prod" in done.stdout
+    command = [sys.executable, "-m", "infra.render", "dev"]
+    done = subprocess.run(command, cwd=fork.root, capture_output=True, text=True)
+    assert (done.returncode, "kind: Deployment" in done.stdout) == (0, True), done.stderr
 
 
 # Interruptions.
 
 
-def test_cut_at_any_request_it_completes(fork: Copy, hub: Hub, aws: None) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_cut_at_any_request_it_completes(fork: Copy, hub: Hub, aws: None, late: bool) -> None:
     on_aws(fork)
     fork.commit()
-    hub.variables["AWS_REGION"] = "eu-west-1"
+
+    def fresh() -> None:
+        hub.reset()
+        hub.variables["AWS_REGION"] = "eu-west-1"
+        hub.environments["dev"] = Environment({"AWS_REGION": "eu-west-1"}, ["release"], "custom")
+
+    fresh()
     adopt(fork, account=ACCOUNT)
-    files, state, count = fork.files, hub.state, len(hub.requests)
-    assert count > 40
+    files, state = fork.files, hub.state
     writing = [n for n, each in enumerate(hub.requests, 1) if each.method != "GET"]
-    for n in range(1, count + 1):
-        for hub.fail_after in (False, True) if n in writing else (False,):
-            if n in (1, 2, 3):
-                fork.reset_files() if hasattr(fork, "reset_files") else None
-            hub.reset()
-            hub.variables["AWS_REGION"] = "eu-west-1"
-            hub.fail_at = n
-            if n in writing:
-                with pytest.raises(UserError, match="does not answer"):
-                    adopt(fork, account=ACCOUNT)
-                last = n == writing[-1] and hub.fail_after
-                assert (SWITCH in hub.variables) == last
+    assert {each.method for each in hub.requests} == {"GET", "POST", "PUT", "PATCH"}
+    for n in range(1, len(hub.requests) + 1) if not late else writing:
+        if n < 6:
+            fork.reset()
+        fresh()
+        hub.fail_at, hub.fail_after = n, late
+        if n in writing:
+            with pytest.raises(UserError, match="does not answer"):
                 adopt(fork, account=ACCOUNT)
-            else:
-                adopt(fork, account=ACCOUNT)  # what only reads is asked again
-            assert (fork.files, hub.state) == (files, state), n
+            assert (SWITCH in hub.variables) == (late and n == writing[-1])
+        adopt(fork, account=ACCOUNT)  # a request that only reads was asked again
+        assert (fork.files, hub.state) == (files, state), n
+
+
+def test_killed_at_any_file_it_completes(fork: Copy, hub: Hub, aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_aws(fork)
+    for name in [*fork.root.glob("docs/proofs/*.json")][2:]:
+        name.unlink()
+    fork.commit()
+    left = 0
+
+    def dies(change: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*words: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            return change(*words, **more)
+
+        return maybe
+
+    run: dict[str, Any] = {"account": ACCOUNT, "without_example": True}
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, dies(getattr(Path, name)))
+    adopt(fork, **run)
+    files, state, count = fork.files, hub.state, -left
+    assert count == 16
+    for n in range(1, count + 1):
+        fork.reset()
+        hub.reset()
+        left = n
+        with pytest.raises(KeyboardInterrupt):
+            adopt(fork, **run)
+        assert hub.state["variables"] == {}
+        adopt(fork, **run)
+        assert (fork.files, hub.state) == (files, state), n
+
+
+# What was there before.
+
+
+def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: Hub) -> None:
+    people, rule = [{"type": "User", "id": 7}], {"type": "required_linear_history"}
+    hub.environments = {
+        "dev": Environment({"MINE": "1"}, ["release/*"], "custom"), "prod": Environment({}, [], "", people, 30),
+        "other": Environment(),
+    }  # fmt: skip
+    hub.private = False
+    hub.variables |= {SWITCH: "[]", "MINE": "1"}
+    hub.workflow_permissions["default_workflow_permissions"] = "write"
+    reviews = {
+        "required_approving_review_count": 2, "dismiss_stale_reviews_on_push": False, "require_code_owner_review": False,
+        "require_last_push_approval": True, "required_review_thread_resolution": False,
+    }  # fmt: skip
+    checks = {"strict_required_status_checks_policy": True, "required_status_checks": [{"context": "theirs"}]}
+    where = {"ref_name": {"include": ["refs/heads/release"], "exclude": ["refs/heads/main"]}}
+    hub.rulesets[5] = {
+        "id": 5, "name": "main", "target": "branch", "enforcement": "disabled", "source": "acme/ml", "conditions": where,
+        "rules": [rule, {"type": "pull_request", "parameters": reviews}, {"type": "required_status_checks", "parameters": checks}],
+        "bypass_actors": [{"actor_id": 5, "actor_type": "RepositoryRole", "bypass_mode": "always"}],
+    }  # fmt: skip
+    hub.rulesets[6] = copy.deepcopy(hub.rulesets[5]) | {"id": 6, "name": "theirs"}
+    theirs = copy.deepcopy(hub.rulesets[6])
+    made = adopt(fork)
+    assert hub.environments == {
+        "dev": Environment({"MINE": "1"}, ["release/*", "main"], "custom"), "staging": Environment({}, ["main"], "custom"),
+        "prod": Environment({}, ["main"], "custom", people, 30), "other": Environment(),
+    }  # fmt: skip
+    assert hub.variables == {SWITCH: '["dev", "staging", "prod"]', "MINE": "1"}
+    assert hub.workflow_permissions["default_workflow_permissions"] == "read"
+    ours = hub.rulesets[5]
+    assert ours["enforcement"] == "active"
+    assert ours["conditions"]["ref_name"] == {"include": ["refs/heads/release", "~DEFAULT_BRANCH"], "exclude": []}
+    rules = {each["type"]: each.get("parameters") for each in ours["rules"]}
+    assert {*rules} == {
+        "required_linear_history",
+        "pull_request",
+        "required_status_checks",
+        "deletion",
+        "non_fast_forward",
+    }
+    assert rules["pull_request"] == reviews | {"dismiss_stale_reviews_on_push": True, "require_code_owner_review": True}
+    contexts = [{"context": "theirs"}, {"context": "required"}]
+    assert rules["required_status_checks"] == checks | {"required_status_checks": contexts}
+    assert [len(hub.rulesets), hub.rulesets[6]] == [2, theirs]
+    assert len(ours["bypass_actors"]) == 1
+    assert [each.partition(":")[0] for each in made.limits] == ["environment dev", "rules of main"]
+    assert "release/* may deploy there too" in made.limits[0]
+    assert adopt(fork).done == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "said"),
+    [
+        ("acme/ml", "user:ben", "is not administered"),
+        ("acme/missing", "user:ann", "is not there, or this token"),
+        ("acme", "user:ann", "is not there, or this token"),
+        ("acme/moved", "user:ann", "is not there, or this token"),
+        ("acme/ml", "ghp_wrong", "answered 401"),
+    ],
+)
+def test_without_the_right_to_nothing_changes(
+    fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch, repository: str, token: str, said: str
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", token)
+    hub.moved = repository == "acme/moved"
+    with pytest.raises(UserError, match=said):
+        adopt(fork, "acme/ml" if hub.moved else repository)
+    assert (fork.changed, hub.written) == ({}, [])
+    hub.requests.clear()  # of a repository that the stand-in does not know
+
+
+def test_a_right_that_is_missing_is_no_limit_of_the_plan(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(ask: Ask) -> Any:
+        raise Refused(403, "Resource not accessible by personal access token")
+
+    monkeypatch.setattr(hub, "repos_create_repo_ruleset", refuse, raising=False)
+    with pytest.raises(UserError, match="not accessible by personal access token"):
+        adopt(fork)
+    assert SWITCH not in hub.variables
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "My Team"},
+        {"account": "1234"},
+        {"owners": "acme/ml"},
+        {"owners": "@a\n* @b"},
+        {"repository": "acme/ml"},
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_changes(fork: Copy, hub: Hub, given: dict[str, Any]) -> None:
+    if "repository" in given:
+        hub.name, hub.full_name = "1st", "acme/1st"
+        given = {"repository": "acme/1st"}
+    with pytest.raises(UserError, match=r"must be|give another with --name"):
+        adopt(fork, **given)
+    assert (fork.changed, hub.written) == ({}, [])
+
+
+@pytest.mark.parametrize(("name", "short"), [("Fraud.Model_v2", "fraud-model-v2"), ("ML", "ml")])
+def test_names_with_dots_and_upper_case(fork: Copy, hub: Hub, name: str, short: str) -> None:
+    hub.owner, hub.name, hub.full_name = "Acme", name, f"Acme/{name}"
+    adopt(fork, f"aCME/{name.lower()}")
+    assert [Road.load(fork.root).name, Road.load(fork.root).repository] == [short, f"Acme/{name}"]
+    github = fork.config("environments/account/Pulumi.shared.yaml")["mlops-account:github"]
+    assert github == {"repository": f"Acme/{name}", "subject": f"repo:Acme@123/{name}@456"}
+
+
+def test_github_enterprise(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_API_URL", f"{hub.url}/api/v3")
+    adopt(fork)
+    assert SWITCH in hub.variables
+
+
+# What is not enforced.
+
+
+def test_a_private_repository_on_the_free_plan(fork: Copy, hub: Hub) -> None:
+    hub.plan = "free-private"
+    made = adopt(fork)
+    assert [each.partition(":")[0] for each in made.limits] == [
+        *(f"environment {each}, where chosen branches deploy" for each in STAGES), "rules of main",
+    ]  # fmt: skip
+    assert "billing plan" in made.limits[0]
+    assert "Upgrade to GitHub Pro" in made.limits[-1]
+    assert hub.environments == {each: Environment() for each in STAGES}
+    assert SWITCH in hub.variables
+    assert not [each for each in made.done if "rules of main" in each or "chosen branches" in each]
+    again = adopt(fork)
+    assert (again.done, again.limits) == ([], made.limits)
+    hub.plan = "team"
+    assert adopt(fork).limits == []
+    assert hub.environments == {each: Environment({}, ["main"], "custom") for each in STAGES}
+
+
+def test_other_limits(fork: Copy, hub: Hub) -> None:
+    hub.forbids, hub.customized, hub.branch = True, True, "trunk"
+    hub.unknown = ("/infra/  @your-org/ml-platform\n", "/infra/  @acme/gone\n")
+    made = adopt(fork, owners="")
+    assert [each.partition(":")[0] for each in made.limits] == [
+        "workflows", "roles in AWS", "that workflows may open pull requests", *["reviews by code owners"] * 2,
+    ]  # fmt: skip
+    assert "names nobody; give --owners" in made.limits[-2]
+    assert made.limits[-1] == "reviews by code owners: Unknown owner: /infra/  @acme/gone"
+    assert hub.environments["prod"].branches == ["trunk"]
+    assert SWITCH in hub.variables
+    assert len(adopt(fork, owners="@acme/ml").limits) == 4  # those of the placeholder are over
+
+
+# AWS.
+
+
+def test_an_account(fork: Copy, hub: Hub, aws: None) -> None:
+    made = adopt(fork, account=ACCOUNT)
+    assert made.limits == ["workflows: off until keys sign what they build: make account, then adopt again"]
+    assert SWITCH not in hub.variables
+    assert not [file for file in fork.root.glob("environments/**/Pulumi.*") if "0" * 12 in file.read_text()]
+    road = Road.load(fork.root)
+    assert road.store == f"s3://mlops-state-{ACCOUNT}/delivery"
+    assert road.registry == f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com"
+    assert fork.text("environments/delivery.yaml").count("#") == 6
+    assert "# Small and cheap:" in fork.text("environments/aws/Pulumi.dev.yaml")
+    assert fork.keys == []
+    fork.commit()
+    with pytest.raises(UserError, match=f"names {ACCOUNT}"):
+        adopt(fork, account=OTHER)
+    assert fork.changed == {}
+    assert SWITCH not in hub.variables
+
+    told = on_aws(fork)
+    fork.commit()
+    made = adopt(fork)
+    assert (made.limits, [*fork.changed]) == ([], ["environments/keyring.json"])
+    keys = told["deliveryKeys"]
+    assert [(key.role, key.environment, key.kms) for key in fork.keys] == [
+        ("build", None, keys["dev"]), *(("approve", each, keys[each]) for each in STAGES),
+    ]  # fmt: skip
+    for each in STAGES:
+        roles = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in told["roles"][each].items()}
+        assert hub.environments[each].variables == roles | {"AWS_REGION": "us-east-1"}
+    assert hub.variables == {
+        "AWS_REGION": "us-east-1", SWITCH: '["dev", "staging", "prod"]',
+        **{f"AWS_ROLE_PREVIEW_{each.upper()}": told["roles"][each]["preview"] for each in STAGES[:-1]},
+    }  # fmt: skip
+    assert adopt(fork).done == []
+    on_aws(fork)  # made anew
+    assert len(adopt(fork).done) == len(fork.keys) // 2 == 4
+    assert adopt(fork).done == []
+
+
+def test_from_this_machine_to_aws(fork: Copy, hub: Hub, aws: None) -> None:
+    adopt(fork)
+    on_aws(fork)
+    adopt(fork, account=ACCOUNT)
+    signs = [(key.role, key.environment) for key in fork.keys if key.kms]
+    assert signs == [("build", None), *(("approve", each) for each in STAGES)]
+
+
+def test_outputs_that_cannot_be_read(fork: Copy, hub: Hub, aws: None) -> None:
+    on_aws(fork)
+    fork.write("environments/pulumi", "#!/bin/sh\necho no credentials >&2; exit 1\n")
+    with pytest.raises(UserError, match="no credentials"):
+        adopt(fork, account=ACCOUNT)
+    assert SWITCH not in hub.variables
+
+
+def test_another_layout(fork: Copy, hub: Hub, aws: None) -> None:
+    """Two environments with other names, an account each."""
+    fork.change("environments/delivery.yaml", "[dev, staging, prod]", "[test-eu, live]")
+    for old, new, stack in (("dev", "test-eu", "shared"), ("prod", "live", "prod")):
+        name = f"environments/aws/Pulumi.{new}.yaml"
+        fork.git("mv", f"environments/aws/Pulumi.{old}.yaml", name)
+        fork.change(name, "config:\n", f"config:\n  mlops-aws:accountStack: {stack}\n")
+    fork.git("rm", "-q", "environments/aws/Pulumi.staging.yaml")
+    own = (
+        f"# Ours.\nconfig:\n  mlops-account:github: # of live\n    branch: release # not main\n"
+        f'  mlops-account:account: "{OTHER}"\n  mlops-account:region: eu-west-1 # near\nencryptionsalt: v1:x\n'
+    )
+    fork.write("environments/account/Pulumi.prod.yaml", own.replace(" # of live", ""))
+    told = {"shared": on_aws(fork, "shared", ["test-eu"]), "prod": on_aws(fork, "prod", ["live"])}
+    fork.commit()
+    made = adopt(fork, account=ACCOUNT)
+    assert made.limits == []
+    ours = fork.text("environments/account/Pulumi.prod.yaml")
+    added = '    repository: "acme/ml"\n    subject: "repo:acme@123/ml@456"\n'
+    assert ours == own.replace(" # of live", "").replace("    branch", f"{added}    branch")
+    assert {name: each.variables["AWS_REGION"] for name, each in hub.environments.items()} == {
+        "test-eu": "us-east-1", "live": "eu-west-1",
+    }  # fmt: skip
+    assert hub.environments["live"].variables["AWS_ROLE_DEPLOY"] == told["prod"]["roles"]["live"]["deploy"]
+    assert hub.variables == {
+        "AWS_ROLE_PREVIEW_TEST_EU": told["shared"]["roles"]["test-eu"]["preview"], "AWS_REGION": "us-east-1",
+        SWITCH: '["test-eu", "live"]',
+    }  # fmt: skip
+    assert [key.kms for key in fork.keys][-1] == told["prod"]["deliveryKeys"]["live"]
+    assert adopt(fork, account=ACCOUNT).done == []
+
+
+@pytest.mark.parametrize("text", ["config:\n  mlops-account:github: {branch: main}\n", "# nothing yet\n"])
+def test_a_file_of_a_form_it_does_not_know(fork: Copy, hub: Hub, text: str) -> None:
+    fork.write("environments/account/Pulumi.shared.yaml", text)
+    with pytest.raises(UserError, match=r"cannot be edited: write .*acme/ml"):
+        adopt(fork)
+    assert fork.text("environments/account/Pulumi.shared.yaml") == text
+    assert hub.written == []
+
+
+# Files.
+
+
+def test_without_the_example_its_two_folders_go_and_nothing_else(fork: Copy, hub: Hub) -> None:
+    fork.write("training/models/ours/train.py", "")
+    fork.commit()
+    adopt(fork)
+    fork.commit()
+    adopt(fork, without_example=True)
+    flights = ("training/models/flights/", "tests/models/flights/")
+    assert {*fork.changed} == {
+        each for each in fork.git("ls-tree", "-r", "--name-only", "HEAD").split("\n") if each.startswith(flights)
+    }
+    assert not [each for each in flights if (fork.root / each).exists()]
+
+
+def test_a_proof_of_the_team_s_own_stays(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = "docs/proofs/README.md"
+    row = "| [gate2](gate2.json) | Ours. | yes | 1 | 2026-01-02 |\n"
+    fork.write("docs/proofs/gate2.json", json.dumps(PROOF))
+    fork.change(index, "| [hostile]", f"{row}| [hostile]")  # between the template's
+    fork.write("docs/proofs/fuzz.json", json.dumps(PROOF))  # proved again
+    fork.commit()
+    adopt(fork)
+    assert sorted(each.name for each in fork.root.glob("docs/proofs/*.json")) == ["fuzz.json", "gate2.json"]
+    lines = fork.text(index).splitlines()
+    assert [line.partition("(")[0] for line in lines[-2:]] == ["| [fuzz]", "| [gate2]"]
+    assert len(lines) == 8
+    monkeypatch.setattr("tests.proofs.__main__.FOLDER", fork.root / "docs/proofs")
+    (fork.root / "docs/proofs/gate2.json").unlink()
+    header, separator = proofs_index().splitlines()[4:6]
+    assert [header, separator] == lines[4:6]
+
+
+def test_a_fork_with_history_and_one_that_was_upgraded(fork: Copy, hub: Hub) -> None:
+    record = "environments/template.json"
+    fork.write(record, json.dumps({"commit": "0" * 40, "tree": "0" * 40}))
+    fork.commit()
+    adopt(fork)
+    assert [*fork.root.glob("docs/proofs/*.json")]  # nobody knows here whose they are
+    fork.reset()
+    fork.git("checkout", "-q", "--orphan", "older")
+    fork.git("rm", "-rqf", ".")
+    fork.write("README.md", "# Before there was a road\n")
+    fork.commit()
+    fork.git("checkout", "-q", "main", "--", ".")
+    fork.git("rm", "-qf", record)
+    fork.commit()
+    adopt(fork)
+    assert json.loads(fork.text(record))["commit"] == fork.git("rev-parse", "HEAD").strip()
+
+
+def test_files_that_a_team_has_removed_or_rewritten(fork: Copy, hub: Hub) -> None:
+    shutil.rmtree(fork.root / "docs")
+    (fork.root / ".github/CODEOWNERS").unlink()
+    fork.write("README.md", "Ours, without a heading.\n")
+    fork.commit()
+    made = adopt(fork)
+    assert not {*fork.changed} & {"README.md", ".github/CODEOWNERS"}
+    assert not (fork.root / "docs").exists()
+    assert made.limits == ["reviews by code owners: .github/CODEOWNERS names nobody; give --owners"]

@@ -72,7 +72,7 @@ def test_a_commit_reaches_production_and_comes_back(fork: Fork) -> None:
     assert {fork.running(stage) for stage in STAGES} == {first}
     assert [pull["number"] for pull in forge.pulls.values() if pull["state"] == "open"] == []
 
-    # Mended and promoted, then taken back by hand: it does not come back with the next push.
+    # Repaired and promoted, then rolled back by hand: it does not come back with the next push.
     fork.change("app/main.py", ("raise SystemExit('broken')", "# the second version"))
     run = pushed(fork, "The second version", "README.md", "It works again.")
     assert run.conclusion == "success", run.log
