@@ -59,8 +59,9 @@ class Adoption:
     stacks: dict[str, Any] = field(default_factory=dict)  # what they have exported
 
     def run(self) -> None:
-        branch, road = self._branch(), self._road()
-        self._files(road, self._subject())
+        branch, subject = self._look()
+        road = self._road()
+        self._files(road, subject)
         signs, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
         for environment in road.environments:
             self._environment(environment, branch)
@@ -69,23 +70,23 @@ class Adoption:
             self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
         self._code_owners()
-        looks = {
-            each: roles[each].get("AWS_ROLE_PREVIEW") for each in road.environments[:-1]
-        }  # pull requests: not at the last
-        shared = {f"AWS_ROLE_PREVIEW_{name.upper().replace('-', '_')}": role for name, role in looks.items() if role}
+        roles.pop(road.last)  # who opens a pull request sees nothing of it
+        shared = {f"AWS_ROLE_PREVIEW_{name.upper().replace('-', '_')}": each["AWS_ROLE_PREVIEW"] for name, each in roles.items() if each}  # fmt: skip
         shared |= {"AWS_REGION": self._region(road.environments[0])} if shared else {}
         self._variables("actions", shared | ({SWITCH: json.dumps(road.environments)} if signs else {}))
 
-    def _branch(self) -> str:
+    def _look(self) -> tuple[str, str]:
+        """Its branch, and how its OIDC subjects begin: never composed, since newer repositories have ids in them."""
         found = self.github.ask("GET", "", missing=True) or {}
-        if "full_name" not in found:  # it is missing, or has moved
-            raise UserError("repository", self.github.repository, "is not there, or this token does not see it")
-        if not found.get("permissions", {}).get("admin"):
-            raise UserError("GITHUB_TOKEN", found["full_name"], "is not administered by its user; ask an owner")
+        if not found.get("permissions", {}).get("admin"):  # 404 too, or it has moved
+            raise UserError("repository", self.github.repository, "is not there, or not this token's to administer")
         self.github.repository, branch = found["full_name"], found["default_branch"]  # AWS tells upper from lower case
         if branch != "main":
             self.limits.append(f"workflows: they wait for pushes to main, and the default branch is {branch}")
-        return branch
+        subject = self.github.ask("GET", "actions/oidc/customization/sub", missing=True) or {}
+        if not subject.get("use_default", True):
+            self.limits.append("roles in AWS: the repository's OIDC subjects are customized, and no role knows them")
+        return branch, subject.get("sub_claim_prefix") or f"repo:{self.github.repository}"
 
     def _road(self) -> Road:
         """As it will be."""
@@ -211,24 +212,19 @@ class Adoption:
 
     # GitHub.
 
-    def _subject(self) -> str:
-        """How its OIDC subjects begin: read, never composed, since newer repositories have ids in them."""
-        found = self.github.ask("GET", "actions/oidc/customization/sub", missing=True) or {}
-        if not found.get("use_default", True):
-            self.limits.append("roles in AWS: the repository's OIDC subjects are customized, and no role knows them")
-        return found.get("sub_claim_prefix") or f"repo:{self.github.repository}"
-
     def _environment(self, name: str, branch: str) -> None:
         """Only its branch deploys there; it is made before any workflow names it, which would make it open to all."""
         path, what = f"environments/{name}", f"environment {name}"
         found = self.github.ask("GET", path, missing=True) or {}
         if not (right := found.get("deployment_branch_policy") == _BRANCHES):
             rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
-            timer, people = rules.get("wait_timer", {}), rules.get("required_reviewers", {})
+            people = rules.get("required_reviewers", {})
             who = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people.get("reviewers", ())]
-            kept = {"wait_timer": timer.get("wait_timer"), "reviewers": who, "prevent_self_review": people.get("prevent_self_review")}  # fmt: skip
+            kept = {"wait_timer": rules.get("wait_timer", {}).get("wait_timer"), "reviewers": who}
+            kept["prevent_self_review"] = people.get("prevent_self_review")
             body = {key: value for key, value in kept.items() if value}  # GitHub drops what a change leaves out
-            if not self._try("PUT", path, f"{what}, where chosen branches deploy", deployment_branch_policy=_BRANCHES, **body):  # fmt: skip
+            body["deployment_branch_policy"] = _BRANCHES
+            if not self._try("PUT", path, f"{what}, where chosen branches deploy", **body):
                 _ = found or self._try("PUT", path, what)
                 return
         path += "/deployment-branch-policies"
@@ -284,13 +280,9 @@ def _stricter(found: Any, wanted: Any) -> Any:
     if isinstance(wanted, dict):
         return (found or {}) | {key: _stricter((found or {}).get(key), value) for key, value in wanted.items()}
     if isinstance(wanted, list) and wanted:
-        old, new = ({_name(each): each for each in items or ()} for items in (found, wanted))
+        old, new = ({str(each.get("type") or each.get("context")) if isinstance(each, dict) else each: each for each in items or ()} for items in (found, wanted))  # fmt: skip
         return list((old | {name: _stricter(old.get(name), each) for name, each in new.items()}).values())
     return found if isinstance(wanted, int) and isinstance(found, int) and found > wanted else wanted
-
-
-def _name(item: Any) -> str:
-    return item.get("type") or item["context"] if isinstance(item, dict) else item
 
 
 def _config(text: str) -> dict[str, Any]:

@@ -45,10 +45,13 @@ def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> 
     return made
 
 
+def uv() -> str:
+    return shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
+
+
 def wheel(folder: Path, root: Path = ROOT) -> bytes:
     """The same files make the same bytes."""
-    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
-    command = [uv, "build", "--quiet", "--wheel", "--no-progress", "--out-dir", str(folder), str(root)]
+    command = [uv(), "build", "--quiet", "--wheel", "--no-progress", "--out-dir", str(folder), str(root)]
     _run(command)
     return next(folder.glob("*.whl")).read_bytes()
 

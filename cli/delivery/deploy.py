@@ -92,6 +92,10 @@ def _prove(road: Road, environment: str, there: Target, say: Say) -> str:
         say(f"replay {window}")
         replayed = there.mlops("replay", "--window", window, "--limit", "500")
         there.mlops("smoke")
+        if (rollout := there.mlops("status")["release"]) and rollout["mode"] in ("shadow", "canary", "ab"):
+            judged = there.mlops("rollout", "status")["verdict"]
+            if judged["decision"] == "abort":
+                raise UserError("judge", rollout["revision"], f"aborts the rollout: {'; '.join(judged['reasons'])}")
         proven += f"; {replayed['requests']} replayed requests, none failed"
     return proven
 

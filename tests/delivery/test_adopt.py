@@ -28,6 +28,7 @@ from tests.proofs.__main__ import index as proofs_index
 
 ACCOUNT, OTHER = "123456789012", "210987654321"
 STAGES = ["dev", "staging", "prod"]
+NOT_OURS = "is not there, or not this token's to administer"
 SWITCH = "MLOPS_ENVIRONMENTS"
 FORKS = r"(training|tests)/models/.+|environments/.+|requirements/.+|README\.md|\.github/CODEOWNERS|docs/proofs/.+"
 PROOF = {"proof": "mine", "holds": True, "seconds": 60, "date": "2026-01-02"}
@@ -42,7 +43,7 @@ class Hub(Forge):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.server.RequestHandlerClass.disable_nagle_algorithm = True  # else 40 ms a request
+        vars(self.server)["RequestHandlerClass"].disable_nagle_algorithm = True  # else 40 ms a request
 
     def handle(self, verb: str, target: str, data: bytes, authorization: str) -> tuple[int, Any, str] | None:
         target = re.sub(rf"^(/api/v3)?/repos/{re.escape(self.full_name)}(?=[/?]|$)", f"/repos/{self.full_name}", target, flags=re.I)  # fmt: skip
@@ -157,7 +158,7 @@ def fork(template: Path, tmp_path: Path) -> Copy:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as hub:
+    with (hub := Hub(tmp_path / "hub")):
         monkeypatch.setenv("GITHUB_API_URL", hub.url)
         monkeypatch.setenv("GITHUB_TOKEN", "user:ann")
         yield hub
@@ -287,7 +288,7 @@ def test_the_command(fork: Copy, hub: Hub) -> None:
     assert json.loads(mlops(*words).stdout)["done"] == []
     refused = mlops(*words, GITHUB_TOKEN="user:ben")
     assert refused.returncode == 2
-    assert "is not administered by its user" in refused.stderr
+    assert NOT_OURS in refused.stderr
 
 
 def test_the_copy_still_renders(fork: Copy, hub: Hub) -> None:
@@ -302,6 +303,7 @@ def test_the_copy_still_renders(fork: Copy, hub: Hub) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_cut_at_any_request_it_completes(fork: Copy, hub: Hub, aws: None, late: bool) -> None:
+    fork.change("environments/delivery.yaml", "[dev, staging, prod]", "[dev, prod]")  # as many kinds, fewer requests
     on_aws(fork)
     fork.commit()
 
@@ -350,7 +352,7 @@ def test_killed_at_any_file_it_completes(fork: Copy, hub: Hub, aws: None, monkey
         monkeypatch.setattr(Path, name, dies(getattr(Path, name)))
     adopt(fork, **run)
     files, state, count = fork.files, hub.state, -left
-    assert count == 16
+    assert count == 15
     for n in range(1, count + 1):
         fork.reset()
         hub.reset()
@@ -405,9 +407,10 @@ def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: 
         "deletion",
         "non_fast_forward",
     }
-    assert rules["pull_request"] == reviews | {"dismiss_stale_reviews_on_push": True, "require_code_owner_review": True}
+    raised = reviews | {"dismiss_stale_reviews_on_push": True, "require_code_owner_review": True}
+    assert raised.items() <= rules["pull_request"].items()
     contexts = [{"context": "theirs"}, {"context": "required"}]
-    assert rules["required_status_checks"] == checks | {"required_status_checks": contexts}
+    assert (checks | {"required_status_checks": contexts}).items() <= rules["required_status_checks"].items()
     assert [len(hub.rulesets), hub.rulesets[6]] == [2, theirs]
     assert len(ours["bypass_actors"]) == 1
     assert [each.partition(":")[0] for each in made.limits] == ["environment dev", "rules of main"]
@@ -418,10 +421,10 @@ def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: 
 @pytest.mark.parametrize(
     ("repository", "token", "said"),
     [
-        ("acme/ml", "user:ben", "is not administered"),
-        ("acme/missing", "user:ann", "is not there, or this token"),
-        ("acme", "user:ann", "is not there, or this token"),
-        ("acme/moved", "user:ann", "is not there, or this token"),
+        ("acme/ml", "user:ben", NOT_OURS),
+        ("acme/missing", "user:ann", NOT_OURS),
+        ("acme", "user:ann", NOT_OURS),
+        ("acme/moved", "user:ann", NOT_OURS),
         ("acme/ml", "ghp_wrong", "answered 401"),
     ],
 )

@@ -90,3 +90,28 @@ def test_a_commit_reaches_production_and_comes_back(fork: Fork) -> None:
     run = pushed(fork, "Nothing of the code", "README.md", "More of it.")
     assert run.jobs["dev"] == "failure", "the build is the one that was withdrawn"
     assert "was withdrawn from prod by ann (callers complain)" in run.log
+
+
+def test_a_fresh_fork_is_green_and_names_no_environment(tmp_path: Path) -> None:
+    """A new repository without variables: every workflow, by each of its events."""
+    here = Path(__file__).parent
+    with Forge(tmp_path / "forge") as forge:
+        fork = Fork(tmp_path / "fork", forge)
+        forge.env |= {"FORGE_UV": str((fork.bin / "uv").resolve()), "REGISTRY": str(tmp_path / "registry")}
+        forge.path = [here / "bin_fresh", here / "bin_cluster"]
+        fork.commit("made from the template")
+        runs = forge.push(fork.work)
+        for file in ("train.yml", "watch.yml"):
+            runs.append(forge.schedule(file))
+        runs.append(forge.dispatch("train.yml"))
+        back = {"environment": "prod", "why": "a test"}
+        runs += [forge.dispatch("rollback.yml", what=what, **back) for what in ("model", "app", "infrastructure")]
+        runs.append(forge.dispatch("promote.yml", **back, digest="abc", **{"from": "dev"}))
+        for run in runs:
+            assert run.conclusion in ("success", "skipped"), run.log
+            said = run.workflow in ("ci.yml", "comment.yml") or "mlops adopt makes it yours" in run.summary
+            assert said, f"{run.workflow} says why it does nothing"
+        assert {run.workflow for run in runs} == {
+            path.name for path in (here.parents[1] / ".github" / "workflows").glob("*.yml")
+        } - {"deploy.yml"}
+        assert (forge.environments, forge.problems) == ({}, [])
