@@ -14,8 +14,11 @@ import httpx
 import pytest
 import yaml
 
+from cli.bundle import receive
 from cli.cluster import Cluster
-from mlops.environment import ROOT
+from mlops.environment import ROOT, Environment
+from mlops.errors import VerificationError
+from mlops.keys import Key
 from tests.cluster import cluster as real
 from tests.infra.test_program import CHOICES, CUSTOM
 
@@ -172,6 +175,20 @@ def test_a_model_trained_in_the_cluster_answers_through_the_proxy(platform: Clus
     assert answer["model_version"] == released["digest"]
     assert mlops("predict", json.dumps(released["row"]))["model_version"] == released["digest"]
     assert mlops("check", released["digest"])["valid"]
+
+
+def test_a_model_leaves_the_cluster_and_is_verified_where_it_arrives(
+    platform: Cluster, released: dict[str, Any], environment: Environment
+) -> None:
+    assert mlops("smoke")["rows"] > 0
+    command = [sys.executable, "-m", "cli", "--env", "kind", "bundle", "export", released["digest"]]
+    archive = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    model = environment.model(real.MODEL)
+    with pytest.raises(VerificationError, match="signing-key trust"):
+        receive(model, archive)
+    for key in mlops("signing-key", "list")["keys"]:
+        environment.keys.trust(Key.model_validate(key))
+    assert receive(model, archive) == released["digest"]
 
 
 def test_mlflow_asks_who_you_are(platform: Cluster, released: dict[str, Any]) -> None:

@@ -566,7 +566,7 @@ def test_two_commits_are_rendered_and_compared(fork: Fork) -> None:
     environments = fork.work / "environments"
     for file in environments.glob("**/Pulumi.*.yaml"):
         file.unlink() if file.name not in (
-            "Pulumi.dev.yaml",
+            "Pulumi.kind.yaml",
             "Pulumi.shared.yaml",
         ) or file.parent.name == "aws" else None
     account = environments / "account" / "Pulumi.shared.yaml"
@@ -575,12 +575,12 @@ def test_two_commits_are_rendered_and_compared(fork: Fork) -> None:
     fork.change("infra/workload.py", ("[:10]", "[:9] + '0'"))
     fork.commit("after")
     code, log, stacks = rendered(fork, base)
-    assert (code, [*stacks]) == (0, ["dev", "account/other", "account/shared"]), log
+    assert (code, [*stacks]) == (0, ["kind", "account/other", "account/shared"]), log
     actions = {name: {each.action for each in stack.changes} for name, stack in stacks.items()}
-    assert actions == {"dev": {"update"}, "account/other": {"create"}, "account/shared": {"delete"}}
-    assert "ConfigMap/mlops/prometheus" in {each.object for each in stacks["dev"].changes}
+    assert actions == {"kind": {"update"}, "account/other": {"create"}, "account/shared": {"delete"}}
+    assert "ConfigMap/mlops/prometheus" in {each.object for each in stacks["kind"].changes}
 
-    (environments / "Pulumi.dev.yaml").unlink()
+    (environments / "Pulumi.kind.yaml").unlink()
     fork.change("infra/account/__main__.py", ("import ", "raise SystemExit('broken <b>')\nimport "))
     fork.commit("broken")
     code, log, stacks = rendered(fork, fork.head)
