@@ -23,7 +23,7 @@ ENV ?= kind
 # An environment on AWS has a file for infra/aws.
 ON_AWS := $(wildcard environments/aws/Pulumi.$(ENV).yaml)
 
-.PHONY: help install demo up test lint format bench prove account deploy destroy lock clean
+.PHONY: help install aws demo up test lint format bench prove account deploy destroy lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -51,6 +51,8 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	"$(UV)" pip install --quiet --python .venv-$*/bin/python --require-hashes --requirements requirements/$*.txt
 	"$(UV)" pip install --quiet --python .venv-$*/bin/python --no-deps --editable .
 	@touch $@
+
+aws: install $(INSTALLED_AWS) ## and .venv-aws
 
 demo: install ## the whole life of a model on real data, each step proved; writes a report
 	$(BIN)/python -m environments.local.demo
@@ -81,17 +83,17 @@ $(wordlist 2,99,$(MAKECMDGOALS)):
 	@:
 endif
 
-account: install $(INSTALLED_AWS) ## once per AWS account: state, images, keys, roles (docs/first-deploy.md)
+account: aws ## once per AWS account: state, images, keys, roles (docs/first-deploy.md)
 	@environments/account/up $(STACK)
 
-deploy: install $(if $(ON_AWS),$(INSTALLED_AWS)) ## make deploy ENV=kind: pulumi up; on AWS of infra/aws first
+deploy: $(if $(ON_AWS),aws,install) ## make deploy ENV=kind: pulumi up; on AWS of infra/aws first
 	@$(BIN)/mlops --env $(ENV) doctor
 	@if [ $(ENV) = kind ]; then $(BIN)/mlops --env kind images --missing; fi
 	$(if $(ON_AWS),@environments/pulumi aws/$(ENV) up --yes && $(BIN)/mlops --env $(ENV) connect)
 	@environments/pulumi $(ENV) up --yes
 
 # First what controllers made in AWS, by deleting what they made it for: then nothing holds the network.
-destroy: install $(if $(ON_AWS),$(INSTALLED_AWS)) ## make destroy ENV=kind: pulumi destroy
+destroy: $(if $(ON_AWS),aws,install) ## make destroy ENV=kind: pulumi destroy
 	@environments/pulumi $(ENV) destroy --yes
 	$(if $(ON_AWS),@$(BIN)/mlops --env $(ENV) emptied && environments/pulumi aws/$(ENV) destroy --yes)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from cli.delivery.github import GitHub
+from cli.delivery.pulumi import pulumi
 from cli.delivery.road import Road
 from mlops.errors import UserError
 from mlops.store import Store
@@ -43,14 +43,12 @@ def recover(road: Road, stack: str, folder: Path, say: Callable[[str], None]) ->
             hint = f"holds the lock and may be alive; if it is not: environments/pulumi {stack} cancel --yes"
             raise UserError("state", stack, f"{who} {hint}")
         say(f"the run that locked the state of {stack} is over: removing its lock")
-        pulumi = str(folder / "environments" / "pulumi")
-        subprocess.run([pulumi, stack, "cancel", "--yes"], check=True, capture_output=True)
+        pulumi(stack, "cancel", "--yes", folder=folder).check_returncode()
 
 
 def held(road: Road, stack: str, folder: Path) -> Iterator[tuple[dict[str, Any], bool]]:
     """The locks of a stack's state, and whether their owners are known to be dead."""
-    environment, pulumi = stack.rpartition("/")[2], str(folder / "environments" / "pulumi")
-    where = subprocess.run([pulumi, stack, "backend"], capture_output=True, text=True).stdout.strip()
+    environment, where = stack.rpartition("/")[2], pulumi(stack, "backend", folder=folder).stdout.strip()
     if not where.startswith(("s3://", "file://")):
         return  # Pulumi's own service knows who is alive
     program = "infra/aws" if stack.startswith("aws/") else "."

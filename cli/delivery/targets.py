@@ -21,6 +21,7 @@ from cli.cluster import Cluster
 from cli.delivery import locks
 from cli.delivery.builds import Build
 from cli.delivery.git import worktree
+from cli.delivery.pulumi import pulumi
 from cli.delivery.road import Road
 from infra.images import TARGETS, released
 from mlops.client import http
@@ -70,14 +71,12 @@ class OnCluster(Target):
 
     def run(self, stack: str, build: Build, say: Callable[[str], None]) -> None:
         folder = worktree(build.commit)
-        if folder != ROOT:
-            subprocess.run(["make", "-s", "install"], cwd=folder, check=True)
         file = folder / released(self._cluster.name).relative_to(ROOT)
         file.parent.mkdir(exist_ok=True)
         file.write_text(build.text, "utf-8")
         locks.recover(self._road, stack, folder, say)
         with locks.Lease(self._road, self._cluster.name):
-            done = subprocess.run([str(folder / "environments" / "pulumi"), stack, "up", "--yes", "--non-interactive"])
+            done = pulumi(stack, "up", "--yes", "--non-interactive", folder=folder, quiet=False)
         if done.returncode:
             raise UserError("pulumi up", stack, f"ended with {done.returncode}; what it said is above")
 

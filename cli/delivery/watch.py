@@ -16,10 +16,10 @@ from cli.delivery.build import uv
 from cli.delivery.deployments import DeploymentLog
 from cli.delivery.git import git, worktree
 from cli.delivery.github import GitHub
+from cli.delivery.pulumi import pulumi, stacks
 from cli.delivery.road import Road
 from cli.delivery.targets import target
 from infra.images import TARGETS
-from infra.render import AWS
 from mlops import promotion
 from mlops.environment import ROOT, Environment, models
 from mlops.errors import UserError
@@ -60,17 +60,10 @@ def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
     if not deployments or not Cluster.of(environment):
         return ""
     folder, found = worktree(deployments[-1].build.commit), []
-    for stack in _stacks(environment):
+    for stack in stacks(environment):
         say(stack)
-        command = [
-            str(folder / "environments" / "pulumi"),
-            stack,
-            "refresh",
-            "--preview-only",
-            "--expect-no-changes",
-            "--diff",
-        ]
-        done = subprocess.run([*command, "--non-interactive", "--color", "never"], capture_output=True, text=True)
+        words = ["refresh", "--preview-only", "--expect-no-changes", "--diff", "--non-interactive", "--color", "never"]
+        done = pulumi(stack, *words, folder=folder)
         if done.returncode:
             found.append(f"### {stack}\n{_fenced(done.stdout + done.stderr)}")
     return "\n\n".join(found)
@@ -79,16 +72,12 @@ def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
 def stale_lock(road: Road, environment: str) -> str:
     """A lock whose owner is dead, or that is older than any deployment takes; the next deployment removes the first kind."""
     found, long_ago = [], datetime.now(UTC) - timedelta(hours=_MAX_HOURS)
-    for stack in _stacks(environment):
+    for stack in stacks(environment):
         for lock, dead in locks.held(road, stack, ROOT):
             since = datetime.fromisoformat(lock["timestamp"])
             if dead or since < long_ago:
                 found.append(f"{stack}: {lock['username']}@{lock['hostname']}, since {since:%Y-%m-%d %H:%M}")
     return _fenced("\n".join(found)) if found else ""
-
-
-def _stacks(environment: str) -> list[str]:
-    return [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]
 
 
 def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:
@@ -133,7 +122,9 @@ def audit(say: Callable[[str], None]) -> str:
         except (ValueError, KeyError):
             raise UserError("pip-audit", lock, f"ended without an answer: {done.stderr.strip()[-300:]}") from None
         for each in (each for each in packages if each.get("vulns")):
-            known = ", ".join(f"{one['id']} (fixed in {', '.join(one['fix_versions']) or 'none'})" for one in each["vulns"])
+            known = ", ".join(
+                f"{one['id']} (fixed in {', '.join(one['fix_versions']) or 'none'})" for one in each["vulns"]
+            )
             found.append(f"{lock}: {each['name']} {each['version']}: {known}")
     return _fenced("\n".join(found)) if found else ""
 

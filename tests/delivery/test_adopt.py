@@ -625,11 +625,11 @@ def test_without_the_example_its_two_folders_go_and_nothing_else(fork: Copy, hub
     adopt(fork)
     fork.commit()
     adopt(fork, without_example=True)
-    flights = ("training/models/flights/", "tests/models/flights/")
-    assert {*fork.changed} == {
-        each for each in fork.git("ls-tree", "-r", "--name-only", "HEAD").split("\n") if each.startswith(flights)
-    }
-    assert not [each for each in flights if (fork.root / each).exists()]
+    example = ("training/models/", "tests/models/")
+    paths = [each for each in fork.git("ls-tree", "-r", "--name-only", "HEAD^").split("\n") if each.startswith(example)]
+    theirs = {each for each in paths if each.count("/") > 2 and "/ours/" not in each}
+    assert {*fork.changed} == theirs
+    assert not [each for each in theirs if (fork.root / each).parent.exists()]
 
 
 def test_a_proof_of_the_team_s_own_stays(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,7 @@ def test_a_fresh_fork_is_green_and_names_no_environment(tmp_path: Path) -> None:
         for file in ("train.yml", "watch.yml"):
             runs.append(forge.schedule(file))
         runs.append(forge.dispatch("train.yml"))
-        back = {"environment": "prod", "why": "a test"}
+        back: dict[str, Any] = {"environment": "prod", "why": "a test"}
         runs += [forge.dispatch("rollback.yml", what=what, **back) for what in ("model", "app", "infrastructure")]
         runs.append(forge.dispatch("promote.yml", **back, digest="abc", **{"from": "dev"}))
         for run in runs:
