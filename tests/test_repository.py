@@ -15,18 +15,18 @@ import typer
 import yaml
 
 from cli.main import app as command
-from mlops.environment import ROOT
+from mlops.environment import ROOT, models
 from tests.bucket_map import bucket_map
 from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2270,
-    "cli": 1550,
+    "mlops": 2370,
+    "cli": 4170,  # of them for delivery some 2,550
     "app": 1630,
     "training": 2420,
     "monitoring": 1060,
-    "infra": 3720,  # of them for AWS some 2,000
+    "infra": 3860,  # of them for AWS some 2,100
     "environments": 720,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}
@@ -64,7 +64,12 @@ OLD_WORDS = {
     "taken back|(a |one )?steps? (on|back)|stepped on": [],
     "overtaken|gaterefused": [],
 }
-MADE_LATER = {"environments/keyring.json", "environments/released", "environments/released/prod.json", "environments/released/dev.json"}
+MADE_LATER = {
+    "environments/keyring.json",
+    "environments/released",
+    "environments/released/prod.json",
+    "environments/released/dev.json",
+}
 COMMANDS = {  # mlops FIRST SECOND; "" if it has none
     first: dict(getattr(each, "commands", {"": each}))
     for first, each in vars(typer.main.get_command(command))["commands"].items()
@@ -175,7 +180,9 @@ def unknown(words: list[str]) -> list[str]:
 def test_commands_and_options_that_are_named_exist() -> None:
     wrong = []
     for where, line in mentions():
-        for said in re.findall(r"(?<![\w/.-])(?<!-n )(?:\.venv/bin/)?mlops (?:--json |--\w+ \S+ )*([a-z][^;&#]*)", line):
+        for said in re.findall(
+            r"(?<![\w/.-])(?<!-n )(?:\.venv/bin/)?mlops (?:--json |--\w+ \S+ )*([a-z][^;&#]*)", line
+        ):
             words = re.split(r"(?<!\\)\| |[)}']", said)[0].split()
             words = words[:1] if words[0] == "kubectl" else words  # what follows is kubectl's
             wrong += [(where, line, each) for each in unknown(words)]
@@ -233,7 +240,9 @@ def test_files_that_are_named_exist() -> None:
         for line in code_of(path):
             for found in re.findall(r"(?<![\w./:>-])([\w.-]+/[\w./*-]*(?:<\w+>[\w./*-]*)*)", line.partition("<br>")[0]):
                 pattern = re.sub(r"<\w+>|NAME|ENV\b", "*", found.rstrip("/.,"))
-                if found.partition("/")[0] in tops and found not in MADE_LATER and not list(ROOT.glob(pattern)):
+                of_models = pattern.startswith(("training/models/", "tests/models/")) and not models()
+                there = of_models or found in MADE_LATER or list(ROOT.glob(pattern))
+                if found.partition("/")[0] in tops and not there:
                     missing.append(f"{name(path)}: {found}")
     assert missing == []
 

@@ -18,7 +18,7 @@ from mlops.errors import UserError
 from mlops.keys import Keyring, Role
 
 SWITCH, BASE = "MLOPS_ENVIRONMENTS", "environments/template.json"
-_EXAMPLE, _EVIDENCE = ("training/models/flights", "tests/models/flights"), "docs/proofs"
+_EXAMPLES, _EVIDENCE = "training/models/*/.example", "docs/proofs"
 _NO_NAME, _NO_ACCOUNT, _NO_OWNERS = "mlops", "000000000000", r"@your-org/[\w-]+"
 _REFUSED = "answered 409(?!: Already)|Upgrade to|billing plan"  # by an organization or a plan; all else is an error
 _GIVEN = {
@@ -123,7 +123,9 @@ class Adoption:
         self._edit(f"{_EVIDENCE}/README.md", {rf"(?m)^\| \[({rows})\].*\n": ""} if rows else {})
         self._remove(evidence, "the template's own evidence")
         if self.without_example:
-            self._remove([path for path in _EXAMPLE if (self.root / path).exists()], "the example")
+            found = [path.parent.relative_to(self.root / "training") for path in self.root.glob(_EXAMPLES)]
+            folders = [str(Path(kind, each)) for each in found for kind in ("tests", "training")]  # the mark last
+            self._remove([each for each in folders if (self.root / each).exists()], "the example")
 
     def _base(self) -> str:
         """The version of the template that this is a copy of: a repository that was made from it began with its files."""

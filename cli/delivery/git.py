@@ -30,6 +30,7 @@ def is_ancestor(older: str, newer: str) -> bool:
 
 def worktree(commit: str) -> Path:
     """A folder with that commit: this one, if it is checked out here."""
+    commit = git("rev-parse", "--verify", f"{commit}^{{commit}}")
     if commit == head():
         return ROOT
     folder = ROOT / ".mlops" / "commits" / commit

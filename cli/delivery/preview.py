@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from cli.delivery.pulumi import pulumi
 from infra.render import ACCOUNT, AWS, PLATFORM
 from mlops.environment import ROOT
 
-Dollars = Annotated[float, Field(ge=0, le=10**9, allow_inf_nan=False)]  # a month
+Dollars = Annotated[float, Field(ge=0, le=10**9)]  # a month
 Action = Literal["replace", "delete", "create", "update"]
 ACTIONS: tuple[Action, ...] = ("replace", "delete", "create", "update")  # the first ones first
 _MAX_DIFF = 20_000
@@ -175,8 +176,7 @@ def _python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def live(stack: str) -> Live:
     """Against what is there, by `pulumi preview`; it changes nothing."""
-    command = [str(ROOT / "environments" / "pulumi"), stack, "preview", "--json", "--non-interactive"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = pulumi(stack, "preview", "--json", "--non-interactive")
     try:
         steps = {} if done.returncode else json.loads(done.stdout)["changeSummary"]
     except (ValueError, KeyError, TypeError):

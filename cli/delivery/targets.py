@@ -96,6 +96,7 @@ class OnMachine(Target):
     def up(self, build: Build, say: Callable[[str], None]) -> None:
         folder = self._unpacked(build)
         self._stop()
+        leftover = self._running()
         say(f"start {build.short}")
         log = (self._home / "platform.log").open("ab")
         process = subprocess.Popen(
@@ -105,7 +106,7 @@ class OnMachine(Target):
         )  # fmt: skip
         self._state.write_text(json.dumps({"pid": process.pid, "folder": str(folder)}), "utf-8")
         deadline = time.monotonic() + _SECONDS
-        while not self._answers():
+        while self._running() == leftover or not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 said = Path(log.name).read_text("utf-8", "replace").strip()[-300:]
                 raise UserError(self._name, build.short, f"does not start; see {log.name}: {said}")
@@ -115,10 +116,16 @@ class OnMachine(Target):
         folder = Path(json.loads(self._state.read_text("utf-8"))["folder"]) if self._state.exists() else ROOT
         return _run(self._name, folder, self._variables(folder), *words, data=data)
 
+    def _running(self) -> dict[str, Any]:
+        """What the platform says of itself; one that was killed may have left it behind."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self._home / "running.json").read_text("utf-8"))
+        return {}
+
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError, ValueError, KeyError, httpx.HTTPError):
-            running = json.loads((self._home / "running.json").read_text("utf-8"))
-            return "app" in running["pids"] and http(running["endpoint"], timeout=2).get("/healthz").is_success
+        running = self._running()
+        with contextlib.suppress(httpx.HTTPError):
+            return "app" in running.get("pids", {}) and http(running["endpoint"], timeout=2).get("/healthz").is_success
         return False
 
     def _variables(self, folder: Path) -> dict[str, str]:

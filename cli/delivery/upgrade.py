@@ -17,7 +17,11 @@ from typing import NamedTuple
 from mlops.errors import UserError
 
 RECORD = "environments/template.json"
-EXAMPLE = ("training/models/", "tests/models/", "docs/proofs/")  # what the template adds here is its example, its evidence
+EXAMPLE = (
+    "training/models/",
+    "tests/models/",
+    "docs/proofs/",
+)  # what the template adds here is its example, its evidence
 OWNED, OWNED_FILES = (*EXAMPLE, "environments/", "requirements/"), ("README.md", ".github/CODEOWNERS")
 _REFS, _BRANCHES = "refs/mlops/template", "upgrade"
 _QUIET = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")

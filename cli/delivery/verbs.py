@@ -267,7 +267,10 @@ def comment(folder: Folder) -> None:
         state.result({"comment": ""}, "the pull request is closed, or has newer commits: their run comments")
         return
     run = event["workflow_run"]
-    jobs = {each["name"]: each["conclusion"] or "" for each in github.all(f"actions/runs/{run['id']}/jobs", "jobs")}
+    ended = [(each["name"], each["conclusion"] or "") for each in github.all(f"actions/runs/{run['id']}/jobs", "jobs")]
+    jobs = dict(
+        sorted(ended, key=lambda each: each[1] not in ("success", "skipped"))
+    )  # of two with a name the one that failed
     body = comments.text(comments.read(folder), run["head_sha"], run["html_url"], jobs)
     done = comments.put(github, number, body)
     state.result({"comment": done, "number": number}, f"comment on #{number}: {done}")
@@ -336,18 +339,17 @@ def adopt(
     from cli.delivery.adopt import Adoption
     from cli.delivery.github import GitHub
 
-    short = name or repository.rpartition("/")[2].lower().replace("_", "-").replace(".", "-")
-    adoption = Adoption(ROOT, short, owners, aws_account, without_example, GitHub(repository), dry_run)
+    adoption = Adoption(ROOT, name, owners, aws_account, without_example, GitHub(repository), dry_run)
     adoption.run()
     lines = [f"{'would ' if dry_run else ''}{each}" for each in adoption.done] or ["everything is as it should be"]
-    lines += [f"not enforced: {each}" for each in adoption.limits]
-    lines += [] if dry_run else ["commit and push what changed; docs/delivery.md says what comes next"]
+    lines += [f"note: {each}" for each in adoption.limits]
+    lines += [] if dry_run else ["commit what changed and open a pull request; docs/delivery.md says what comes next"]
     state.result({"done": adoption.done, "limits": adoption.limits}, "\n".join(lines))
 
 
 def upgrade(
     source: Annotated[str, typer.Argument(help="The template: an address or a folder, as git fetch takes it.")],
-    to: Annotated[str | None, typer.Option(help="Its tag, branch or commit; its default branch if not given.")] = None,
+    to: Annotated[str | None, typer.Option(help="Its tag or branch; its default branch if not given.")] = None,
     base: Annotated[
         str | None, typer.Option(help="The commit that this copy was made from, if it is not recorded.")
     ] = None,

@@ -75,6 +75,8 @@ class Forge(Runner):
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
 
+            disable_nagle_algorithm = True
+
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 

@@ -505,7 +505,7 @@ def object_of(kind: str, name: str, namespace: str = "mlops", **content: Any) ->
 
 def test_changes_of_objects() -> None:
     before = [
-        object_of("ConfigMap", "rules-0123456789", data={"a.yaml": "one\ntwo\nthree\nfour\n"}),
+        object_of("ConfigMap", "rules-0123456789", data={"a.yaml": "one:\n  - two\n  - three …\n  - four\n"}),
         object_of("ConfigMap", "same-0123456789", data={}),
         object_of("ConfigMap", "left", data={}),
         object_of("ConfigMap", "left", "kube-system", data={}),
@@ -517,7 +517,7 @@ def test_changes_of_objects() -> None:
         {"type": "aws:sns/topic:Topic", "name": "mlops"},
     ]
     after = [
-        object_of("ConfigMap", "rules-9876543210", data={"a.yaml": "one\ntwo\n3\nfour\n"}),
+        object_of("ConfigMap", "rules-9876543210", data={"a.yaml": "one:\n  - two\n  - 3\n  - four\n"}),
         object_of("ConfigMap", "same-0123456789", data={}),
         object_of("ConfigMap", "left", data={}),
         object_of("Deployment", "app", spec={"replicas": 2, "selector": {"a": "b"}}),
@@ -536,7 +536,7 @@ def test_changes_of_objects() -> None:
     }  # fmt: skip
     lines = found["ConfigMap/mlops/rules"].diff.splitlines()
     assert [line for line in lines if line[0] in "+-"] == [
-        "-    three", "+    3", "-  name: rules-0123456789", "+  name: rules-9876543210",
+        "-      - three …", "+      - 3", "-  name: rules-0123456789", "+  name: rules-9876543210",
     ]  # fmt: skip
     assert "+displayName: …" in found["aws:sns/topic:Topic/mlops"].diff
     (huge,) = preview.changes([], [object_of("ConfigMap", "huge", data={"a": "line\n" * 10_000})])
@@ -564,14 +564,11 @@ def rendered(fork: Fork, base: str) -> tuple[int, str, dict[str, Stack]]:
 
 def test_two_commits_are_rendered_and_compared(fork: Fork) -> None:
     environments = fork.work / "environments"
-    for file in environments.glob("**/Pulumi.*.yaml"):
-        file.unlink() if file.name not in (
-            "Pulumi.kind.yaml",
-            "Pulumi.shared.yaml",
-        ) or file.parent.name == "aws" else None
-    account = environments / "account" / "Pulumi.shared.yaml"
+    kept = (environments / "Pulumi.kind.yaml", environments / "account" / "Pulumi.shared.yaml")
+    for file in {*environments.glob("**/Pulumi.*.yaml")} - {*kept}:
+        file.unlink()
     base = fork.commit("before")
-    account.rename(account.with_name("Pulumi.other.yaml"))
+    kept[1].rename(kept[1].with_name("Pulumi.other.yaml"))
     fork.change("infra/workload.py", ("[:10]", "[:9] + '0'"))
     fork.commit("after")
     code, log, stacks = rendered(fork, base)
@@ -580,7 +577,7 @@ def test_two_commits_are_rendered_and_compared(fork: Fork) -> None:
     assert actions == {"kind": {"update"}, "account/other": {"create"}, "account/shared": {"delete"}}
     assert "ConfigMap/mlops/prometheus" in {each.object for each in stacks["kind"].changes}
 
-    (environments / "Pulumi.kind.yaml").unlink()
+    kept[0].unlink()
     fork.change("infra/account/__main__.py", ("import ", "raise SystemExit('broken <b>')\nimport "))
     fork.commit("broken")
     code, log, stacks = rendered(fork, fork.head)

@@ -146,7 +146,11 @@ def prepare(work: Path) -> None:
                 expression = "".join(re.findall(r"^\$\{\{(.*)\}\}$", str(name).strip())).strip() or f"'{name}'"
                 if "${{" in expression:
                     raise ValueError(f"{file.name}: an environment's name of several parts: {name}")
-                for key in job.keys() - {"if", "needs", "strategy"}:  # which GitHub evaluates before it knows the environment
+                for key in job.keys() - {
+                    "if",
+                    "needs",
+                    "strategy",
+                }:  # which GitHub evaluates before it knows the environment
                     job[key] = _own_variables(job[key], f"fromJSON(vars.FORGE_VARIABLES)[{expression}]")
                 first = {"name": f"environment {name}", "run": POLICY, "shell": "bash"}
                 job["steps"].insert(0, first | {"env": {"FORGE_ENVIRONMENT": f"${{{{ {expression} }}}}"}})
