@@ -1,20 +1,18 @@
 """One comment on a pull request that says what the change does, updated in place. What it is made of is not trusted."""
 
-import html
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from cli.delivery.github import GitHub
+from cli.delivery.github import BOT, GitHub
+from cli.delivery.markdown import code, fence, tag
 from cli.delivery.preview import ACTIONS, Change, Gate, Live, Preview, Stack
 
 MARK, MAX = "<!-- mlops:preview -->", 60_000
-_BOT = "github-actions[bot]"
 _SIGNS = {"create": "+", "update": "~", "delete": "−", "replace": "↻"}
 _MAX_FILES, _MAX_BYTES = 50, 5_000_000
 _Section = tuple[str, list[tuple[str, str]]]  # its title; its lines, each with what is shown below it if there is room
@@ -42,7 +40,7 @@ def read(folder: Path) -> Preview:
 def text(preview: Preview, commit: str, run: str, jobs: dict[str, str]) -> str:
     """Markdown of at most MAX characters. Differences that do not fit are left out, then lines, the longest sections'
     first."""
-    head = "\n".join([MARK, f"### What this changes · {_code(commit[:7])}", *_checks(jobs), "", *_table(preview), ""])
+    head = "\n".join([MARK, f"### What this changes · {code(commit[:7])}", *_checks(jobs), "", *_table(preview), ""])
     foot = f"\nRendered from main and from this branch, without any secret. Whatever is cut: artifacts of the [run]({run})."
     problems = [each for each in [*preview.stacks, *preview.live] if each.problem]
     changed = [each for each in preview.stacks if each.changes and not each.problem]
@@ -89,16 +87,16 @@ def event() -> dict[str, Any]:
 
 
 def _is_own(comment: dict[str, Any]) -> bool:
-    return (comment["user"] or {}).get("login") == _BOT and (comment.get("body") or "").startswith(MARK)
+    return (comment["user"] or {}).get("login") == BOT and (comment.get("body") or "").startswith(MARK)
 
 
 def _table(preview: Preview) -> list[str]:
     stacks, live = {each.name: each for each in preview.stacks}, {each.name: each for each in preview.live}
     if not (names := dict.fromkeys([*stacks, *live])):
         return []
-    rows = [f"| {_code(name)} | {_changed(stacks.get(name))} | {_live(live.get(name))} |" for name in names]
+    rows = [f"| {code(name)} | {_changed(stacks.get(name))} | {_live(live.get(name))} |" for name in names]
     warned = [
-        f"> ⚠ {_code(stack.name)}: {each.action} {_code(each.object)}"
+        f"> ⚠ {code(stack.name)}: {each.action} {code(each.object)}"
         for stack in preview.stacks for each in stack.changes if each.action in ("replace", "delete")
     ]  # fmt: skip
     header = ["| stack | objects | replaced or deleted | a month | against the live stack |", "|---|---|---|---|---|"]
@@ -127,34 +125,34 @@ def _cost(stack: Stack) -> str:
 def _live(live: Live | None) -> str:
     if live is None or live.problem:
         return "⚠ no result" if live else ""
-    return " ".join(f"{_code(action)} {count}" for action, count in sorted(live.counts.items())) or "unchanged"
+    return " ".join(f"{code(action)} {count}" for action, count in sorted(live.counts.items())) or "unchanged"
 
 
 def _problem(found: Stack | Live) -> _Section:
-    return f"{_tag(found.name)}: no result", [("", _fence(found.problem, "text"))]
+    return f"{tag(found.name)}: no result", [("", fence(found.problem, "text"))]
 
 
 def _stack(stack: Stack) -> _Section:
     lines = [
-        (f"- {_code(f'{_SIGNS[each.action]} {each.object}')}", f"\n\n{_fence(each.diff, 'diff')}\n")
+        (f"- {code(f'{_SIGNS[each.action]} {each.object}')}", f"\n\n{fence(each.diff, 'diff')}\n")
         for each in stack.changes
     ]
-    return f"{_tag(stack.name)}: {len(lines)} objects", lines
+    return f"{tag(stack.name)}: {len(lines)} objects", lines
 
 
 def _gate(gate: Gate) -> _Section:
     lines = ["| metric | main | this branch |", "|---|---|---|"]
     for name, values in gate.metrics.items():
         before, after = ("" if value is None else f"{value:.4f}" for value in values)
-        lines.append(f"| {_code(name)} | {before} | {after} |")
-    lines += ["", *(f"- {_code(reason)}" for reason in gate.reasons)]
-    return f"Training: {_tag(gate.model)} {_tag(gate.decision)} by the gate", [(line, "") for line in lines]
+        lines.append(f"| {code(name)} | {before} | {after} |")
+    lines += ["", *(f"- {code(reason)}" for reason in gate.reasons)]
+    return f"Training: {tag(gate.model)} {tag(gate.decision)} by the gate", [(line, "") for line in lines]
 
 
 def _checks(jobs: dict[str, str]) -> list[str]:
     """By name: what they are called is the pull request's own claim."""
-    passed = [_code(name) for name, conclusion in jobs.items() if conclusion == "success"]
-    failed = [_code(name) for name, conclusion in jobs.items() if conclusion not in ("success", "skipped")]
+    passed = [code(name) for name, conclusion in jobs.items() if conclusion == "success"]
+    failed = [code(name) for name, conclusion in jobs.items() if conclusion not in ("success", "skipped")]
     told = (("⚠ failed", failed), ("passed", passed))
     return [f"{what}: {', '.join(_first(names, 2_000))}" for what, names in told if names]
 
@@ -177,29 +175,3 @@ def _details(title: str, lines: list[tuple[str, str]], room: int) -> str:
         shown.append(line + below if fits else line)
     body = "\n".join(_first(shown, room))
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>\n"
-
-
-def _fence(content: str, language: str) -> str:
-    """No text can end its own fence."""
-    longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{_printable(content)}\n{fence}"
-
-
-def _code(value: str) -> str:
-    """In a line or a table's cell: shown as it is, and nothing else."""
-    return f"`{_line(value).replace('`', 'ʼ').replace('|', '¦') or ' '}`"
-
-
-def _tag(value: str) -> str:
-    """The same between HTML's tags, where Markdown is not read; a mention in plain text would notify even if escaped."""
-    return f"<code>{html.escape(_line(value))}</code>"
-
-
-def _line(value: str) -> str:
-    return _printable(value[:300]).replace("\n", " ")[:300]
-
-
-def _printable(value: str) -> str:
-    """What is not seen, turns the direction of text or is no character at all is shown by its number."""
-    return "".join(each if each.isprintable() or each in "\n\t" else f"\\u{ord(each):04x}" for each in value)

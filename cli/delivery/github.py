@@ -14,6 +14,7 @@ import httpx
 from mlops.client import http
 from mlops.errors import UserError
 
+BOT = "github-actions[bot]"  # whose is what GITHUB_TOKEN writes
 _TRIES = 3
 
 

@@ -3,6 +3,7 @@
 from cli.delivery.builds import Build
 from cli.delivery.git import git, is_ancestor
 from cli.delivery.github import GitHub, run_url
+from cli.delivery.markdown import code
 from cli.delivery.road import Road
 from infra.images import released
 from mlops.environment import ROOT
@@ -24,7 +25,7 @@ def propose(road: Road, github: GitHub, build: Build, why: str = "") -> str:
 
 
 def _body(build: Build, environment: str, before: str, why: str) -> str:
-    lines = [f"Rolled back: {_quoted(why)}. Merging this keeps it so.", ""] if why else []
+    lines = [f"Rolled back: {code(why)}. Merging this keeps it so.", ""] if why else []
     lines += [f"Merging this deploys build `{build.digest[:12]}` to {environment}; nothing is built again.", ""]
     lines += [
         "| artifact | digest |",
@@ -38,9 +39,5 @@ def _body(build: Build, environment: str, before: str, why: str) -> str:
         )
     except UserError:  # a shallow clone
         said = ""
-    lines += ["", "Commits:", *(f"- {_quoted(line)}" for line in said.splitlines())] if said else []
+    lines += ["", "Commits:", *(f"- {code(line)}" for line in said.splitlines())] if said else []
     return "\n".join([*lines, "", f"Proven by {run_url()}"])
-
-
-def _quoted(line: str) -> str:
-    return f"`{line.replace('`', chr(0x2BC))}`"

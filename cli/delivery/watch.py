@@ -1,7 +1,6 @@
 """What nobody does and somebody should know: each finding is one issue, updated, and closed when it is gone."""
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from cli.delivery import locks
 from cli.delivery.build import uv
 from cli.delivery.deployments import DeploymentLog
 from cli.delivery.git import git, worktree
-from cli.delivery.github import GitHub
+from cli.delivery.github import BOT, GitHub
+from cli.delivery.markdown import fence
 from cli.delivery.pulumi import pulumi, stacks
 from cli.delivery.road import Road
 from cli.delivery.targets import target
@@ -29,17 +29,17 @@ from mlops.store import Store
 
 _COOLDOWN_DAYS, _MAX_HOURS = 7, 3
 _AUDIT = "pip-audit==2.10.1"
-_BOT, _MAX = "github-actions[bot]", 50_000
+_MAX = 20_000
 
 
 def report(github: GitHub, key: str, title: str, problem: str) -> str:
     """What was done: opened, updated, unchanged or closed; '' if there is no problem and was none."""
     mark = f"<!-- mlops:watch:{key} -->"
-    body = f"{mark}\n{problem[:_MAX]}"
+    body = f"{mark}\n{problem}"
     own = [
         each
         for each in github.all("issues?state=open")
-        if (each["body"] or "").startswith(mark) and each["user"]["login"] == _BOT
+        if (each["body"] or "").startswith(mark) and each["user"]["login"] == BOT
     ]
     if problem and not own:
         github.ask("POST", "issues", title=title, body=body)
@@ -65,7 +65,7 @@ def drift(road: Road, environment: str, say: Callable[[str], None]) -> str:
         words = ["refresh", "--preview-only", "--expect-no-changes", "--diff", "--non-interactive", "--color", "never"]
         done = pulumi(stack, *words, folder=folder)
         if done.returncode:
-            found.append(f"### {stack}\n{_fenced(done.stdout + done.stderr)}")
+            found.append(f"### {stack}\n{fence((done.stdout + done.stderr)[-_MAX:])}")
     return "\n\n".join(found)
 
 
@@ -77,7 +77,7 @@ def stale_lock(road: Road, environment: str) -> str:
             since = datetime.fromisoformat(lock["timestamp"])
             if dead or since < long_ago:
                 found.append(f"{stack}: {lock['username']}@{lock['hostname']}, since {since:%Y-%m-%d %H:%M}")
-    return _fenced("\n".join(found)) if found else ""
+    return fence("\n".join(found)) if found else ""
 
 
 def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:
@@ -105,7 +105,7 @@ def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:
                         would = found.digest[:12] if found else "nothing"
                         return f"`{name}`: {served['champion'][:12]} serves, the backup would serve {would}"
     except UserError as error:
-        return _fenced(str(error))
+        return fence(str(error))
     return ""
 
 
@@ -126,7 +126,7 @@ def audit(say: Callable[[str], None]) -> str:
                 f"{one['id']} (fixed in {', '.join(one['fix_versions']) or 'none'})" for one in each["vulns"]
             )
             found.append(f"{lock}: {each['name']} {each['version']}: {known}")
-    return _fenced("\n".join(found)) if found else ""
+    return fence("\n".join(found)) if found else ""
 
 
 def update(github: GitHub, say: Callable[[str], None]) -> str:
@@ -142,8 +142,3 @@ def update(github: GitHub, say: Callable[[str], None]) -> str:
     files = {name: (ROOT / name).read_text("utf-8") for name in changed}
     body = f"Every version is {_COOLDOWN_DAYS} days old at least: what was tampered with is found within days."
     return github.propose("update/dependencies", files, "Newer dependencies", body)
-
-
-def _fenced(text: str) -> str:
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
-    return f"{fence}\n{text[-20_000:]}\n{fence}"

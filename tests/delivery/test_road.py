@@ -1,4 +1,5 @@
-"""The workflows themselves, under act, on real git, against a stand-in of GitHub: dev, staging and prod run on this machine.
+"""The workflows themselves, under act, on real git, against a stand-in of GitHub; `make prove road` has it with real
+processes, and a model.
 
 What act and the stand-in do not show is checked as text in test_workflows.py: tokens' permissions, time-outs.
 """
@@ -23,12 +24,11 @@ _ONLY_SHOWN = ("ci.yml", "comment.yml")  # they have tests of their own
 @pytest.fixture
 def fork(tmp_path: Path) -> Iterator[Fork]:
     with Forge(tmp_path / "forge") as forge:
-        fork = Fork(tmp_path / "fork", forge).on_machines()
+        fork = Fork(tmp_path / "fork", forge).on_clusters()
         for name in _ONLY_SHOWN:
             (fork.work / ".github" / "workflows" / name).unlink()
         fork.commit("made from the template")
         yield fork
-        fork.stop()
         assert forge.problems == []
 
 
@@ -69,6 +69,7 @@ def test_a_commit_reaches_production_and_comes_back(fork: Fork) -> None:
     # What does not start stops in dev, which goes back to what ran there.
     run = pushed(fork, "Broken", "app/main.py", "raise SystemExit('broken')")
     assert (run.jobs["dev"], run.jobs["staging"], run.jobs["promote"]) == ("failure", "skipped", "skipped"), run.log
+    assert "its pods crash" in run.log
     assert "runs again" in run.log
     assert {fork.running(stage) for stage in STAGES} == {first}
     assert [pull["number"] for pull in forge.pulls.values() if pull["state"] == "open"] == []
