@@ -39,6 +39,11 @@ def save(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str
     return sizes
 
 
+def save_models(cluster: Cluster, file: Path) -> None:
+    """Bundles, attestations and releases alone."""
+    _stream(cluster, _BUCKET, _STORE.format('pack(sys.stdout.buffer, "models")'), file, write=False)
+
+
 def load(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, int]:
     """Into databases and a bucket that may be empty; objects with the same name are overwritten."""
     if not (folder / "backup.json").exists():

@@ -76,6 +76,14 @@ class Cluster:
         settings = AWS.settings(self.name)
         return {"name": settings["cluster"]["name"] or f"mlops-{self.name}", "region": settings["region"]}
 
+    @property
+    def s3(self) -> str:
+        """The bucket that infra/aws makes, or was told of."""
+        from infra.render import AWS
+
+        settings = AWS.settings(self.name)
+        return settings["bucket"]["name"] or f"mlops-{self.name}-{settings['account']}"
+
     def log_in(self) -> None:
         """A context of the kubeconfig for it."""
         eks = self.eks

@@ -1,6 +1,7 @@
 """The images of the platform: built with whatever builder is here, then loaded into the cluster or pushed."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -62,11 +63,13 @@ def push(image: str) -> str:
 
 
 def _pushed(image: str) -> str:
-    """By its digest; '' if the registry does not have that tag."""
+    """By its digest; '' if the registry does not have that tag. Raises UserError if it does not say."""
     try:
         _run([builder(), "pull", "--quiet", image])
-    except UserError:
-        return ""
+    except UserError as error:
+        if re.search("not found|unknown|no such|does not exist", error.hint, re.IGNORECASE):
+            return ""
+        raise
     return _digest(image)
 
 

@@ -17,29 +17,29 @@ from cli.delivery.road import Road
 from mlops.errors import UserError
 from mlops.keys import Keyring, Role
 
-SWITCH, BASE = "MLOPS_ENVIRONMENTS", "environments/template.json"
+SWITCH, RUNNER, BASE = "MLOPS_ENVIRONMENTS", "MLOPS_RUNNER", "environments/template.json"
 _EXAMPLES, _EVIDENCE = "training/models/*/.example", "docs/proofs"
-_NO_NAME, _NO_ACCOUNT, _NO_OWNERS = "mlops", "000000000000", r"@your-org/[\w-]+"
+_NO_NAME, _NO_OWNERS = "mlops", r"@your-org/[\w-]+"
+_NO_ACCOUNT = r"0{12}(?!:role/yours\b)"  # an example that only a person can replace, and that doctor names until then
 _REFUSED = "answered 409(?!: Already)|Upgrade to|billing plan"  # by an organization or a plan; all else is an error
 _GIVEN = {
     "name": (r"[a-z][a-z0-9-]{0,30}", "must begin with a letter, then a-z, 0-9 and -: give another with --name"),
     "owners": (r"(@[\w./-]+ ?)*", "must be @OWNER/TEAM or @USER"),
     "aws-account": (r"(\d{12})?", "must be 12 digits"),
+    "runner": (r"[\w.-]*", "must be one label of a runner"),
 }
+_ALONE = "main takes pull requests that another owner approves; alone, let yourself bypass it in the ruleset `main`"
 _BRANCHES = {"protected_branches": False, "custom_branch_policies": True}
 _WORKFLOWS = {"default_workflow_permissions": "read", "can_approve_pull_request_reviews": True}
-_REVIEWS = {
-    "required_approving_review_count": 1, "dismiss_stale_reviews_on_push": True, "require_code_owner_review": True,
-    "require_last_push_approval": False, "required_review_thread_resolution": False,
-}  # fmt: skip
-_CHECKS = {"strict_required_status_checks_policy": False, "required_status_checks": [{"context": "required"}]}
+_REVIEWS: dict[str, Any] = {"required_approving_review_count": 1, "required_review_thread_resolution": False}
+_REVIEWS |= {each: True for each in ("dismiss_stale_reviews_on_push", "require_code_owner_review", "require_last_push_approval")}  # fmt: skip
+_CHECK = {"context": "required", "integration_id": 15368}  # by GitHub Actions: anybody may set a status of that name
+_CHECKS = {"strict_required_status_checks_policy": False, "required_status_checks": [_CHECK]}
 _RULESET = {
     "name": "main", "target": "branch", "enforcement": "active",
     "conditions": {"ref_name": {"include": ["~DEFAULT_BRANCH"], "exclude": []}},
-    "rules": [
-        {"type": "deletion"}, {"type": "non_fast_forward"}, {"type": "pull_request", "parameters": _REVIEWS},
-        {"type": "required_status_checks", "parameters": _CHECKS},
-    ],
+    "rules": [{"type": "deletion"}, {"type": "non_fast_forward"}, {"type": "pull_request", "parameters": _REVIEWS},
+              {"type": "required_status_checks", "parameters": _CHECKS}],
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class Adoption:
     without_example: bool
     github: GitHub
     dry: bool
+    runner: str = ""  # the label of one that reaches what GitHub's own cannot; empty: as it is
     done: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)  # what is not enforced
     stacks: dict[str, Any] = field(default_factory=dict)  # what they have exported
@@ -62,18 +63,19 @@ class Adoption:
         branch, subject = self._look()
         road = self._road()
         self._files(road, subject)
-        signs, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
-        for environment in road.environments:
+        keys, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
+        for environment, named in roles.items():
             self._environment(environment, branch)
-            self._variables(f"environments/{environment}", roles[environment])
+            self._variables(f"environments/{environment}", named)
         if not _WORKFLOWS.items() <= self.github.ask("GET", "actions/permissions/workflow").items():
             self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
         self._code_owners()
-        roles.pop(road.last)  # who opens a pull request sees nothing of it
-        shared = {f"AWS_ROLE_PREVIEW_{name.upper().replace('-', '_')}": each["AWS_ROLE_PREVIEW"] for name, each in roles.items() if each}  # fmt: skip
-        shared |= {"AWS_REGION": self._region(road.environments[0])} if shared else {}
-        self._variables("actions", shared | ({SWITCH: json.dumps(road.environments)} if signs else {}))
+        jobs = [("WATCH", each) for each in roles] + [("PREVIEW", each) for each in roles if each != road.last]
+        shared = {f"AWS_ROLE_{purpose}_{each.upper().replace('-', '_')}": arn for purpose, each in jobs if (arn := roles[each].get(f"AWS_ROLE_{purpose}"))}  # fmt: skip
+        region = {"AWS_REGION": self._place(road.environments[0])[1]} if shared else {}
+        self._variables("actions", shared | region | ({RUNNER: self.runner} if self.runner else {}))
+        self._switch(road, branch, keys, roles)
 
     def _look(self) -> tuple[str, str]:
         """Its branch, and how its OIDC subjects begin: never composed, since newer repositories have ids in them."""
@@ -93,7 +95,9 @@ class Adoption:
         road, repository, account = Road.load(self.root), self.github.repository, self.account
         short = re.sub("[._]", "-", repository.rpartition("/")[2].lower())
         name = self.name or (short if road.name == _NO_NAME else road.name)
-        for (key, (pattern, hint)), value in zip(_GIVEN.items(), (name, self.owners, account), strict=True):
+        for (key, (pattern, hint)), value in zip(
+            _GIVEN.items(), (name, self.owners, account, self.runner), strict=True
+        ):
             if not re.fullmatch(pattern, value):
                 raise UserError(key, value, hint)
         if (other := re.match(r"s3://mlops-state-(\d+)/", road.store)) and account not in ("", other[1]):
@@ -101,11 +105,10 @@ class Adoption:
         new = {"repository": repository, "name": name}
         if account:
             new["store"] = road.store if "://" in road.store else f"s3://mlops-state-{account}/delivery"
-            new["registry"] = road.registry or f"{account}.dkr.ecr.{self._region(road.environments[0])}.amazonaws.com"
+            new["registry"] = road.registry or f"{account}.dkr.ecr.{self._place(road.environments[0])[1]}.amazonaws.com"
         return road.model_copy(update=new)
 
     # Files: those of the fork alone.
-
     def _files(self, road: Road, subject: str) -> None:
         base, before = self._base(), Road.load(self.root).model_dump()
         new = {key: value for key, value in road.model_dump().items() if value != before[key]}
@@ -116,11 +119,10 @@ class Adoption:
         parts = {"account": ("mlops-account:github", github), "aws": ("mlops-aws:cluster", {"github": True})}
         for path in sorted(self.root.glob("environments/**/Pulumi.*.yaml")):
             file, text = path.relative_to(self.root).as_posix(), path.read_text("utf-8")
-            text = text.replace(_NO_ACCOUNT, self.account or _NO_ACCOUNT)
+            text = re.sub(_NO_ACCOUNT, self.account, text) if self.account else text
             self._write(file, _with(text, file, *parts[path.parent.name]) if path.parent.name in parts else text)
         evidence = self._evidence(base)
-        rows = "|".join(re.escape(Path(file).stem) for file in evidence)
-        self._edit(f"{_EVIDENCE}/README.md", {rf"(?m)^\| \[({rows})\].*\n": ""} if rows else {})
+        self._edit(f"{_EVIDENCE}/README.md", {rf"(?m)^\| \[{re.escape(Path(each).stem)}\].*\n": "" for each in evidence})
         self._remove(evidence, "the template's own evidence")
         if self.without_example:
             found = [path.parent.relative_to(self.root / "training") for path in self.root.glob(_EXAMPLES)]
@@ -157,10 +159,9 @@ class Adoption:
         return path.read_text("utf-8") if (path := self.root / file).exists() else ""
 
     def _write(self, file: str, text: str) -> None:
-        if text == self._text(file):
-            return
-        self.done.append(f"write {file}")
-        if not self.dry:
+        changed = text != self._text(file)
+        self.done += [f"write {file}"] if changed else []
+        if changed and not self.dry:
             (new := self.root / f"{file}.new").write_text(text, "utf-8")
             new.replace(self.root / file)
 
@@ -170,7 +171,6 @@ class Adoption:
             (shutil.rmtree if (self.root / path).is_dir() else Path.unlink)(self.root / path)
 
     # Keys and roles: in AWS those of `make account`; other keys are made here.
-
     def _keys(self, road: Road) -> bool:
         """Whether there are all of them."""
         cloud, first = "://" in road.store, road.environments[0]
@@ -182,7 +182,6 @@ class Adoption:
             if kms in have if kms else any(have) if cloud else have:
                 continue
             if cloud and not kms:
-                self.limits.append("workflows: off until keys sign what they build: make account, then adopt again")
                 return False
             self.done.append(f"trust the key that signs what {f'passed {environment}' if environment else 'is built'}")
             if not self.dry:
@@ -190,7 +189,7 @@ class Adoption:
         return True
 
     def _outputs(self, environment: str) -> dict[str, Any]:
-        stack = self._stack(environment)
+        stack = self._place(environment)[0]
         if stack not in self.stacks and (self.root / f"environments/account/{stack}.state").exists():
             command = [str(self.root / "environments/pulumi"), f"account/{stack}", "stack", "output", "--json"]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -199,21 +198,20 @@ class Adoption:
             self.stacks[stack] = json.loads(done.stdout)
         return self.stacks.get(stack, {})
 
-    def _stack(self, environment: str) -> str:
-        text = self._text(f"environments/aws/Pulumi.{environment}.yaml")
-        return _config(text).get("mlops-aws:accountStack", "shared")
+    def _config(self, kind: str, stack: str) -> dict[str, Any]:
+        return _config(self._text(f"environments/{kind}/Pulumi.{stack}.yaml"))
 
-    def _region(self, environment: str) -> str:
-        text = self._text(f"environments/account/Pulumi.{self._stack(environment)}.yaml")
-        return _config(text).get("mlops-account:region", "us-east-1")
+    def _place(self, environment: str) -> tuple[str, str]:
+        """The stack of its account, and the region."""
+        stack = self._config("aws", environment).get("mlops-aws:accountStack", "shared")
+        return stack, self._config("account", stack).get("mlops-account:region", "us-east-1")
 
     def _roles(self, environment: str) -> dict[str, str]:
         roles = self._outputs(environment).get("roles", {}).get(environment, {})
         named = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in roles.items()}
-        return named and named | {"AWS_REGION": self._region(environment)}
+        return named and named | {"AWS_REGION": self._place(environment)[1]}
 
     # GitHub.
-
     def _environment(self, name: str, branch: str) -> None:
         """Only its branch deploys there; it is made before any workflow names it, which would make it open to all."""
         path, what = f"environments/{name}", f"environment {name}"
@@ -222,10 +220,9 @@ class Adoption:
             rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
             people = rules.get("required_reviewers", {})
             who = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people.get("reviewers", ())]
-            kept = {"wait_timer": rules.get("wait_timer", {}).get("wait_timer"), "reviewers": who}
-            kept["prevent_self_review"] = people.get("prevent_self_review")
-            body = {key: value for key, value in kept.items() if value}  # GitHub drops what a change leaves out
-            body["deployment_branch_policy"] = _BRANCHES
+            kept = {"reviewers": who, "wait_timer": rules.get("wait_timer", {}).get("wait_timer")}
+            kept["prevent_self_review"] = people.get("prevent_self_review")  # GitHub drops what a change leaves out
+            body = {key: value for key, value in kept.items() if value} | {"deployment_branch_policy": _BRANCHES}
             if not self._try("PUT", path, f"{what}, where chosen branches deploy", **body):
                 _ = found or self._try("PUT", path, what)
                 return
@@ -245,8 +242,8 @@ class Adoption:
         wanted = {key: _stricter(found.get(key), value) for key, value in _RULESET.items()}
         if wanted != {key: found.get(key) for key in wanted}:
             self._try("PUT" if path else "POST", path or "rulesets", what, **wanted)
-        if found.get("bypass_actors"):
-            self.limits.append(f"{what}: the ruleset names who may bypass them")
+        bypass = f"{what}: the ruleset names who may bypass them" if found.get("bypass_actors") else ""
+        self.limits.append(bypass or _ALONE)
 
     def _code_owners(self) -> None:
         """GitHub ignores owners that it does not know; it looks at what is pushed."""
@@ -259,11 +256,36 @@ class Adoption:
 
     def _variables(self, where: str, wanted: dict[str, str]) -> None:
         for name, value in wanted.items():
-            path = f"{where}/variables"
-            found = self.github.ask("GET", f"{path}/{name}", missing=True)
-            if not found or found["value"] != value:
-                method, path = ("PATCH", f"{path}/{name}") if found else ("POST", path)
+            path, found = f"{where}/variables", self._variable(where, name)
+            if found != value:
+                method, path = ("POST", path) if found is None else ("PATCH", f"{path}/{name}")
                 self._try(method, path, f"variable {name} of {where}", name=name, value=value)
+
+    def _variable(self, where: str, name: str) -> str | None:
+        found = self.github.ask("GET", f"{where}/variables/{name}", missing=True)
+        return found and found["value"]
+
+    def _switch(self, road: Road, branch: str, keys: bool, roles: dict[str, Any]) -> None:
+        """Last, and only where what it starts can work."""
+        aws = {each: config for each in roles if (config := self._config("aws", each))}
+        runner, store = self.runner or self._variable("actions", RUNNER), road.store
+        if not runner and (shut := ", ".join(each for each in aws if "0.0.0.0/0" not in str(aws[each].get("mlops-aws:cluster")))):  # fmt: skip
+            self.limits.append(f"{shut}: GitHub's own runners cannot reach the cluster's API: name a runner inside (--runner LABEL) or open mlops-aws:cluster.publicCidrs")  # fmt: skip
+        inside = ", ".join([each for each in [*roles, store] if each not in aws and (each != store or each[0] == "/")])
+        bare, files = ", ".join(each for each in aws if not roles[each]), (roads.FILE, roads.KEYRING)
+        new = any(each.startswith((f"write {roads.FILE}", "trust ")) for each in self.done)  # of a dry run, not there yet
+        same = not new and all(self.github.file(each, branch) == self._text(each) for each in files)
+        needs = {
+            f"`store` in {roads.FILE} is a URL or an absolute path: give --aws-account, or write one": "://" in store or store[:1] == "/",
+            "keys sign what they build: make account, then adopt again": keys,
+            f"there are roles in AWS for {bare}: make account, then adopt again": not bare,
+            f"a runner reaches {inside}: name one (--runner LABEL)": runner or not inside,
+            f"{branch} has the same {' and '.join(files)}: merge what changed, then adopt again": same,
+        }  # fmt: skip
+        missing = [each for each, there in needs.items() if not there]
+        on = missing and self._variable("actions", SWITCH)
+        self.limits += [f"workflows: {'on since before, but fail' if on else 'off'} until {each}" for each in missing]
+        self._variables("actions", {} if missing else {SWITCH: json.dumps(road.environments)})
 
     def _try(self, method: str, path: str, what: str, **body: Any) -> Any:
         """None where the plan refuses, which is said, not claimed."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cli import images
-from cli.delivery.builds import Build, attest
+from cli.cluster import Cluster
+from cli.delivery.builds import SBOM, Build, attest
 from cli.delivery.git import git, head
 from cli.delivery.github import run_url
 from cli.delivery.road import Road
@@ -29,20 +30,30 @@ def build(road: Road, push: bool, platform: str, say: Callable[[str], None]) -> 
         say("wheel")
         data = wheel(Path(folder))
     digest = hashlib.sha256(data).hexdigest()
-    artifacts = {"wheel": f"sha256:{digest}"}
+    artifacts = {"wheel": f"sha256:{digest}", "infrastructure": _infrastructure()}
     if push:
         road.bucket.put_new(f"wheels/{digest}.whl", data)
     if road.registry or not push:
-        registry = road.registry if push else None
+        registry, cluster = road.registry if push else None, Cluster.of(road.environments[0])
+        if cluster and cluster.settings["cluster.kind"] == "eks":
+            platform = platform or f"linux/{cluster.settings['nodes.architecture']}"
         artifacts |= images.build(TARGETS, registry, platform, ["--build-arg", f"COMMIT={commit}"], say)
     if not push:
         return Build(commit=commit, artifacts={"wheel": artifacts["wheel"]})
     for target in TARGETS if road.registry else ():
         say(f"components of {target}")
-        artifacts[f"{target}-sbom"] = f"sha256:{hashlib.sha256(_components(road, target)).hexdigest()}"
+        artifacts[f"{target}{SBOM}"] = f"sha256:{hashlib.sha256(_components(road, target)).hexdigest()}"
     made = Build(commit=commit, artifacts=artifacts, run=run_url())
     attest(road, "built", made)
     return made
+
+
+def _infrastructure() -> str:
+    """Of what decides on infrastructure and is in no image; environments/released follows from it."""
+    paths = ("Pulumi.yaml", "infra", "environments", "requirements/infra.txt", "requirements/aws.txt")
+    listed = git("ls-tree", "-r", "HEAD", "--", *paths).splitlines()
+    kept = "\n".join(line for line in listed if "\tenvironments/released/" not in line)
+    return f"sha256:{hashlib.sha256(kept.encode()).hexdigest()}"
 
 
 def uv() -> str:

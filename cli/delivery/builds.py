@@ -16,9 +16,11 @@ from mlops.errors import UserError, VerificationError, explain
 from mlops.keys import Role
 from mlops.releases import author
 
+SBOM = "-sbom"  # how the names of what only describes others end
 Kind = Literal["built", "passed", "withdrawn"]
 _SIGNER: dict[str, Role] = {"built": "build", "passed": "approve", "withdrawn": "approve"}
-_MAX_BYTES, _MAX_ATTESTATIONS = 64 * 1024, 1000
+_BUILDS, _WITHDRAWN = "attestations/builds", "attestations/withdrawn"
+_MAX_BYTES, _MAX = 64 * 1024, 1000
 
 
 def _exact(reference: str) -> str:
@@ -96,57 +98,52 @@ class Attestation(BaseModel):
 def attest(
     road: Road, kind: Kind, build: Build, environment: str | None = None, why: str = "", names: Any = ()
 ) -> None:
-    """Sign, and put beside each artifact, or those of `names`."""
+    """Sign, and put where `require` looks; of what is `withdrawn` beside each artifact of `names`."""
     about = {"kind": kind, "repository": road.repository, "build": build, "environment": environment}
     attestation = Attestation(**about, at=datetime.now(UTC), by=author(), why=why)
     signed = seal(attestation.payload(), road.keyring, _SIGNER[kind], environment)
-    for name in names or build.artifacts:
-        road.bucket.put_new(f"{_folder(build.artifacts[name])}/{kind}-{signed.name}", signed.envelope)
+    folders = [f"{_WITHDRAWN}/{_sha256(build.artifacts[name])}" for name in names] or [_folder(build)]
+    for folder in folders:
+        road.bucket.put_new(f"{folder}/{kind}-{signed.name}", signed.envelope)
 
 
-def require(road: Road, build: Build, environment: str) -> None:
-    """What must hold before anything is deployed. Raises VerificationError with the reason: missing, foreign, stale,
-    withdrawn."""
-    before, passed, odd = road.before(environment), set[str](), list[VerificationError]()
+def require(road: Road, build: Build, environment: str, back: bool = False) -> None:
+    """What must hold before anything is deployed. `back`: it ran here before, so only what was withdrawn here counts. Raises
+    VerificationError with the reason: missing, foreign, stale, withdrawn."""
+    before = road.before(environment)
     for name, reference in build.artifacts.items():
-        good, bad = _read(road, reference)
-        odd += bad
-        for each in good:
-            if each.kind == "withdrawn":
+        for each in _read(road, f"{_WITHDRAWN}/{_sha256(reference)}")[0]:
+            if each.kind == "withdrawn" and (not back or each.environment == environment):
                 hint = f"was withdrawn from {each.environment} by {each.by} ({each.why}); change the code, or revert it"
                 raise VerificationError("withdrawn", name, reference[-12:], hint)
-        about = [each for each in good if each.build.artifacts == build.artifacts]
-        if any(each.kind == "built" for each in about) and not any(each.build.commit == build.commit for each in about):
-            hint = f"was built from commit {about[-1].build.commit[:12]}, not {build.commit[:12]}"
-            raise VerificationError("stale", name, reference[-12:], hint)
-        about = [each for each in about if each.build.commit == build.commit]
-        if not any(each.kind == "built" for each in about):
-            missing = VerificationError(
-                "missing", name, reference[-12:], f"has no attestation that {road.repository} built it"
-            )
-            raise next(iter(odd), missing)
-        passed |= {each.environment or "" for each in about if each.kind == "passed"}
-    if before and before not in passed:
+    good, odd = _read(road, _folder(build))
+    good = [each for each in good if (each.build.commit, each.build.artifacts) == (build.commit, build.artifacts)]
+    if not any(each.kind == "built" for each in good):
+        missing = f"has no attestation that {road.repository} built it"
+        elsewhere = [
+            each for each in _read(road, f"{_BUILDS}/{build.digest}")[0] if each.build.artifacts == build.artifacts
+        ]
+        if others := [each.build.commit for each in elsewhere if each.kind == "built"]:
+            hint = f"was built from commit {others[-1][:12]}, not {build.commit[:12]}"
+            raise VerificationError("stale", "build", build.digest[:12], hint)
+        raise next(iter(odd), VerificationError("missing", "build", build.digest[:12], missing))
+    if before and not any((each.kind, each.environment) == ("passed", before) for each in good):
         hint = f"has not passed {before}, which comes before {environment}"
         raise VerificationError("missing", "build", build.digest[:12], hint)
 
 
-def _read(road: Road, reference: str) -> tuple[list[Attestation], list[VerificationError]]:
+def _read(road: Road, folder: str) -> tuple[list[Attestation], list[VerificationError]]:
+    """Oldest first, of at most the newest _MAX; and why others do not count."""
     good, bad = list[Attestation](), list[VerificationError]()
-    keys = road.bucket.keys(_folder(reference))
-    if len(keys) > _MAX_ATTESTATIONS:
-        raise VerificationError(
-            "attestation", reference[-12:], len(keys), f"attestations are too many: at most {_MAX_ATTESTATIONS}"
-        )
-    for key in keys:
+    for key in road.bucket.keys(folder)[-_MAX:]:
         try:
             raw = road.bucket.get(key, _MAX_BYTES) or b""
             found = unseal(
                 raw, road.keyring, Attestation.from_payload, lambda each: (_SIGNER[each.kind], each.environment)
             )
-            if found.repository != road.repository or reference not in found.build.artifacts.values():
+            if found.repository != road.repository:
                 raise VerificationError(
-                    "foreign", key, found.repository, f"is about another repository than {road.repository}"
+                    "foreign", key, found.repository, f"is another repository than {road.repository}"
                 )
             good.append(found)
         except VerificationError as error:
@@ -154,8 +151,8 @@ def _read(road: Road, reference: str) -> tuple[list[Attestation], list[Verificat
     return sorted(good, key=lambda each: each.at), bad
 
 
-def _folder(reference: str) -> str:
-    return f"attestations/{_sha256(reference)}"
+def _folder(build: Build) -> str:
+    return f"{_BUILDS}/{build.digest}/{build.commit}"
 
 
 def _sha256(reference: str) -> str:

@@ -3,8 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from subprocess import CalledProcessError
 
-from cli.delivery.builds import Build, attest, require
+from obstore.exceptions import BaseError
+
+from cli.delivery import locks
+from cli.delivery.builds import SBOM, Build, attest, require
 from cli.delivery.deployments import Deployment, DeploymentLog
 from cli.delivery.git import is_ancestor
 from cli.delivery.road import Road
@@ -36,8 +40,8 @@ def rollback(road: Road, environment: str, to: str, why: str, say: Say) -> Outco
     found, log = previous(road, environment, to), DeploymentLog(road, environment)
     current = log.read()[-1]
     outcome = _deploy(road, environment, found.build, current, log, f"back: {why}", say)
-    artifacts = current.build.artifacts
-    if differs := [name for name, each in artifacts.items() if found.build.artifacts.get(name) != each]:
+    code = {name: each for name, each in current.build.artifacts.items() if not name.endswith(SBOM)}
+    if differs := [name for name, each in code.items() if found.build.artifacts.get(name) != each]:
         attest(road, "withdrawn", current.build, environment, why, differs)
     return outcome
 
@@ -52,7 +56,7 @@ def previous(road: Road, environment: str, to: str) -> Deployment:
         if each.build.digest == current.digest or not each.build.digest.startswith(to):
             continue
         try:
-            require(road, each.build, environment)
+            require(road, each.build, environment, back=True)
             return each
         except UserError as error:
             refused = refused or f"; {each.build.short}: {error}"
@@ -68,12 +72,14 @@ def _deploy(
     try:
         there.up(build, say)
         proven = _prove(road, environment, there, say)
-    except UserError as error:
+    except locks.HeldError:
+        raise  # nothing was changed
+    except (UserError, BaseError, CalledProcessError) as error:
         if current is None or current.build.digest == build.digest:
             raise
         say(f"failed: {error}; going back to {current.build.short}")
         there.up(current.build, say)
-        raise UserError(error.key, error.value, f"{error.hint}; {current.build.short} runs again") from None
+        raise UserError("deployment", build.short, f"failed: {error}; {current.build.short} runs again") from None
     log.append(build, why)
     attest(road, "passed", build, environment, proven)
     return Outcome(build, current.build if current else None, time.monotonic() - began, proven)

@@ -17,18 +17,22 @@ from mlops.errors import UserError
 from mlops.store import Store
 
 
+class HeldError(UserError):
+    """Somebody else changes that stack."""
+
+
 class Lease:
-    """Which run deploys to an environment: written before `up`, deleted after it."""
+    """Which run deploys to an environment: written before `up`; deleted after it, unless Pulumi was killed."""
 
     def __init__(self, road: Road, environment: str):
         self._bucket, self._key = road.bucket, f"running/{environment}.json"
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
         run = {"run": os.environ.get("GITHUB_RUN_ID"), "attempt": os.environ.get("GITHUB_RUN_ATTEMPT", "1")}
         about = run | {"host": socket.gethostname(), "at": datetime.now(UTC).isoformat()}
         self._bucket.put(self._key, json.dumps(about).encode())
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         self._bucket.delete(self._key)
 
     def owner(self) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def recover(road: Road, stack: str, folder: Path, say: Callable[[str], None]) ->
         if not dead:
             who = f"{lock.get('username')}@{lock.get('hostname')} since {lock.get('timestamp')}"
             hint = f"holds the lock and may be alive; if it is not: environments/pulumi {stack} cancel --yes"
-            raise UserError("state", stack, f"{who} {hint}")
+            raise HeldError("state", stack, f"{who} {hint}")
         say(f"the run that locked the state of {stack} is over: removing its lock")
         pulumi(stack, "cancel", "--yes", folder=folder).check_returncode()
 

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infra.render import AWS
 from mlops.environment import ROOT
 
 
 def stacks(environment: str) -> list[str]:
     """As `environments/pulumi` takes them, in the order in which they are made."""
-    return [*([f"aws/{environment}"] if AWS.file(environment).exists() else []), environment]
+    on_aws = (ROOT / "environments" / "aws" / f"Pulumi.{environment}.yaml").exists()
+    return [*([f"aws/{environment}"] if on_aws else []), environment]
 
 
 def pulumi(stack: str, *words: str, folder: Path = ROOT, quiet: bool = True) -> subprocess.CompletedProcess[str]:

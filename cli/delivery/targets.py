@@ -75,8 +75,11 @@ class OnCluster(Target):
         file.parent.mkdir(exist_ok=True)
         file.write_text(build.text, "utf-8")
         locks.recover(self._road, stack, folder, say)
-        with locks.Lease(self._road, self._cluster.name):
-            done = pulumi(stack, "up", "--yes", "--non-interactive", folder=folder, quiet=False)
+        lease = locks.Lease(self._road, self._cluster.name)
+        lease.begin()
+        done = pulumi(stack, "up", "--yes", "--non-interactive", folder=folder, quiet=False)
+        if done.returncode >= 0:
+            lease.end()
         if done.returncode:
             raise UserError("pulumi up", stack, f"ended with {done.returncode}; what it said is above")
 

@@ -28,22 +28,6 @@ def _say(text: str) -> None:
 
 
 @app.command()
-def road(before: Annotated[str, typer.Option(envvar="BEFORE", help="The commit that main was at.")] = "") -> None:
-    """Which way a push to main goes: whether something is to be built, and whether a promotion was merged."""
-    from cli.delivery.builds import Build
-    from cli.delivery.git import changed
-    from cli.delivery.github import output, summary
-    from infra.images import released
-
-    last = Road.load().last
-    file = str(released(last).relative_to(ROOT))
-    files = changed(before)
-    ways = {"build": any(each != file for each in files), "promoted": file in files and released(last).exists()}
-    output(**ways, commit=Build.released(last).commit if ways["promoted"] else "")
-    summary(f"Built and deployed: {ways['build']}. Promoted to {last}: {ways['promoted']}.")
-
-
-@app.command()
 def build(
     push: Annotated[
         bool, typer.Option("--push", help="Push, store and attest; else only show that it can be built.")
@@ -66,11 +50,11 @@ def infrastructure(environment: Environment, build: Built = "") -> None:
     """Bring infra/aws of an environment to what the build's commit says."""
     from cli.cluster import Cluster
     from cli.delivery.builds import require
+    from cli.delivery.pulumi import stacks
     from cli.delivery.targets import OnCluster
-    from infra.render import AWS
 
     road, cluster, made = Road.load(), Cluster.of(environment), _build(build, environment)
-    if cluster is None or not AWS.file(environment).exists():
+    if cluster is None or len(stacks(environment)) == 1:
         raise UserError("environment", environment, "has nothing in AWS: environments/aws has no file for it")
     require(road, made, environment)
     OnCluster(road, cluster).run(f"aws/{environment}", made, _say)
@@ -187,12 +171,22 @@ def export(
     environment: Environment,
     digest: Annotated[str, typer.Option(envvar="DIGEST")],
     archive: Annotated[Path, typer.Option(envvar="ARCHIVE")],
+    to: Annotated[str, typer.Option(envvar="TARGET", help="The environment that it is for: the next one.")],
     model: Model = "",
+    visibility: Annotated[
+        str, typer.Option(envvar="VISIBILITY", help="Of the repository whose artifacts carry it.")
+    ] = "",
 ) -> None:
-    """Write a model of an environment into an archive, to be released in another one."""
+    """Write a model of an environment into an archive, to be released in the next one."""
     from cli.delivery.targets import target
 
-    there = target(Road.load(), environment)
+    road = Road.load()
+    if road.before(to) != environment:
+        raise UserError("from", environment, f"is not what comes before {to}: that is {road.before(to)}")
+    if visibility == "public":
+        hint = "anybody could download the model and its golden rows; carry it by hand: mlops bundle export, import"
+        raise UserError("repository", "public", hint)
+    there = target(road, environment)
     archive.write_bytes(there.raw(*_named(model), "bundle", "export", digest))
     state.result({"bytes": archive.stat().st_size}, f"{archive.stat().st_size} bytes in {archive}")
 
@@ -295,7 +289,7 @@ def drill(environment: Environment) -> None:
     """Whether what serves could be restored from a backup: one issue."""
     from cli.delivery.watch import restore
 
-    _report(f"restore-{environment}", f"{environment} cannot be restored", restore(Road.load(), environment, _say))
+    _report(f"restore-{environment}", f"{environment} cannot be restored", restore(environment, _say))
 
 
 @app.command()

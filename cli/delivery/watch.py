@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cli.backup import save
+from cli.backup import save_models
 from cli.cluster import Cluster
 from cli.delivery import locks
 from cli.delivery.build import uv
@@ -18,7 +18,6 @@ from cli.delivery.github import BOT, GitHub
 from cli.delivery.markdown import fence
 from cli.delivery.pulumi import pulumi, stacks
 from cli.delivery.road import Road
-from cli.delivery.targets import target
 from infra.images import TARGETS
 from mlops import promotion
 from mlops.environment import ROOT, Environment, models
@@ -80,33 +79,38 @@ def stale_lock(road: Road, environment: str) -> str:
     return fence("\n".join(found)) if found else ""
 
 
-def restore(road: Road, environment: str, say: Callable[[str], None]) -> str:
-    """Whether what serves could be served again from a backup: restored elsewhere, it is the same and verifies."""
-    cluster, there = Cluster.of(environment), target(road, environment)
-    try:
-        with TemporaryDirectory() as folder:
-            say("backup")
-            archive = Path(folder, "backup", "bucket.tar")
-            archive.parent.mkdir()
-            if cluster:
-                save(cluster, archive.parent, say)
-            else:
-                with archive.open("wb") as file:
-                    Environment.load(environment).store.pack(file, "models")
-            say("restore")
-            store, keyring = Store(str(Path(folder, "bucket"))), Path(folder, "keyring.json")
-            with archive.open("rb") as file:
-                store.unpack(file)
-            keyring.write_text(json.dumps({"keys": there.mlops("signing-key", "list")["keys"]}), "utf-8")
-            for name in models():
-                if served := there.mlops("--model", name, "status")["release"]:
-                    found = promotion.champion(RegisteredModel(name, environment, store, Keyring(keyring)))
-                    if found is None or found.digest != served["champion"]:
-                        would = found.digest[:12] if found else "nothing"
-                        return f"`{name}`: {served['champion'][:12]} serves, the backup would serve {would}"
-    except UserError as error:
-        return fence(str(error))
+def restore(environment: str, say: Callable[[str], None]) -> str:
+    """Whether what is released could be served from a copy of the bucket's models: elsewhere, it verifies."""
+    with TemporaryDirectory() as folder:
+        say("copy")
+        store, keyring = Store(str(Path(folder, "bucket"))), Path(folder, "keyring.json")
+        archive = Path(folder, "models.tar")
+        keyring.write_text(_copy(environment, archive), "utf-8")
+        with archive.open("rb") as file:
+            store.unpack(file)
+        say("verify")
+        for name in models():
+            model = RegisteredModel(name, environment, store, Keyring(keyring))
+            wanted, found = model.releases.current(), promotion.champion(model)
+            if wanted and (found is None or found.digest != wanted.champion):
+                would = found.digest[:12] if found else "nothing"
+                return f"`{name}`: {wanted.champion[:12]} is released, the copy would serve {would}"
     return ""
+
+
+def _copy(environment: str, archive: Path) -> str:
+    """The bucket's models, without a prediction, as a tar archive; and the keyring that they are verified with."""
+    if cluster := Cluster.of(environment):
+        if cluster.settings["bucket.kind"] == "s3":
+            with archive.open("wb") as file:
+                Store(f"s3://{cluster.s3}").pack(file, "models")
+        else:
+            save_models(cluster, archive)
+        return cluster.get("configmap", "keyring")["data"]["keyring.json"]
+    here = Environment.load(environment)
+    with archive.open("wb") as file:
+        here.store.pack(file, "models")
+    return here.keyring.read_text("utf-8")
 
 
 def audit(say: Callable[[str], None]) -> str:

@@ -49,7 +49,9 @@ class Fork:
     def on_clusters(self) -> Fork:
         """Of any kind, behind stand-ins of pulumi, docker and kubectl."""
         for name in STAGES:
-            self.change(f"environments/Pulumi.{name}.yaml", ("kind: eks", "kind: kubeconfig"))
+            self.change(
+                f"environments/Pulumi.{name}.yaml", ("kind: eks", "kind: kubeconfig"), ("kind: s3", "kind: external")
+            )
         self.change("environments/delivery.yaml", ('registry: ""', "registry: registry.example.com/ml"))
         self.forge.path.insert(0, Path(__file__).parent / "bin_cluster")
         backend = self.folder / "pulumi"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli.delivery import build, deploy, targets
+from cli.delivery import build, builds, deploy, locks, targets
 from cli.delivery.builds import Build, attest, require
 from cli.delivery.deployments import DeploymentLog
 from cli.delivery.road import Road
@@ -70,12 +70,13 @@ def of_another_repository(road: Road) -> None:
     attest(road.model_copy(update={"repository": "mallory/ml"}), "built", made())
 
 
-def about_another_artifact(road: Road) -> None:
-    """A good attestation, laid beside an artifact that it is not about."""
+def about_another_build(road: Road) -> None:
+    """A good attestation, laid beside a build that it is not about."""
     attest(road, "built", made("3"))
     for key in road.bucket.keys("attestations"):
-        road.bucket.put(f"attestations/{'1' * 64}/{key.rpartition('/')[2]}", road.bucket.get(key) or b"")
-        road.bucket.put(f"attestations/{'2' * 64}/{key.rpartition('/')[2]}", road.bucket.get(key) or b"")
+        road.bucket.put(
+            f"attestations/builds/{made().digest}/{COMMIT}/{key.rpartition('/')[2]}", road.bucket.get(key) or b""
+        )
 
 
 def revoked(road: Road) -> None:
@@ -107,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[Road], None], str]] = {
     "foreign: a key of somebody": (foreign, "a key that is not in the keyring"),
     "foreign: a key of an environment": (by_another_key_of_ours, "may not sign 'built' here"),
     "foreign: another repository": (of_another_repository, "another repository than acme/ml"),
-    "foreign: about something else": (about_another_artifact, "another repository than acme/ml|has no attestation"),
+    "foreign: about something else": (about_another_build, "has no attestation"),
     "foreign: a revoked key": (revoked, "by a revoked key"),
     "foreign: changed bytes": (changed, "is not a signed attestation|does not match"),
     "stale": (lambda road: attest(road, "built", made(commit=OTHER)), f"was built from commit {OTHER[:12]}"),
@@ -216,6 +217,42 @@ def test_a_rollback_goes_to_what_ran_and_takes_the_rest_out_of_use(road: Road, s
     bring(road, made("5", wheel="5"))
     chosen = made("1", wheel="1").digest[:8]
     assert deploy.rollback(road, "dev", chosen, "chosen", print).build == made("1", wheel="1")
+
+
+def test_what_another_environment_withdrew_can_be_gone_back_to(road: Road, somewhere: Somewhere) -> None:
+    """Nothing new gets it, but it ran here."""
+    for image in "17":
+        bring(road, made(image, wheel=image))
+    attest(road, "withdrawn", made("1", wheel="1"), "staging", "slow there", ["app"])
+    with pytest.raises(VerificationError, match="withdrawn from staging"):
+        bring(road, made("1", wheel="3"))
+    assert deploy.rollback(road, "dev", "", "worse", print).build == made("1", wheel="1")
+
+
+def test_what_only_describes_others_is_not_withdrawn(road: Road, somewhere: Somewhere) -> None:
+    def listed(image: str, sbom: str) -> Build:
+        build = made(image)
+        return build.model_copy(update={"artifacts": build.artifacts | {f"app{builds.SBOM}": f"sha256:{sbom * 64}"}})
+
+    bring(road, listed("1", "8"))
+    bring(road, listed("7", "9"))
+    deploy.rollback(road, "dev", "", "slow", print)
+    bring(road, listed("6", "9"))
+
+
+def test_a_lock_of_somebody_else_changes_nothing(
+    road: Road, somewhere: Somewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(road, made("1"))
+
+    def held(build: Build, say: Callable[[str], None]) -> None:
+        somewhere.runs.append("held")
+        raise locks.HeldError("state", "dev", "somebody holds the lock")
+
+    monkeypatch.setattr(somewhere, "up", held)
+    with pytest.raises(locks.HeldError):
+        bring(road, made("7"))
+    assert somewhere.runs == ["1", "held"], "nobody goes back from where nothing was changed"
 
 
 def test_only_what_differs_is_withdrawn(road: Road, somewhere: Somewhere) -> None:
