@@ -18,6 +18,7 @@ INSTALLED := .venv/$(HERE)
 INSTALLED_INFRA := .venv-infra/$(HERE)
 INSTALLED_AWS := .venv-aws/$(HERE)
 PARTS := app training mlflow infra aws dev
+COMPILE = pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url
 ENV ?= kind
 
 # An environment on AWS has a file for infra/aws.
@@ -31,9 +32,9 @@ help: ## list the targets
 
 install: $(INSTALLED) $(INSTALLED_INFRA) ## create .venv and .venv-infra
 
-.uv/bin/uv:
+.uv/bin/uv: requirements/uv.txt
 	$(PYTHON) -m venv .uv
-	.uv/bin/pip install --quiet --disable-pip-version-check uv
+	.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
 
 $(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
 	@case "$$(uname -s)-$$(uname -m)" in \
@@ -100,10 +101,10 @@ destroy: $(if $(ON_AWS),aws,install) ## make destroy ENV=kind: pulumi destroy
 # uv pip compile refuses the groups of an unmanaged project: it gets a managed copy.
 lock: | $(OWN_UV) ## renew requirements/; make lock LOCK=--upgrade: with newer versions
 	rm -rf .lock && mkdir .lock && sed '/^managed/d' pyproject.toml > .lock/pyproject.toml
-	"$(UV)" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(LOCK) \
-	  $(foreach part,$(PARTS),--group .lock/pyproject.toml:$(part)) .lock/pyproject.toml -o requirements/constraints.txt
-	for part in $(PARTS); do "$(UV)" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --generate-hashes \
+	"$(UV)" $(COMPILE) $(LOCK) $(foreach part,$(PARTS),--group .lock/pyproject.toml:$(part)) .lock/pyproject.toml -o requirements/constraints.txt
+	for part in $(PARTS); do "$(UV)" $(COMPILE) --generate-hashes \
 	  --constraint requirements/constraints.txt --group .lock/pyproject.toml:$$part .lock/pyproject.toml -o requirements/$$part.txt || exit 1; done
+	"$(UV)" $(COMPILE) $(LOCK) --generate-hashes --group .lock/pyproject.toml:uv -o requirements/uv.txt
 	rm -rf .lock
 
 clean: ## remove the virtual environments and all local data (.mlops)

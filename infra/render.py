@@ -156,6 +156,7 @@ def _exported(project: Project, stack: str) -> dict[str, Any]:
     missing = {} if project.file(stack).exists() else {"account": "0" * 12}
     if missing and project == AWS:
         missing["cluster.admins"] = f"arn:aws:iam::{'0' * 12}:role/admin"
+        missing["iam.boundary"] = f"arn:aws:iam::{'0' * 12}:policy/mlops/mlops-boundary"
         missing["keys.approval"] = f"arn:aws:kms:us-east-1:{'0' * 12}:key/approval"
     if project == ACCOUNT:
         missing["github.repository"] = "acme/ml"

@@ -1,6 +1,7 @@
 """A copy of this template becomes a team's own: its files, then its repository on GitHub, and last the switch."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from cli.delivery.road import Road
 from mlops.errors import UserError
 from mlops.keys import Keyring, Role
 
-SWITCH, RUNNER, BASE = "MLOPS_ENVIRONMENTS", "MLOPS_RUNNER", "environments/template.json"
+SWITCH, RUNNER = "MLOPS_ENVIRONMENTS", "MLOPS_RUNNER"
+BASE, _STACK = "environments/template.json", "environments/{}/Pulumi.{}.yaml"
 _EXAMPLES, _EVIDENCE = "training/models/*/.example", "docs/proofs"
 _NO_NAME, _NO_OWNERS = "mlops", r"@your-org/[\w-]+"
 _NO_ACCOUNT = r"0{12}(?!:role/yours\b)"  # an example that only a person can replace, and that doctor names until then
@@ -31,15 +33,15 @@ _GIVEN = {
 _ALONE = "main takes pull requests that another owner approves; alone, let yourself bypass it in the ruleset `main`"
 _BRANCHES = {"protected_branches": False, "custom_branch_policies": True}
 _WORKFLOWS = {"default_workflow_permissions": "read", "can_approve_pull_request_reviews": True}
-_REVIEWS: dict[str, Any] = {"required_approving_review_count": 1, "required_review_thread_resolution": False}
-_REVIEWS |= {each: True for each in ("dismiss_stale_reviews_on_push", "require_code_owner_review", "require_last_push_approval")}  # fmt: skip
-_CHECK = {"context": "required", "integration_id": 15368}  # by GitHub Actions: anybody may set a status of that name
-_CHECKS = {"strict_required_status_checks_policy": False, "required_status_checks": [_CHECK]}
+_REVIEWS = {"required_approving_review_count": 1, "required_review_thread_resolution": False}
+_REVIEWS |= dict.fromkeys(("dismiss_stale_reviews_on_push", "require_code_owner_review", "require_last_push_approval"), True)  # fmt: skip
+_ACTIONS = {} if "/api/v3" in os.environ.get("GITHUB_API_URL", "") else {"integration_id": 15368}  # of github.com alone
+_CHECK: dict[str, Any] = {"context": "required"} | _ACTIONS  # anybody else may set a status of that name
 _RULESET = {
     "name": "main", "target": "branch", "enforcement": "active",
     "conditions": {"ref_name": {"include": ["~DEFAULT_BRANCH"], "exclude": []}},
     "rules": [{"type": "deletion"}, {"type": "non_fast_forward"}, {"type": "pull_request", "parameters": _REVIEWS},
-              {"type": "required_status_checks", "parameters": _CHECKS}],
+              {"type": "required_status_checks", "parameters": {"strict_required_status_checks_policy": False, "required_status_checks": [_CHECK]}}],
 }  # fmt: skip
 
 
@@ -63,18 +65,19 @@ class Adoption:
         branch, subject = self._look()
         road = self._road()
         self._files(road, subject)
-        keys, roles = self._keys(road), {each: self._roles(each) for each in road.environments}
-        for environment, named in roles.items():
-            self._environment(environment, branch)
-            self._variables(f"environments/{environment}", named)
+        keys = self._keys(road)
+        roles = {each: self._outputs(each).get("roles", {}).get(each, {}) for each in road.environments}
+        for each, arns in roles.items():
+            self._environment(each, branch)
+            named = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in arns.items()}
+            self._variables(f"environments/{each}", named and named | {"AWS_REGION": self._place(each)[1]})
         if not _WORKFLOWS.items() <= self.github.ask("GET", "actions/permissions/workflow").items():
             self._try("PUT", "actions/permissions/workflow", "that workflows may open pull requests", **_WORKFLOWS)
         self._ruleset()
         self._code_owners()
-        jobs = [("WATCH", each) for each in roles] + [("PREVIEW", each) for each in roles if each != road.last]
-        shared = {f"AWS_ROLE_{purpose}_{each.upper().replace('-', '_')}": arn for purpose, each in jobs if (arn := roles[each].get(f"AWS_ROLE_{purpose}"))}  # fmt: skip
-        region = {"AWS_REGION": self._place(road.environments[0])[1]} if shared else {}
-        self._variables("actions", shared | region | ({RUNNER: self.runner} if self.runner else {}))
+        shared = {f"AWS_ROLE_{purpose}_{each}".upper().replace("-", "_"): arn for each, arns in roles.items() for purpose, arn in arns.items() if purpose == "watch" or (purpose == "preview" and each != road.last)}  # fmt: skip  # who opens a pull request sees nothing of the last
+        shared |= {"AWS_REGION": self._place(road.environments[0])[1]} if shared else {}
+        self._variables("actions", shared | ({RUNNER: self.runner} if self.runner else {}))
         self._switch(road, branch, keys, roles)
 
     def _look(self) -> tuple[str, str]:
@@ -95,9 +98,8 @@ class Adoption:
         road, repository, account = Road.load(self.root), self.github.repository, self.account
         short = re.sub("[._]", "-", repository.rpartition("/")[2].lower())
         name = self.name or (short if road.name == _NO_NAME else road.name)
-        for (key, (pattern, hint)), value in zip(
-            _GIVEN.items(), (name, self.owners, account, self.runner), strict=True
-        ):
+        given = (name, self.owners, account, self.runner)
+        for (key, (pattern, hint)), value in zip(_GIVEN.items(), given, strict=True):
             if not re.fullmatch(pattern, value):
                 raise UserError(key, value, hint)
         if (other := re.match(r"s3://mlops-state-(\d+)/", road.store)) and account not in ("", other[1]):
@@ -121,8 +123,8 @@ class Adoption:
             file, text = path.relative_to(self.root).as_posix(), path.read_text("utf-8")
             text = re.sub(_NO_ACCOUNT, self.account, text) if self.account else text
             self._write(file, _with(text, file, *parts[path.parent.name]) if path.parent.name in parts else text)
-        evidence = self._evidence(base)
-        self._edit(f"{_EVIDENCE}/README.md", {rf"(?m)^\| \[{re.escape(Path(each).stem)}\].*\n": "" for each in evidence})
+        evidence, index = self._evidence(base), f"{_EVIDENCE}/README.md"
+        self._edit(index, {rf"(?m)^\| \[{re.escape(Path(each).stem)}\].*\n": "" for each in evidence})
         self._remove(evidence, "the template's own evidence")
         if self.without_example:
             found = [path.parent.relative_to(self.root / "training") for path in self.root.glob(_EXAMPLES)]
@@ -198,31 +200,22 @@ class Adoption:
             self.stacks[stack] = json.loads(done.stdout)
         return self.stacks.get(stack, {})
 
-    def _config(self, kind: str, stack: str) -> dict[str, Any]:
-        return _config(self._text(f"environments/{kind}/Pulumi.{stack}.yaml"))
-
     def _place(self, environment: str) -> tuple[str, str]:
         """The stack of its account, and the region."""
-        stack = self._config("aws", environment).get("mlops-aws:accountStack", "shared")
-        return stack, self._config("account", stack).get("mlops-account:region", "us-east-1")
+        stack = _config(self._text(_STACK.format("aws", environment))).get("mlops-aws:accountStack", "shared")
+        account = _config(self._text(_STACK.format("account", stack)))
+        return stack, account.get("mlops-account:region", "us-east-1")
 
-    def _roles(self, environment: str) -> dict[str, str]:
-        roles = self._outputs(environment).get("roles", {}).get(environment, {})
-        named = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in roles.items()}
-        return named and named | {"AWS_REGION": self._place(environment)[1]}
-
-    # GitHub.
     def _environment(self, name: str, branch: str) -> None:
         """Only its branch deploys there; it is made before any workflow names it, which would make it open to all."""
         path, what = f"environments/{name}", f"environment {name}"
         found = self.github.ask("GET", path, missing=True) or {}
         if not (right := found.get("deployment_branch_policy") == _BRANCHES):
-            rules: dict[str, Any] = {each["type"]: each for each in found.get("protection_rules", ())}
-            people = rules.get("required_reviewers", {})
-            who = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in people.get("reviewers", ())]
-            kept = {"reviewers": who, "wait_timer": rules.get("wait_timer", {}).get("wait_timer")}
-            kept["prevent_self_review"] = people.get("prevent_self_review")  # GitHub drops what a change leaves out
-            body = {key: value for key, value in kept.items() if value} | {"deployment_branch_policy": _BRANCHES}
+            rules = {key: value for each in found.get("protection_rules", ()) for key, value in each.items()}
+            who = [{"type": each["type"], "id": each["reviewer"]["id"]} for each in rules.get("reviewers", ())]
+            kept = {"reviewers": who} | {each: rules.get(each) for each in ("wait_timer", "prevent_self_review")}
+            body = {key: value for key, value in kept.items() if value}  # GitHub drops what a change leaves out
+            body["deployment_branch_policy"] = _BRANCHES
             if not self._try("PUT", path, f"{what}, where chosen branches deploy", **body):
                 _ = found or self._try("PUT", path, what)
                 return
@@ -242,8 +235,7 @@ class Adoption:
         wanted = {key: _stricter(found.get(key), value) for key, value in _RULESET.items()}
         if wanted != {key: found.get(key) for key in wanted}:
             self._try("PUT" if path else "POST", path or "rulesets", what, **wanted)
-        bypass = f"{what}: the ruleset names who may bypass them" if found.get("bypass_actors") else ""
-        self.limits.append(bypass or _ALONE)
+        self.limits.append(f"{what}: the ruleset names who may bypass them" if found.get("bypass_actors") else _ALONE)
 
     def _code_owners(self) -> None:
         """GitHub ignores owners that it does not know; it looks at what is pushed."""
@@ -267,19 +259,20 @@ class Adoption:
 
     def _switch(self, road: Road, branch: str, keys: bool, roles: dict[str, Any]) -> None:
         """Last, and only where what it starts can work."""
-        aws = {each: config for each in roles if (config := self._config("aws", each))}
+        aws = {each: config for each in roles if (config := _config(self._text(_STACK.format("aws", each))))}
         runner, store = self.runner or self._variable("actions", RUNNER), road.store
-        if not runner and (shut := ", ".join(each for each in aws if "0.0.0.0/0" not in str(aws[each].get("mlops-aws:cluster")))):  # fmt: skip
+        shut = ", ".join(each for each in aws if "0.0.0.0/0" not in str(aws[each].get("mlops-aws:cluster")))
+        if shut and not runner:
             self.limits.append(f"{shut}: GitHub's own runners cannot reach the cluster's API: name a runner inside (--runner LABEL) or open mlops-aws:cluster.publicCidrs")  # fmt: skip
-        inside = ", ".join([each for each in [*roles, store] if each not in aws and (each != store or each[0] == "/")])
+        inside = [each for each in roles if each not in aws] or [store] * store.startswith("/")
         bare, files = ", ".join(each for each in aws if not roles[each]), (roads.FILE, roads.KEYRING)
-        new = any(each.startswith((f"write {roads.FILE}", "trust ")) for each in self.done)  # of a dry run, not there yet
+        new = any(each.startswith((f"write {roads.FILE}", "trust ")) for each in self.done)  # in a dry run not here yet
         same = not new and all(self.github.file(each, branch) == self._text(each) for each in files)
         needs = {
-            f"`store` in {roads.FILE} is a URL or an absolute path: give --aws-account, or write one": "://" in store or store[:1] == "/",
+            f"`store` in {roads.FILE} is a URL or an absolute path: give --aws-account, or write one": "://" in store or store.startswith("/"),
             "keys sign what they build: make account, then adopt again": keys,
             f"there are roles in AWS for {bare}: make account, then adopt again": not bare,
-            f"a runner reaches {inside}: name one (--runner LABEL)": runner or not inside,
+            f"a runner reaches {', '.join(inside)}: name one (--runner LABEL)": runner or not inside,
             f"{branch} has the same {' and '.join(files)}: merge what changed, then adopt again": same,
         }  # fmt: skip
         missing = [each for each, there in needs.items() if not there]

@@ -221,10 +221,10 @@ def render(folder: Folder, base: Base) -> None:
 @app.command()
 def preview(folder: Folder, environment: Environment) -> None:
     """What `pulumi preview` finds against what is there."""
-    from cli.delivery.preview import Preview, live, stacks
+    from cli.delivery.preview import Preview, live
+    from cli.delivery.pulumi import stacks
 
-    names = [name for name in stacks() if name.rpartition("/")[2] == environment]
-    _write(folder, f"live-{environment}", Preview(live=[live(name) for name in names]))
+    _write(folder, f"live-{environment}", Preview(live=[live(name) for name in stacks(environment)]))
 
 
 @app.command()

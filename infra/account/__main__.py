@@ -5,7 +5,7 @@ from infra.account.components.approvals import Approvals
 from infra.account.components.deliveries import Deliveries
 from infra.account.components.github import Github
 from infra.account.components.images import Images
-from infra.account.components.roles import Boundary
+from infra.account.components.roles import Boundaries
 from infra.account.components.state import State
 from infra.account.outputs import Outputs
 
@@ -14,12 +14,12 @@ account = Account()
 state = State("state", account)
 images = Images("images", account, state.key.arn)
 approvals = Approvals("approvals", account)
-boundary = Boundary("boundary", account)
+boundaries = Boundaries("boundary", account)
 deliveries = Deliveries("deliveries", account) if account.settings.github.repository else None
-github = Github("github", account, state, boundary.arn, deliveries.keys) if deliveries else None
+github = Github("github", account, state, boundaries.arns, deliveries.keys) if deliveries else None
 
 Outputs(
-    boundary=boundary.arn,
+    boundary=boundaries.arns,
     approval_keys=approvals.keys,
     delivery_keys=deliveries.keys if deliveries else {},
     roles=github.roles if github else {},

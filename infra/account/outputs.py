@@ -7,14 +7,14 @@ import pulumi
 
 from infra import outputs
 
-PURPOSES = ("preview", "infrastructure", "build", "deploy", "train", "promote")
+PURPOSES = ("preview", "infrastructure", "build", "deploy", "train", "promote", "watch")
 
 
 @dataclass(frozen=True)
 class Outputs(outputs.Outputs):
     PROJECT = "mlops-account"
 
-    boundary: pulumi.Input[str]  # every role of an environment has this permissions boundary
+    boundary: Any  # by environment: every role of it has this permissions boundary
     approval_keys: Any  # by environment
     delivery_keys: Any  # by environment; empty without a repository
     roles: Any  # by environment and purpose; empty without a repository

@@ -9,7 +9,7 @@ from infra.account.account import Account
 from infra.aws.program import allow
 
 Statements = list[dict[str, Any]]
-_EVERY = "*"
+_EVERY, _TAG = "*", "aws:ResourceTag/environment"
 # Reading these tells how something is set up, not what is in it; most take no resource.
 _LOOK = [
     "autoscaling:DescribeAutoScalingGroups", "budgets:ListTagsForResource", "budgets:ViewBudget",
@@ -69,6 +69,7 @@ _ROLES = [
     "iam:AttachRolePolicy", "iam:DeleteRole", "iam:DeleteRolePolicy", "iam:DetachRolePolicy", "iam:PutRolePolicy",
     "iam:TagRole", "iam:UntagRole", "iam:UpdateAssumeRolePolicy", "iam:UpdateRole",
 ]  # fmt: skip
+_BOUND = ["iam:CreateRole", "iam:PutRolePermissionsBoundary"]
 _KEYS = [
     "kms:CreateGrant", "kms:Decrypt", "kms:EnableKeyRotation", "kms:GenerateDataKey", "kms:PutKeyPolicy",
     "kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateKeyDescription",
@@ -92,6 +93,16 @@ def preview(account: Account, state: "StateAccess", environment: str) -> Stateme
     return [*state.read(environment), allow(_LOOK, _EVERY), allow(_LOOK_AT_BUCKET, _bucket(account, environment))]
 
 
+def watch(account: Account, state: "StateAccess", environment: str) -> Statements:
+    """It looks, and copies the environment's models elsewhere, to see whether they could be restored."""
+    by_s3: Any = {"kms:ViaService": [f"s3.{account.region}.amazonaws.com{end}" for end in ("", ".cn")]}
+    return [
+        *preview(account, state, environment),
+        allow("s3:GetObject", f"{_bucket(account, environment)}/models/*"),
+        allow("kms:Decrypt", account.arn("kms", "key/*"), StringEquals={_TAG: environment} | by_s3),
+    ]
+
+
 def build(account: Account, state: "StateAccess", key: Any) -> Statements:
     """In the first environment alone; the others run what was proven there."""
     return [
@@ -103,7 +114,7 @@ def build(account: Account, state: "StateAccess", key: Any) -> Statements:
 
 def infrastructure(account: Account, state: "StateAccess", environment: str, boundary: Any) -> Statements:
     name, path = f"mlops-{environment}", account.settings.iam.path
-    mine, requested = {"aws:ResourceTag/environment": environment}, {"aws:RequestTag/environment": environment}
+    mine, requested = {_TAG: environment}, {"aws:RequestTag/environment": environment}
     roles = [account.arn("iam", f"role{each}", region="") for each in (f"{path}{name}-*", f"/{name}-nodes")]
     secrets = account.arn("secretsmanager", "secret:rds!db-*")
     aliases, keys = account.arn("kms", f"alias/{name}-*"), account.arn("kms", "key/*")
@@ -131,7 +142,7 @@ def infrastructure(account: Account, state: "StateAccess", environment: str, bou
         allow(_DATABASE, *rds),
         allow(_BUCKET, _bucket(account, environment)),
         # No role without the boundary, so nobody becomes more than what it allows.
-        allow("iam:CreateRole", *roles, ArnEquals={"iam:PermissionsBoundary": boundary}),
+        allow(_BOUND, *roles, ArnEquals={"iam:PermissionsBoundary": boundary}),
         allow(_ROLES, *roles),
         allow("iam:PassRole", *roles, StringEquals={"iam:PassedToService": services}),
         allow("iam:CreateServiceLinkedRole", _EVERY, StringEquals={"iam:AWSServiceName": linked}),

@@ -22,6 +22,16 @@ class Settings(ProgramSettings):
     iam: Iam
     github: Github
 
+    def problems(self) -> dict[str, bool]:
+        stages = self.stages
+        shared = [each for each in stages if each in ("account", "state")]
+        inside = [f"{each} and {more}" for each in stages for more in stages if more.startswith(f"{each}-")]
+        return {
+            f"environments has {', '.join(shared)}: what they share is named so; choose another name": bool(shared),
+            f"environments has {', '.join(inside)}: rights go by how a name begins, so those of the first would reach the"
+            " second; choose another name": bool(inside),
+        }
+
     @property
     def stages(self) -> list[str]:
         return listed(self.environments)

@@ -52,7 +52,7 @@ class Cloud(AwsProgram):
             name,
             name=f"{self.name}-{name}",
             path=path or iam.path,
-            permissions_boundary=iam.boundary or self.account.boundary,
+            permissions_boundary=iam.boundary or self.of_account(self.account.boundary, "environments"),
             assume_role_policy=document(trusted),
             opts=opts,
         )

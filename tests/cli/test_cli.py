@@ -28,12 +28,15 @@ from tests.service import Service
 VERBS = {
     "run", "init", "train", "tune", "score", "release", "rollback", "history", "status", "predict", "replay", "outcomes", "check",
     "snapshot", "images", "backup", "restore", "experiment", "rollout", "api-key", "signing-key",
-    "doctor", "cost", "connect", "kubectl", "emptied", "rotate",
+    "doctor", "cost", "connect", "kubectl", "emptied", "rotate", "smoke", "bundle", "ci", "adopt", "upgrade",
 }  # fmt: skip
 SUBCOMMANDS = {
     "rotate db",
     *(f"rollout {verb}" for verb in ("status", "pause", "resume", "promote", "abort")),
     *(f"{kind} {verb}" for kind in ("api-key", "signing-key") for verb in ("new", "list", "revoke")),
+    "signing-key trust", "bundle export", "bundle import", "ci build", "ci infrastructure", "ci deploy", "ci previous", "ci rollback",
+    "ci promote", "ci train", "ci export", "ci release", "ci rollback-model", "ci render", "ci preview", "ci gate", "ci comment",
+    "ci watch", "ci drill", "ci audit", "ci update",
 }
 MODEL = synthetic.MODEL
 Run = Callable[..., tuple[int, str, str]]
@@ -114,7 +117,7 @@ def test_the_command_is_installed_and_shows_every_verb() -> None:
 def test_no_verb_is_missing_here() -> None:
     names = {command.name or getattr(command.callback, "__name__", "") for command in cli.app.registered_commands}
     below = {
-        (group.name, command.name or getattr(command.callback, "__name__", ""))
+        (group.name, command.name or getattr(command.callback, "__name__", "").replace("_", "-"))
         for group in cli.app.registered_groups
         if group.typer_instance
         for command in group.typer_instance.registered_commands

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from cli.images import TARGETS
+from infra.images import TARGETS
 from infra import provision
 from infra.provision import Folder, keys
 from infra.provision import files as compose_files
@@ -65,7 +65,7 @@ def test_what_a_service_refers_to_is_declared_or_on_disk(name: str) -> None:
 def test_images_are_those_of_the_cluster_and_ours_are_built_here() -> None:
     """Ours are pinned by what they are built from; everybody else's version has its home in Pulumi.yaml."""
     ours = {service["image"] for service in SERVICES.values() if "mlops-" in service["image"]}
-    assert {f"docker.io/library/{image}" for image in ours} == {IMAGES[f"images.{part}"] for part in TARGETS}
+    assert ours == {f"mlops-{target}:dev" for target in TARGETS}
     assert ours == {service["image"] for service in SERVICES.values() if "build" in service}
     assert {service["image"] for service in SERVICES.values()} - ours <= set(IMAGES.values())
 

@@ -11,16 +11,17 @@ from infra.aws.program import document
 from infra.component import Component
 
 ISSUER, AUDIENCE = "token.actions.githubusercontent.com", "sts.amazonaws.com"
-# The workflows that act for a purpose; who only looks may be any.
+# The workflows that act for a purpose; a preview's may be any.
 WORKFLOWS = {
     "infrastructure": ("deploy",), "build": ("deliver",), "deploy": ("deploy",), "train": ("train",),
-    "promote": ("promote", "rollback", "watch"),
+    "promote": ("promote", "rollback"), "watch": ("watch",),
 }  # fmt: skip
+_LONG = ("infrastructure", "deploy", "train")  # their jobs may take 90 minutes
 
 
 class Github(Component):
     """A role for each environment and purpose, which a job of one workflow in one environment of one repository can
-    assume, for an hour; no key lives longer."""
+    assume, for as long as that may take; no key lives longer."""
 
     program: Account
 
@@ -29,11 +30,11 @@ class Github(Component):
         name: str,
         account: Account,
         state: State,
-        boundary: pulumi.Input[str],
+        boundaries: dict[str, pulumi.Input[str]],
         keys: dict[str, pulumi.Output[str]],
     ):
         self.keys = keys
-        self.state, self.boundary = rights.StateAccess(account, state.bucket, state.key.arn), boundary
+        self.state, self.boundaries = rights.StateAccess(account, state.bucket, state.key.arn), boundaries
         super().__init__(name, account)
 
     def create(self) -> None:
@@ -57,7 +58,7 @@ class Github(Component):
             name,
             name=f"github-{name}",  # not of the names that infra/aws may change
             path=self.program.settings.iam.path,
-            max_session_duration=3600,
+            max_session_duration=5400 if purpose in _LONG else 3600,
             assume_role_policy=document(trusted | {"Condition": {"StringEquals": self.claims(environment, purpose)}}),
             opts=self.child,
         )
@@ -71,22 +72,26 @@ class Github(Component):
             case "preview":
                 return rights.preview(account, state, environment)
             case "infrastructure":
-                return rights.infrastructure(account, state, environment, self.boundary)
+                return rights.infrastructure(account, state, environment, self.boundaries[environment])
             case "build":
                 return rights.build(account, state, self.keys[environment])
             case "deploy":
                 return rights.deploy(account, state, environment, self.keys[environment])
             case "train":
                 return rights.train(account, environment)
+            case "watch":
+                return rights.watch(account, state, environment)
         return rights.promote(account, environment)
 
     def claims(self, environment: str, purpose: str) -> dict[str, Any]:
         """What the token must say, word for word: https://docs.github.com/actions/reference/security/oidc"""
         github, last = self.program.settings.github, self.program.settings.stages[-1]
-        subjects = [f"{github.subject or f'repo:{github.repository}'}:environment:{environment}"]
+        prefix, subjects = github.subject or f"repo:{github.repository}", [f"environment:{environment}"]
         if purpose == "preview" and environment != last:  # a pull request sees no secrets of production
-            subjects.append(subjects[0].replace(f":environment:{environment}", ":pull_request"))
-        found: dict[str, Any] = {f"{ISSUER}:aud": AUDIENCE, f"{ISSUER}:sub": subjects}
+            subjects.append("pull_request")
+        if purpose == "watch":  # reviewers of an environment would hold up every night
+            subjects = [f"ref:refs/heads/{github.branch}"]
+        found: dict[str, Any] = {f"{ISSUER}:aud": AUDIENCE, f"{ISSUER}:sub": [f"{prefix}:{each}" for each in subjects]}
         if purpose in WORKFLOWS:
             folder, branch = f"{github.repository}/.github/workflows", f"refs/heads/{github.branch}"
             found[f"{ISSUER}:job_workflow_ref"] = [f"{folder}/{each}.yml@{branch}" for each in WORKFLOWS[purpose]]
