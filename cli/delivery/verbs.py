@@ -186,8 +186,9 @@ def export(
     if visibility == "public":
         hint = "anybody could download the model and its golden rows; carry it by hand: mlops bundle export, import"
         raise UserError("repository", "public", hint)
-    there = target(road, environment)
-    archive.write_bytes(there.raw(*_named(model), "bundle", "export", digest))
+    if not (data := target(road, environment).raw(*_named(model), "bundle", "export", digest)):
+        raise UserError("digest", digest, "could not be exported; why is said above")
+    archive.write_bytes(data)
     state.result({"bytes": archive.stat().st_size}, f"{archive.stat().st_size} bytes in {archive}")
 
 
@@ -324,6 +325,7 @@ def adopt(
     name: Annotated[str, typer.Option(help="Of the project; the repository's if not given.")] = "",
     owners: Annotated[str, typer.Option(help="Who must agree to changes of production: @OWNER/TEAM or @USER.")] = "",
     aws_account: Annotated[str, typer.Option(help="Its 12 digits, if the environments are on AWS.")] = "",
+    runner: Annotated[str, typer.Option(help="Label of a runner of yours, for jobs that touch an environment.")] = "",
     without_example: Annotated[
         bool, typer.Option("--without-example", help="Remove the example's two folders.")
     ] = False,
@@ -333,7 +335,7 @@ def adopt(
     from cli.delivery.adopt import Adoption
     from cli.delivery.github import GitHub
 
-    adoption = Adoption(ROOT, name, owners, aws_account, without_example, GitHub(repository), dry_run)
+    adoption = Adoption(ROOT, name, owners, aws_account, without_example, GitHub(repository), dry_run, runner=runner)
     adoption.run()
     lines = [f"{'would ' if dry_run else ''}{each}" for each in adoption.done] or ["everything is as it should be"]
     lines += [f"note: {each}" for each in adoption.limits]

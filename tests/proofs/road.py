@@ -112,7 +112,9 @@ class Story:
         self.pushed("other data", "README.md", "Fresh.")
         other = self.forge.dispatch("train.yml", environment="dev").outputs["train"]["digest"]
         self.mlops("prod", "smoke")
-        self.promote("dev", "prod", other, mode="full")
+        found["ok_no_environment_is_passed_by"] = self.promote("dev", "prod", other).conclusion == "failure"
+        self.promoted("dev", "staging", other, found)
+        self.promote("staging", "prod", other, mode="full")
         found["ok_another_model_serves"] = self.champion("prod") == other != model
         self.mlops("prod", "smoke")
         run = self.forge.dispatch("rollback.yml", environment="prod", what="model", why="callers complain")
