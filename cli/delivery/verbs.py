@@ -339,7 +339,8 @@ def adopt(
     adoption.run()
     lines = [f"{'would ' if dry_run else ''}{each}" for each in adoption.done] or ["everything is as it should be"]
     lines += [f"note: {each}" for each in adoption.limits]
-    lines += [] if dry_run else ["commit what changed and open a pull request; docs/delivery.md says what comes next"]
+    if any(each.startswith(("write", "remove", "trust")) for each in adoption.done) and not dry_run:
+        lines.append("commit what changed, merge it by a pull request, then adopt again (docs/delivery.md)")
     state.result({"done": adoption.done, "limits": adoption.limits}, "\n".join(lines))
 
 

@@ -37,7 +37,9 @@ API = "GitHub's own runners cannot reach the cluster's API: name a runner inside
 STORE = "`store` in environments/delivery.yaml is a URL or an absolute path: give --aws-account, or write one"
 SIGN = f"keys sign what they build: {AGAIN}"
 ROLES = f"there are roles in AWS for dev, staging, prod: {AGAIN}"
-MERGE = "main has the same environments/delivery.yaml and environments/keyring.json: merge what changed, then adopt again"
+MERGE = (
+    "main has the same environments/delivery.yaml and environments/keyring.json: merge what changed, then adopt again"
+)
 CHECK = {"context": "required", "integration_id": 15368}
 PROOF = {"proof": "mine", "holds": True, "seconds": 60, "date": "2026-01-02"}
 
@@ -200,7 +202,9 @@ def switch(made: Adoption) -> list[str]:
 
 def others(made: Adoption) -> list[str]:
     """Limits that not every adoption has."""
-    return [each for each in made.limits if each != ALONE and not re.match(f"workflows: off|.*: {re.escape(API)}", each)]
+    return [
+        each for each in made.limits if each != ALONE and not re.match(f"workflows: off|.*: {re.escape(API)}", each)
+    ]
 
 
 def on_aws(fork: Copy, stack: str = "shared", stages: list[str] = STAGES) -> dict[str, Any]:
@@ -237,7 +241,11 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_copy_becomes_a_team_s_own(fork: Copy, hub: Hub) -> None:
     made = adopt(fork, name="fraud")
-    assert made.limits == [ALONE, f"dev, staging, prod: {API}", *(f"workflows: off until {each}" for each in (STORE, ROLES, MERGE))]
+    assert made.limits == [
+        ALONE,
+        f"dev, staging, prod: {API}",
+        *(f"workflows: off until {each}" for each in (STORE, ROLES, MERGE)),
+    ]
     assert Road.load(fork.root).model_dump() == {
         "name": "fraud", "repository": "acme/ml", "environments": STAGES, "store": ".mlops/delivery", "registry": "",
         "replay": {"staging": "0.95..1.0"},
@@ -333,7 +341,7 @@ def test_the_copy_still_renders(fork: Copy, hub: Hub) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_cut_at_any_request_it_completes(fork: Copy, hub: Hub, aws: None, late: bool) -> None:
-    fork.change("environments/delivery.yaml", "[dev, staging, prod]", "[dev, prod]")  # as many kinds, fewer requests
+    fork.change("environments/delivery.yaml", "[dev, staging, prod]", "[dev]")  # as many kinds, fewer requests
     on_aws(fork)
     adopt(fork, account=ACCOUNT)
     merge(fork, hub)
@@ -350,7 +358,8 @@ def test_cut_at_any_request_it_completes(fork: Copy, hub: Hub, aws: None, late: 
     files, state = fork.files, hub.state
     writing = [n for n, each in enumerate(hub.requests, 1) if each.method != "GET"]
     assert {each.method for each in hub.requests} == {"GET", "POST", "PUT", "PATCH"}
-    for n in range(1, len(hub.requests) + 1) if not late else writing:
+    reading = [] if late else [n for n in range(1, len(hub.requests) + 1) if n not in writing]
+    for n in [*reading[:3], *writing, *reading[-3:]]:
         if n < 6:
             fork.reset()
         fresh()
@@ -411,9 +420,11 @@ def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: 
     hub.workflow_permissions["default_workflow_permissions"] = "write"
     reviews = {
         "required_approving_review_count": 2, "dismiss_stale_reviews_on_push": False, "require_code_owner_review": False,
-        "require_last_push_approval": True, "required_review_thread_resolution": False,
+        "require_last_push_approval": False, "required_review_thread_resolution": True,
     }  # fmt: skip
-    checks = {"strict_required_status_checks_policy": True, "required_status_checks": [{"context": "theirs"}]}
+    theirs_too: dict[str, Any] = {"context": "theirs"}
+    listed = [theirs_too, {"context": "required"}]  # from anybody
+    checks = {"strict_required_status_checks_policy": True, "required_status_checks": listed}
     where = {"ref_name": {"include": ["refs/heads/release"], "exclude": ["refs/heads/main"]}}
     hub.rulesets[5] = {
         "id": 5, "name": "main", "target": "branch", "enforcement": "disabled", "source": "acme/ml", "conditions": where,
@@ -427,7 +438,7 @@ def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: 
         "dev": Environment({"MINE": "1"}, ["release/*", "main"], "custom"), "staging": Environment({}, ["main"], "custom"),
         "prod": Environment({}, ["main"], "custom", people, 30), "other": Environment(),
     }  # fmt: skip
-    assert hub.variables == {SWITCH: '["dev", "staging", "prod"]', "MINE": "1"}
+    assert hub.variables == {SWITCH: "[]", "MINE": "1"}
     assert hub.workflow_permissions["default_workflow_permissions"] == "read"
     ours = hub.rulesets[5]
     assert ours["enforcement"] == "active"
@@ -440,13 +451,17 @@ def test_what_differs_is_set_right_and_what_a_team_added_stays(fork: Copy, hub: 
         "deletion",
         "non_fast_forward",
     }
-    raised = reviews | {"dismiss_stale_reviews_on_push": True, "require_code_owner_review": True}
+    ours_too = ("dismiss_stale_reviews_on_push", "require_code_owner_review", "require_last_push_approval")
+    raised = reviews | dict.fromkeys(ours_too, True)
     assert raised.items() <= rules["pull_request"].items()
-    contexts = [{"context": "theirs"}, {"context": "required"}]
+    contexts = [theirs_too, CHECK]
     assert (checks | {"required_status_checks": contexts}).items() <= rules["required_status_checks"].items()
     assert [len(hub.rulesets), hub.rulesets[6]] == [2, theirs]
     assert len(ours["bypass_actors"]) == 1
-    assert [each.partition(":")[0] for each in made.limits] == ["environment dev", "rules of main"]
+    assert [each.partition(":")[0] for each in made.limits] == [
+        "environment dev", "rules of main", "dev, staging, prod", *["workflows"] * 3,
+    ]  # fmt: skip
+    assert made.limits[-1] == f"workflows: on since before, but fail until {MERGE}"
     assert "release/* may deploy there too" in made.limits[0]
     assert adopt(fork).done == []
 
@@ -488,6 +503,7 @@ def test_a_right_that_is_missing_is_no_limit_of_the_plan(fork: Copy, hub: Hub, m
         {"name": "My Team"},
         {"account": "1234"},
         {"owners": "acme/ml"},
+        {"runner": "self-hosted, linux"},
         {"owners": "@a\n* @b"},
         {"repository": "acme/ml"},
     ],
@@ -512,8 +528,10 @@ def test_names_with_dots_and_upper_case(fork: Copy, hub: Hub, name: str, short: 
 
 def test_github_enterprise(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_API_URL", f"{hub.url}/api/v3")
-    adopt(fork)
-    assert SWITCH in hub.variables
+    assert adopt(fork).limits == adopt(fork).limits
+    command = [sys.executable, "-c", "from cli.delivery import adopt; print(adopt._CHECK)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'context': 'required'}\n"  # there another number is that of Actions
 
 
 # What is not enforced.
@@ -522,18 +540,18 @@ def test_github_enterprise(fork: Copy, hub: Hub, monkeypatch: pytest.MonkeyPatch
 def test_a_private_repository_on_the_free_plan(fork: Copy, hub: Hub) -> None:
     hub.plan = "free-private"
     made = adopt(fork)
-    assert [each.partition(":")[0] for each in made.limits] == [
+    assert [each.partition(":")[0] for each in others(made)] == [
         *(f"environment {each}, where chosen branches deploy" for each in STAGES), "rules of main",
     ]  # fmt: skip
     assert "billing plan" in made.limits[0]
-    assert "Upgrade to GitHub Pro" in made.limits[-1]
+    assert "Upgrade to GitHub Pro" in others(made)[-1]
+    assert ALONE not in made.limits
     assert hub.environments == {each: Environment() for each in STAGES}
-    assert SWITCH in hub.variables
     assert not [each for each in made.done if "rules of main" in each or "chosen branches" in each]
     again = adopt(fork)
     assert (again.done, again.limits) == ([], made.limits)
     hub.plan = "team"
-    assert adopt(fork).limits == []
+    assert others(adopt(fork)) == []
     assert hub.environments == {each: Environment({}, ["main"], "custom") for each in STAGES}
 
 
@@ -541,14 +559,14 @@ def test_other_limits(fork: Copy, hub: Hub) -> None:
     hub.forbids, hub.customized, hub.branch = True, True, "trunk"
     hub.unknown = ("/infra/  @your-org/ml-platform\n", "/infra/  @acme/gone\n")
     made = adopt(fork, owners="")
-    assert [each.partition(":")[0] for each in made.limits] == [
+    assert [each.partition(":")[0] for each in others(made)] == [
         "workflows", "roles in AWS", "that workflows may open pull requests", *["reviews by code owners"] * 2,
     ]  # fmt: skip
-    assert "names nobody; give --owners" in made.limits[-2]
-    assert made.limits[-1] == "reviews by code owners: Unknown owner: /infra/  @acme/gone"
+    assert "names nobody; give --owners" in others(made)[-2]
+    assert others(made)[-1] == "reviews by code owners: Unknown owner: /infra/  @acme/gone"
     assert hub.environments["prod"].branches == ["trunk"]
-    assert SWITCH in hub.variables
-    assert len(adopt(fork, owners="@acme/ml").limits) == 4  # those of the placeholder are over
+    assert switch(made)[-1] == MERGE.replace("main", "trunk")
+    assert len(others(adopt(fork, owners="@acme/ml"))) == 4  # those of the placeholder are over
 
 
 # AWS.
@@ -556,9 +574,17 @@ def test_other_limits(fork: Copy, hub: Hub) -> None:
 
 def test_an_account(fork: Copy, hub: Hub, aws: None) -> None:
     made = adopt(fork, account=ACCOUNT)
-    assert made.limits == ["workflows: off until keys sign what they build: make account, then adopt again"]
+    assert made.limits == [
+        ALONE,
+        f"dev, staging, prod: {API}",
+        *(f"workflows: off until {each}" for each in (SIGN, ROLES, MERGE)),
+    ]
     assert SWITCH not in hub.variables
-    assert not [file for file in fork.root.glob("environments/**/Pulumi.*") if "0" * 12 in file.read_text()]
+    left = [
+        line.strip() for file in fork.root.glob("environments/**/Pulumi.*") for line in file.open() if "0" * 12 in line
+    ]
+    assert left == [f"admins: arn:aws:iam::{'0' * 12}:role/yours"] * 3  # mlops doctor names them
+    assert fork.config("environments/aws/Pulumi.dev.yaml")["mlops-aws:account"] == ACCOUNT
     road = Road.load(fork.root)
     assert road.store == f"s3://mlops-state-{ACCOUNT}/delivery"
     assert road.registry == f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com"
@@ -573,8 +599,15 @@ def test_an_account(fork: Copy, hub: Hub, aws: None) -> None:
 
     told = on_aws(fork)
     fork.commit()
+    merge(fork, hub)
+    made = adopt(fork, dry=True)
+    assert (switch(made), fork.changed) == ([MERGE], {})
+    made = adopt(fork, runner="inside")
+    assert (others(made), switch(made), [*fork.changed]) == ([], [MERGE], ["environments/keyring.json"])
+    assert SWITCH not in hub.variables
+    merge(fork, hub)
     made = adopt(fork)
-    assert (made.limits, [*fork.changed]) == ([], ["environments/keyring.json"])
+    assert (made.limits, made.done) == ([ALONE], [f"set variable {SWITCH} of actions"])
     keys = told["deliveryKeys"]
     assert [(key.role, key.environment, key.kms) for key in fork.keys] == [
         ("build", None, keys["dev"]), *(("approve", each, keys[each]) for each in STAGES),
@@ -583,7 +616,8 @@ def test_an_account(fork: Copy, hub: Hub, aws: None) -> None:
         roles = {f"AWS_ROLE_{purpose.upper()}": arn for purpose, arn in told["roles"][each].items()}
         assert hub.environments[each].variables == roles | {"AWS_REGION": "us-east-1"}
     assert hub.variables == {
-        "AWS_REGION": "us-east-1", SWITCH: '["dev", "staging", "prod"]',
+        "AWS_REGION": "us-east-1", SWITCH: '["dev", "staging", "prod"]', "MLOPS_RUNNER": "inside",
+        **{f"AWS_ROLE_WATCH_{each.upper()}": told["roles"][each]["watch"] for each in STAGES},
         **{f"AWS_ROLE_PREVIEW_{each.upper()}": told["roles"][each]["preview"] for each in STAGES[:-1]},
     }  # fmt: skip
     assert adopt(fork).done == []
@@ -594,8 +628,7 @@ def test_an_account(fork: Copy, hub: Hub, aws: None) -> None:
 
 def test_from_this_machine_to_aws(fork: Copy, hub: Hub, aws: None) -> None:
     adopt(fork)
-    hub.variables.clear()
-    assert len(adopt(fork, account=ACCOUNT).limits) == 1  # its keys cannot sign there
+    assert switch(adopt(fork, account=ACCOUNT)) == [SIGN, ROLES, MERGE]  # its keys cannot sign there
     assert hub.variables == {}
     on_aws(fork)
     adopt(fork, account=ACCOUNT)
@@ -627,7 +660,9 @@ def test_another_layout(fork: Copy, hub: Hub, aws: None) -> None:
     told = {"shared": on_aws(fork, "shared", ["test-eu"]), "prod": on_aws(fork, "prod", ["live"])}
     fork.commit()
     made = adopt(fork, account=ACCOUNT)
-    assert made.limits == []
+    assert (others(made), switch(made)) == ([], [MERGE])
+    merge(fork, hub)
+    adopt(fork, account=ACCOUNT)
     ours = fork.text("environments/account/Pulumi.prod.yaml")
     added = '    repository: "acme/ml"\n    subject: "repo:acme@123/ml@456"\n'
     assert ours == own.replace(" # of live", "").replace("    branch", f"{added}    branch")
@@ -637,6 +672,8 @@ def test_another_layout(fork: Copy, hub: Hub, aws: None) -> None:
     assert hub.environments["live"].variables["AWS_ROLE_DEPLOY"] == told["prod"]["roles"]["live"]["deploy"]
     assert hub.variables == {
         "AWS_ROLE_PREVIEW_TEST_EU": told["shared"]["roles"]["test-eu"]["preview"], "AWS_REGION": "us-east-1",
+        "AWS_ROLE_WATCH_TEST_EU": told["shared"]["roles"]["test-eu"]["watch"],
+        "AWS_ROLE_WATCH_LIVE": told["prod"]["roles"]["live"]["watch"],
         SWITCH: '["test-eu", "live"]',
     }  # fmt: skip
     assert [key.kms for key in fork.keys][-1] == told["prod"]["deliveryKeys"]["live"]
@@ -650,6 +687,90 @@ def test_a_file_of_a_form_it_does_not_know(fork: Copy, hub: Hub, text: str) -> N
         adopt(fork)
     assert fork.text("environments/account/Pulumi.shared.yaml") == text
     assert hub.written == []
+
+
+# The switch.
+
+
+def ready(fork: Copy, hub: Hub) -> None:
+    """On AWS, and only the switch is missing."""
+    on_aws(fork)
+    for each in STAGES:
+        fork.change(f"environments/aws/Pulumi.{each}.yaml", "192.0.2.0/24", "198.51.100.0/24,0.0.0.0/0")
+    adopt(fork, account=ACCOUNT)
+    merge(fork, hub)
+
+
+ROAD, AWS_PROD = "environments/delivery.yaml", "environments/aws/Pulumi.prod.yaml"
+BREAKS: dict[str, tuple[Callable[[Copy], object], str, bool]] = {  # what needs no merge comes last
+    "no store": (lambda f: f.change(ROAD, f"s3://mlops-state-{ACCOUNT}", ".mlops"), STORE, True),
+    "no keys": (lambda f: f.write("environments/keyring.json", '{"keys": []}'), SIGN, True),
+    "no roles": (lambda f: told(f, roles={"dev": {"preview": "arn"}}), ROLES.replace("dev, ", ""), False),
+    "no runner": (lambda f: f.git("rm", "-q", AWS_PROD), "a runner reaches prod: name one (--runner LABEL)", False),
+    "no runner for a folder": (
+        lambda f: f.change(ROAD, f"s3://mlops-state-{ACCOUNT}", "/srv"),
+        "a runner reaches /srv/delivery: name one (--runner LABEL)", True,
+    ),
+    "another road": (lambda f: f.change(ROAD, "0.95..1.0", "0.9..1.0"), MERGE, False),
+    "another keyring": (lambda f: f.write("environments/keyring.json", f"{f.text('environments/keyring.json')}\n"), MERGE, False),
+}  # fmt: skip
+
+
+def told(fork: Copy, **outputs: Any) -> None:
+    fork.write(".mlops/shared.json", json.dumps(json.loads(fork.text(".mlops/shared.json")) | outputs))
+
+
+def test_the_switch_waits_for_each_thing_that_it_needs(fork: Copy, hub: Hub, aws: None) -> None:
+    ready(fork, hub)
+    whole, outputs = fork.git("rev-parse", "HEAD").strip(), json.loads(fork.text(".mlops/shared.json"))
+    for name, (change, needed, merged) in BREAKS.items():
+        fork.git("reset", "-q", "--hard", whole)
+        told(fork, **outputs | ({"deliveryKeys": {}} if name == "no keys" else {}))
+        merge(fork, hub)
+        hub.variables.clear()
+        change(fork)
+        if merged:
+            merge(fork, hub)
+        assert (switch(adopt(fork)), SWITCH in hub.variables) == ([needed], False), name
+        hub.variables[SWITCH] = '["dev"]'
+        on = f"workflows: on since before, but fail until {needed}"
+        assert (others(adopt(fork)), hub.variables[SWITCH]) == ([on], '["dev"]'), name
+        if "runner" in name:
+            assert (adopt(fork, runner="inside").limits, hub.variables[SWITCH]) == ([ALONE], json.dumps(STAGES))
+            assert hub.variables["MLOPS_RUNNER"] == "inside"
+            assert adopt(fork).limits == [ALONE]  # it stays
+
+    fork.git("reset", "-q", "--hard", whole)
+    told(fork, **outputs)
+    merge(fork, hub)
+    hub.variables.clear()
+    made = adopt(fork)
+    assert (made.limits, made.done[-1], hub.variables[SWITCH]) == (
+        [ALONE],
+        f"set variable {SWITCH} of actions",
+        json.dumps(STAGES),
+    )
+    assert hub.written[-1] == "POST /repos/acme/ml/actions/variables"
+    fork.change(AWS_PROD, ",0.0.0.0/0", "")
+    assert adopt(fork).limits == [ALONE, f"prod: {API}"]
+    assert adopt(fork, runner="inside").limits == adopt(fork).limits == [ALONE]
+
+
+def test_the_switch_of_machines(fork: Copy, hub: Hub) -> None:
+    for each in STAGES:
+        fork.git("rm", "-q", f"environments/aws/Pulumi.{each}.yaml")
+    fork.change(ROAD, "store: .mlops/", f"store: {fork.root}/.mlops/")
+    adopt(fork)
+    merge(fork, hub)
+    assert switch(adopt(fork)) == ["a runner reaches dev, staging, prod: name one (--runner LABEL)"]
+    made = adopt(fork, runner="machines")
+    assert (made.limits, hub.variables) == ([ALONE], {SWITCH: json.dumps(STAGES), "MLOPS_RUNNER": "machines"})
+
+
+def test_code_owners_own_all_but_the_models() -> None:
+    rules = [line.split() for line in (ROOT / ".github/CODEOWNERS").read_text().splitlines() if line[0] != "#"]
+    assert [rules[0][0], {rule for rule, _ in rules[1:]}] == ["*", {"/training/models/", "/tests/models/"}]
+    assert [team for _, team in rules] == ["@your-org/ml-platform", *["@your-org/ml-engineers"] * 2]
 
 
 # Files.
@@ -712,4 +833,4 @@ def test_files_that_a_team_has_removed_or_rewritten(fork: Copy, hub: Hub) -> Non
     made = adopt(fork)
     assert not {*fork.changed} & {"README.md", ".github/CODEOWNERS"}
     assert not (fork.root / "docs").exists()
-    assert made.limits == ["reviews by code owners: .github/CODEOWNERS names nobody; give --owners"]
+    assert others(made) == ["reviews by code owners: .github/CODEOWNERS names nobody; give --owners"]
