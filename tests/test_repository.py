@@ -22,11 +22,11 @@ from tests.proofs.__main__ import index
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
     "mlops": 2370,
-    "cli": 4170,  # of them for delivery some 2,550
+    "cli": 4220,  # of them for delivery some 2,600
     "app": 1630,
     "training": 2420,
     "monitoring": 1060,
-    "infra": 3860,  # of them for AWS some 2,100
+    "infra": 3970,  # of them for AWS some 2,200
     "environments": 720,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pulumi_kubernetes as k8s
@@ -7,7 +8,24 @@ from infra.workload import KubernetesComponent
 _RBAC = "rbac.authorization.k8s.io"
 SPOT_TAINT = {"key": "mlops/spot", "value": "true", "effect": "NoSchedule"}
 INGRESS_CLASS = "mlops-alb"
-# What the roles of infra/account may do in the namespace: who may run a command in the controller may release.
+# Kinds of all that the platform may make, but Secrets: `pulumi refresh` reads them.
+_KINDS = {
+    "": ["configmaps", "namespaces", "serviceaccounts", "services"],
+    "admissionregistration.k8s.io": ["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
+    "apps": ["deployments", "statefulsets"],
+    "autoscaling": ["horizontalpodautoscalers"],
+    "batch": ["cronjobs", "jobs"],
+    "eks.amazonaws.com": ["ingressclassparams"],
+    "karpenter.sh": ["nodepools"],
+    "keda.sh": ["scaledobjects"],
+    "monitoring.coreos.com": ["prometheusrules", "servicemonitors"],
+    "networking.k8s.io": ["ingressclasses", "ingresses", "networkpolicies"],
+    "policy": ["poddisruptionbudgets"],
+    _RBAC: ["clusterrolebindings", "clusterroles", "rolebindings", "roles"],
+    "storage.k8s.io": ["storageclasses"],
+}
+_READ: Any = [{"api_groups": [g], "resources": kinds, "verbs": ["get", "list", "watch"]} for g, kinds in _KINDS.items()]
+# What the other roles of infra/account may do in the namespace.
 _GROUPS: dict[str, Any] = {
     "train": [
         {"api_groups": ["batch"], "resources": ["cronjobs"], "resource_names": ["training"], "verbs": ["get"]},
@@ -23,6 +41,27 @@ _GROUPS: dict[str, Any] = {
 }
 
 
+# What `train` may make, and what `promote` may run where. As RBAC has it, either could have a pod of the controller's: the
+# keys that approve.
+_JOBS = {"api_groups": ["batch"], "api_versions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}
+_EXEC = {"api_groups": [""], "api_versions": ["v1"], "resources": ["pods/exec"], "operations": ["CONNECT"]}
+_TRAINING = {
+    """variables.pod.serviceAccountName == 'training' && !has(variables.pod.initContainers)
+&& variables.pod.containers.all(c, c.image == variables.image)""": "another identity or image",
+    """variables.pod.?volumes.orValue([]).all(v, has(v.emptyDir) || has(v.projected)
+  && v.projected.sources.all(s, !has(s.secret) || s.secret.name in variables.secrets))
+&& variables.pod.containers.all(c,
+  c.?env.orValue([]).all(e, !has(e.valueFrom) || e.valueFrom.?secretKeyRef.name.orValue('') in variables.secrets)
+  && c.?envFrom.orValue([]).all(e, e.?secretRef.name.orValue('') in variables.secrets))""": "other volumes or Secrets",
+}
+_MLOPS = {
+    "request.name.startsWith('controller-')": "in another pod than the controller's",
+    """object.command[0] == 'env' && object.command[1].startsWith('MLOPS_BY=')
+&& object.command[2].startsWith('MLOPS_COMMAND=')
+&& object.command[3] == 'python' && object.command[4] == '-m' && object.command[5] == 'cli'""": "another command than mlops",
+}
+
+
 class Eks(KubernetesComponent):
     """What EKS Auto Mode leaves to its user: NetworkPolicies enforced, encrypted volumes, spot nodes, a load balancer."""
 
@@ -34,6 +73,9 @@ class Eks(KubernetesComponent):
                 self._spot_nodes()
             if self.settings.ingress.enabled and self.settings.ingress.class_ in ("", INGRESS_CLASS):
                 self._ingress_class()
+            self._admit("train", _JOBS, _TRAINING, self._of_training())
+            self._admit("promote", _EXEC, _MLOPS, {})
+        self._group("preview", _READ, self.settings.cluster_scope)
         if self.settings.database.kind == "rds":
             self._database()
         for group, rules in _GROUPS.items():
@@ -98,10 +140,38 @@ class Eks(KubernetesComponent):
         spec: Any = {"type": "ExternalName", "external_name": self.platform.aws.database_host}
         k8s.core.v1.Service("database", metadata=metadata, spec=spec, opts=self.child)
 
-    def _group(self, purpose: str, rules: Any) -> None:
-        metadata, name = self.metadata(f"github-{purpose}"), f"github-{purpose}"
-        k8s.rbac.v1.Role(name, metadata=metadata, rules=rules, opts=self.child)
+    def _group(self, purpose: str, rules: Any, everywhere: bool = False) -> None:
+        name, rbac = f"github-{purpose}", k8s.rbac.v1
+        role, binding = (rbac.ClusterRole, rbac.ClusterRoleBinding) if everywhere else (rbac.Role, rbac.RoleBinding)
+        metadata = self._in_cluster(f"mlops-{purpose}") if everywhere else self.metadata(name)
+        role(name, metadata=metadata, rules=rules, opts=self.child)
         subject: Any = {"kind": "Group", "api_group": _RBAC, "name": f"mlops:{purpose}"}
-        reference: Any = {"kind": "Role", "api_group": _RBAC, "name": name}
+        reference: Any = {"kind": role.__name__, "api_group": _RBAC, "name": metadata["name"]}
         about: Any = {"metadata": metadata, "role_ref": reference, "subjects": [subject], "opts": self.child}
-        k8s.rbac.v1.RoleBinding(name, **about)
+        binding(name, **about)
+
+    def _of_training(self) -> dict[str, str]:
+        """What the CronJob's pods have, as CEL says it."""
+        secrets = {secret for secret, _ in self.platform.connections.secrets("training").values()}
+        secrets |= {"signing-build", self.settings.training.secret} - {""}
+        known = {"image": self.settings.images.training, "secrets": sorted(secrets)}
+        return {"pod": "object.spec.template.spec"} | {name: json.dumps(value) for name, value in known.items()}
+
+    def _admit(self, purpose: str, rule: Any, validations: dict[str, str], variables: dict[str, str]) -> None:
+        """The one thing for which a group has a right in our namespace; nobody else is asked."""
+        name, group = f"github-{purpose}", f"mlops:{purpose}"
+        metadata, ours = self._in_cluster(f"mlops-{purpose}"), {"kubernetes.io/metadata.name": self.settings.namespace}
+        spec: Any = {
+            "failure_policy": "Fail",
+            "match_constraints": {"namespace_selector": {"match_labels": ours}, "resource_rules": [rule]},
+            "match_conditions": [{"name": "group", "expression": f"'{group}' in request.userInfo.groups"}],
+            "variables": [{"name": name, "expression": value} for name, value in variables.items()],
+            "validations": [
+                {"expression": wanted, "message": f"not for {group}: {what}"} for wanted, what in validations.items()
+            ],
+        }
+        bound: Any = {"policy_name": metadata["name"], "validation_actions": ["Deny"]}
+        about: Any = {"metadata": metadata, "opts": self.child}
+        policies = k8s.admissionregistration.v1
+        policies.ValidatingAdmissionPolicy(name, spec=spec, **about)
+        policies.ValidatingAdmissionPolicyBinding(name, spec=bound, **about)

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from infra.images import TARGETS
 from infra import provision
+from infra.images import TARGETS
 from infra.provision import Folder, keys
 from infra.provision import files as compose_files
 from mlops.environment import ROOT

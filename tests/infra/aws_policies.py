@@ -25,10 +25,10 @@ ATTACHED = (
     "AmazonEKSClusterPolicy", "AmazonEKSComputePolicy", "AmazonEKSBlockStoragePolicy", "AmazonEKSLoadBalancingPolicy",
     "AmazonEKSNetworkingPolicy", "AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly",
 )  # fmt: skip
-# The workflows of main that may be a pipeline's role, by purpose; what only looks may be any.
+# The workflows of main that may be a pipeline's role, by purpose; a preview's may be any.
 WORKFLOWS = {
     "infrastructure": {"deploy"}, "build": {"deliver"}, "deploy": {"deploy"}, "train": {"train"},
-    "promote": {"promote", "rollback", "watch"},
+    "promote": {"promote", "rollback"}, "watch": {"watch"},
 }  # fmt: skip
 _PODS, _SIGN = "pods.eks.amazonaws.com", "kms:sign"
 _PUSH = {"ecr:putimage", "ecr:initiatelayerupload", "ecr:uploadlayerpart", "ecr:completelayerupload"}
@@ -260,10 +260,43 @@ def logs_are_written_and_end(resources: Resources, environment: str) -> Iterator
 def roles_have_a_boundary(resources: Resources, environment: str) -> Iterator[str]:
     """Those of pipelines have none: what they may do is listed, and they are not of the names that infra/aws changes."""
     for role in of(resources, "iam/Role"):
-        if not for_all([role]) and not role.inputs.get("permissionsBoundary"):
-            yield f"{role.name}: no permissions boundary"
+        own = f"/mlops-{environment}-boundary"
+        if not for_all([role]) and not str(role.inputs.get("permissionsBoundary")).endswith(own):
+            yield f"{role.name}: no permissions boundary of its environment"
         if for_all([role]) and not role.inputs["name"].startswith("github-"):
             yield f"{role.name}: infra/aws could change it"
+
+
+def boundaries_keep_environments_apart(resources: Resources, environment: str) -> Iterator[str]:
+    """What is named or tagged for another one is denied, and what the account shares is pulled and signs."""
+    boundaries = {each.inputs["name"]: policy(each) for each in of(resources, "iam/Policy")}
+    for stage in stages(environment) if for_all(resources) else ():
+        found = boundaries.get(f"mlops-{stage}-boundary", [])
+        denied = [each for each in found if each["Effect"] == "Deny" and actions(each) == ["*"]]
+        named = {
+            arn.partition(":")[2] for each in denied if "Condition" not in each for arn in listed(each["Resource"])
+        }
+        tagged = [each.get("Condition", {}).get("StringEquals", {}) for each in denied if each["Resource"] == "*"]
+        others = [each for each in stages(environment) if each != stage]
+        wanted = {f":::mlops-{each}-*" for each in (*others, "state")}
+        wanted |= {
+            f"{part}mlops-{each}{rest}"
+            for each in others
+            for part, rest in ((":*/", ""), (":*/", "/*"), (":*:", ""), (":*:", "-*"))
+        }
+        yield from (f"{stage}: {end} is not denied" for end in wanted if not any(each.endswith(end) for each in named))
+        for tag, values in {
+            "environment": others,
+            "eks:eks-cluster-name": [f"mlops-{each}" for each in others],
+        }.items():
+            if values and {f"aws:ResourceTag/{tag}": values} not in tagged:
+                yield f"{stage}: what {tag} tells is another's is not denied"
+        passed = [arn for each in found if "iam:passrole" in actions(each) for arn in listed(each["Resource"])]
+        if not all(arn.rpartition("/")[2].startswith(f"mlops-{stage}-") for arn in passed):
+            yield f"{stage}: passes roles of another environment"
+        ours = {"StringEquals": {"aws:ResourceTag/environment": ["account"]}}
+        if not any(each["Effect"] == "Deny" and "NotAction" in each and each["Condition"] == ours for each in found):
+            yield f"{stage}: changes what the account shares"
 
 
 def roles_trust_one(resources: Resources, environment: str) -> Iterator[str]:
@@ -287,11 +320,12 @@ def roles_trust_one(resources: Resources, environment: str) -> Iterator[str]:
 def _strangers(role: str, claims: dict[str, Any], stack: str) -> Iterator[str]:
     """Besides the jobs of a role's own environment, in the workflows that act for its purpose."""
     stage, what = purpose(role)
+    branch = ACCOUNT.settings(stack)["github"]["branch"]
     own = [f"environment:{stage}"] + (["pull_request"] if what == "preview" and stage != stages(stack)[-1] else [])
+    own = [f"ref:refs/heads/{branch}"] if what == "watch" else own
     if [each.split(":", 2)[-1] for each in listed(claims["sub"])] != own:
         yield "is of another environment, or of none"
     if what != "preview":
-        branch = ACCOUNT.settings(stack)["github"]["branch"]
         file = re.compile(rf"[\w.-]+/[\w.-]+/\.github/workflows/([\w-]+)\.yml@refs/heads/{re.escape(branch)}")
         found = [file.fullmatch(each) for each in listed(claims["job_workflow_ref"])]
         if {each.group(1) if each else "" for each in found} != WORKFLOWS.get(what):
@@ -305,7 +339,7 @@ def no_key_lives_long(resources: Resources, environment: str) -> Iterator[str]:
 def _rights(resources: Resources) -> Iterator[tuple[str, dict[str, Any]]]:
     """What identities are allowed; a boundary allows nothing by itself."""
     for each in of(resources, "iam/RolePolicy", "iam/Policy"):
-        if each.name != "mlops-boundary":
+        if not each.name.endswith("-boundary"):
             yield from ((each.name, one) for one in policy(each) if one["Effect"] == "Allow")
 
 
@@ -402,12 +436,17 @@ def images_are_built_once(resources: Resources, environment: str) -> Iterator[st
 
 
 def pipelines_leave_data_alone(resources: Resources, environment: str) -> Iterator[str]:
-    """Models, rows and predictions of an environment are its workloads'; a training and a promotion only find the cluster."""
+    """Models, rows and predictions of an environment are its workloads'; a training and a promotion only find the cluster,
+    and a watch reads models."""
     for name, statement in _rights(resources) if for_all(resources) else ():
         objects = [each for each in actions(statement) if re.fullmatch(r"s3:(?!getbucket)\w*object\w*", each)]
+        stage, what = purpose(name)
+        own = re.compile(rf"arn:[\w-]+:s3:::mlops-{stage}-\d+/models/\*")
+        if what == "watch" and objects == ["s3:getobject"] and all(map(own.fullmatch, listed(statement["Resource"]))):
+            continue
         if objects and not all(":::mlops-state-" in resource for resource in listed(statement["Resource"])):
             yield f"{name}: {', '.join(objects)} beyond the state's bucket"
-        if purpose(name)[1] in ("train", "promote") and actions(statement) != ["eks:describecluster"]:
+        if what in ("train", "promote") and actions(statement) != ["eks:describecluster"]:
             yield f"{name}: {', '.join(actions(statement))}"
 
 
@@ -520,7 +559,7 @@ EVERYWHERE = (
     buckets_are_private, buckets_speak_tls, buckets_are_versioned, models_stay, everything_is_encrypted_with_our_key,
     nothing_is_open_to_everybody, nodes_and_database_are_in_private_subnets, the_cluster_answers_who_is_listed,
     the_database_answers_the_cluster, the_cluster_is_what_we_run, logs_are_written_and_end, roles_have_a_boundary,
-    roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves,
+    boundaries_keep_environments_apart, roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves,
     pipelines_sign_their_own_deliveries, images_are_built_once, pipelines_leave_data_alone, keys_are_the_accounts,
     pods_have_their_own_role, data_is_protected, prod_survives_the_loss_of_a_zone, images_stay_what_they_are,
     somebody_is_told, programs_stay_in_their_account,

@@ -6,6 +6,7 @@ tests/infra/test_manifests.py.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -271,6 +272,55 @@ def eks_enforces_the_policies(objects: Objects) -> Iterator[str]:
             yield "ConfigMap/amazon-vpc-cni: NetworkPolicies are not enforced"
 
 
+# Of what a pipeline's group asks → to which the admission says what else must be so, and in which words.
+_HELD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "train": (
+        {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]},
+        ("serviceAccountName == 'training'", "!has(variables.pod.initContainers)", "all(c, c.image == variables.image)",
+         "all(v, has(v.emptyDir) || has(v.projected)", "s.secret.name in variables.secrets",
+         "e.valueFrom.?secretKeyRef.name.orValue('') in variables.secrets", "e.?secretRef.name.orValue('') in variables.secrets"),
+    ),
+    "promote": (
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]},
+        ("request.name.startsWith('controller-')", *(f"object.command[{n}]" for n in range(6)), "== 'cli'"),
+    ),
+}  # fmt: skip
+
+
+def pipelines_are_held(objects: Objects) -> Iterator[str]:
+    """On a cluster of ours: a training's Jobs are like its CronJob's, a promotion runs mlops in the controller."""
+    if not any(c["provisioner"] == "ebs.csi.eks.amazonaws.com" for c in _of(objects, "StorageClass")):
+        return
+    (training,) = (thing for thing in _of(objects, "CronJob") if thing["metadata"]["name"] == "training")
+    pod, ours = _template(training)["spec"], {"kubernetes.io/metadata.name": training["metadata"]["namespace"]}
+    known = {"image": pod["containers"][0]["image"], "secrets": sorted({*_secrets(pod)})}
+    for purpose, (rule, words) in _HELD.items():
+        found = {t["kind"]: t["spec"] for t in objects if t["metadata"]["name"] == f"mlops-{purpose}"}
+        spec, bound = (found.get(f"ValidatingAdmissionPolicy{end}", {}) for end in ("", "Binding"))
+        where = {"namespaceSelector": {"matchLabels": ours}, "resourceRules": [rule]}
+        who = [each["expression"] for each in spec.get("matchConditions", [])]
+        if (spec.get("failurePolicy"), spec.get("matchConstraints")) != ("Fail", where):
+            yield f"{purpose}: not asked, or others are asked too"
+        if who != [f"'mlops:{purpose}' in request.userInfo.groups"]:
+            yield f"{purpose}: another group is asked"
+        if bound != {"policyName": f"mlops-{purpose}", "validationActions": ["Deny"]}:
+            yield f"{purpose}: nothing is denied"
+        said = "".join(each["expression"] for each in spec.get("validations", []))
+        yield from (f"{purpose}: nothing says {each}" for each in words if each not in said)
+        values = {each["name"]: each["expression"] for each in spec.get("variables", [])}
+        if purpose == "train" and {key: json.loads(values.get(key, "0")) for key in known} != known:
+            yield "train: its Jobs have other images or Secrets than the CronJob"
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """Names of the Secrets that a pod has."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key in ("secret", "secretKeyRef", "secretRef"):
+            yield each.get("name") or each["secretName"]
+        else:
+            yield from _secrets(each)
+
+
 EVERYWHERE = (
     eks_enforces_the_policies,
     pods_are_confined,
@@ -286,6 +336,7 @@ EVERYWHERE = (
     secrets_stay_in_the_cluster,
     everything_is_labelled,
     only_the_request_path_is_awaited,
+    pipelines_are_held,
 )
 BY_ENVIRONMENT = (images_are_exact, what_lasts_is_outside)
 

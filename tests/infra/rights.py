@@ -63,10 +63,9 @@ def statements(policy: str) -> Statements:
 
 @cache
 def policies() -> dict[str, Statements]:
-    """By the role's name."""
+    """By the role's name, or the boundary's."""
     of_roles = {each.inputs["role"]: statements(each.inputs["policy"]) for each in made("rolePolicy")}
-    [boundary] = made("policy")
-    return of_roles | {"boundary": statements(boundary.inputs["policy"])}
+    return of_roles | {each.inputs["name"]: statements(each.inputs["policy"]) for each in made("policy")}
 
 
 def listed(value: Any) -> list[Any]:
@@ -131,7 +130,9 @@ class Call:
     @property
     def role_name(self) -> str:
         stage, _, purpose = self.role.partition(" ")
-        return f"github-mlops-{stage}-{purpose}" if purpose else stage if stage == "boundary" else f"mlops-dev-{stage}"
+        if not purpose:
+            return f"mlops-dev-{stage}"
+        return f"{'' if purpose == 'boundary' else 'github-'}mlops-{stage}-{purpose}"
 
     @property
     def resource(self) -> str:
@@ -197,6 +198,7 @@ PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "iam:CreateRole": lambda last: {"RoleName": last, "AssumeRolePolicyDocument": NOTHING},
     "iam:CreateUser": lambda last: {"UserName": last},
     "iam:DeleteRolePermissionsBoundary": lambda last: {"RoleName": last},
+    "iam:PutRolePermissionsBoundary": lambda last: {"RoleName": last, "PermissionsBoundary": arn("iam", "policy/x")},
     "iam:PutRolePolicy": lambda last: {"RoleName": last, "PolicyName": "new", "PolicyDocument": HARMLESS},
     "iam:UpdateAssumeRolePolicy": lambda last: {"RoleName": last, "PolicyDocument": NOTHING},
     "kms:Decrypt": lambda _: {"CiphertextBlob": b"1"},

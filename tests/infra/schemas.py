@@ -16,10 +16,11 @@ VERSION = "1.34"
 _FOLDER = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{VERSION}.0-local-strict"
 
 _KINDS = (
-    "configmap-v1", "cronjob-batch-v1",
+    "clusterrole-rbac-v1", "clusterrolebinding-rbac-v1", "configmap-v1", "cronjob-batch-v1",
     "deployment-apps-v1", "horizontalpodautoscaler-autoscaling-v2", "ingress-networking-v1", "ingressclass-networking-v1",
     "job-batch-v1", "namespace-v1", "networkpolicy-networking-v1", "poddisruptionbudget-policy-v1", "role-rbac-v1",
     "rolebinding-rbac-v1", "service-v1", "serviceaccount-v1", "statefulset-apps-v1", "storageclass-storage-v1",
+    "validatingadmissionpolicy-admissionregistration-v1", "validatingadmissionpolicybinding-admissionregistration-v1",
 )  # fmt: skip
 
 

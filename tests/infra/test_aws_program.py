@@ -56,7 +56,7 @@ CHOICES: dict[str, tuple[Project, str, dict[str, Any]]] = {
 }  # fmt: skip
 # Check, stack and resource → why nothing is done about it.
 CHECKOV = {
-    "CKV*_AWS_* shared aws_iam_policy.mlops-boundary": "a boundary grants nothing: it is the most that a role's own policy can",
+    "CKV*_AWS_* shared aws_iam_policy.mlops-*-boundary": "a boundary grants nothing: it is the most that a role's own policy can",
     "CKV_AWS_355 shared aws_iam_role_policy.mlops-*": "previews look at what has no name before it is made",
     "CKV_AWS_39 *": "public for cluster.publicCidrs alone; without them, private",
     "CKV_AWS_18 *": "every read would be a line to pay for; who needs them has CloudTrail's data events",
@@ -304,6 +304,33 @@ def test_settings_that_do_not_fit_are_refused_with_a_hint(changes: dict[str, Any
     with pytest.raises(pulumi.RunError) as error:
         infra.render.render("dev", changes, project=AWS)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environments", "says"),
+    [
+        ("dev,dev-eu,prod", "environments has dev and dev-eu: rights go by how a name begins"),
+        ("dev-eu,prod,dev", "environments has dev and dev-eu"),
+        ("dev,state", "environments has state: what they share is named so"),
+        ("account,state", "environments has account, state"),
+    ],
+)
+def test_names_that_would_reach_into_one_another_are_refused(environments: str, says: str) -> None:
+    with pytest.raises(pulumi.RunError) as error:
+        infra.render.render("shared", {"environments": environments}, project=ACCOUNT)
+    assert says in str(error.value)
+    assert infra.render.render("shared", {"environments": "dev,dev2,eu-dev"}, project=ACCOUNT).of_aws
+
+
+def test_who_reaches_the_cluster_and_as_what() -> None:
+    entries, policies = (
+        resources("people and pipelines", f":{kind}") for kind in ("AccessEntry", "AccessPolicyAssociation")
+    )
+    views, admins = ("preview", "watch"), ("deploy", "admin-0", "admin-1")
+    groups = {each: ["mlops:preview"] for each in views} | {each: [f"mlops:{each}"] for each in ("train", "promote")}
+    assert {each.name: each.inputs.get("kubernetesGroups") for each in entries} == groups | dict.fromkeys(admins)
+    wanted = dict.fromkeys(views, "AmazonEKSViewPolicy") | dict.fromkeys(admins, "AmazonEKSClusterAdminPolicy")
+    assert {each.name: each.inputs["policyArn"].rpartition("/")[2] for each in policies} == wanted
 
 
 def test_an_environment_that_the_account_does_not_know_is_told_where_to_add_it() -> None:

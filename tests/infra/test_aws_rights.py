@@ -38,14 +38,21 @@ from tests.infra.rights import (
 )
 
 YES, NO = True, False
-BOUNDARY = arn("iam", "policy/mlops/mlops-boundary")
+BOUNDARY = arn("iam", "policy/mlops/mlops-dev-boundary")
+OF_OTHERS = arn("iam", "policy/mlops/mlops-prod-boundary")
 OF_DEV, OF_PROD = ({"aws:ResourceTag/environment": each} for each in ("dev", "prod"))
 FOR_DEV = {"aws:RequestTag/environment": "dev"}
 NEW = {"s3:if-none-match": "*"}
+OF_ACCOUNT = {"aws:ResourceTag/environment": "account"}
+BY_S3 = {"kms:ViaService": "s3.us-east-1.amazonaws.com"}
+OF_DATABASE = {
+    stage: {"aws:ResourceTag/aws:rds:primaryDBInstanceArn": arn("rds", f"db:mlops-{stage}")} for stage in STAGES
+}
 OF_STATE = {"kms:EncryptionContext:aws:s3:arn": arn("s3", f"mlops-state-{NUMBER}")}
 FIRST, *_ = STAGES
 PIPELINES = [f"{stage} {purpose}" for stage in STAGES for purpose in PURPOSES if purpose != "build" or stage == FIRST]
-READ_STATE = ("preview", "infrastructure", "deploy")
+LOOKS = ("preview", "watch")
+READ_STATE = (*LOOKS, "infrastructure", "deploy")
 # Of the state's bucket: what is an environment's own, what a build leaves, and all that is kept of deliveries.
 OWN = (
     "delivery/deployments/{}/00000001.json",
@@ -54,10 +61,10 @@ OWN = (
 )
 BUILT = ("attestations/d/built-1.json", "wheels/d.whl", "sboms/d.cdx.json")
 KEPT = (*BUILT, "deployments/{}/00000001.json", "running/{}.json")
-# The workflows that may be a role; what only looks may be any.
+# The workflows that may be a role; a preview's may be any.
 ACTS = {
     "infrastructure": ["deploy.yml"], "build": ["deliver.yml"], "deploy": ["deploy.yml"], "train": ["train.yml"],
-    "promote": ["promote.yml", "rollback.yml", "watch.yml"],
+    "promote": ["promote.yml", "rollback.yml"], "watch": ["watch.yml"],
 }  # fmt: skip
 
 # Role, call, on what, and whether it may; then more of the request's context. `dev/KEY` is in the bucket of dev.
@@ -161,9 +168,13 @@ CASES: list[tuple[Any, ...]] = [
     ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", NO),
     ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", NO,
      {"iam:PermissionsBoundary": "arn:aws:iam::aws:policy/AdministratorAccess"}),
+    ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-dev-new", NO, {"iam:PermissionsBoundary": OF_OTHERS}),
+    ("dev infrastructure", "iam:PutRolePermissionsBoundary", "role/mlops/mlops-dev-serving", YES, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("dev infrastructure", "iam:PutRolePermissionsBoundary", "role/mlops/mlops-dev-serving", NO, {"iam:PermissionsBoundary": OF_OTHERS}),
+    ("dev infrastructure", "iam:PutRolePermissionsBoundary", "role/mlops/mlops-prod-serving", NO, {"iam:PermissionsBoundary": BOUNDARY}),
     ("dev infrastructure", "iam:CreateRole", "role/mlops/mlops-prod-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
     ("dev infrastructure", "iam:DeleteRolePermissionsBoundary", "role/mlops/mlops-dev-serving", NO),
-    ("dev infrastructure", "iam:CreatePolicyVersion", "policy/mlops/mlops-boundary", NO),
+    ("dev infrastructure", "iam:CreatePolicyVersion", "policy/mlops/mlops-dev-boundary", NO),
     ("dev infrastructure", "iam:PutRolePolicy", "role/mlops/mlops-dev-serving", YES),
     ("dev infrastructure", "iam:PutRolePolicy", "role/mlops/github-mlops-dev-train", NO),
     ("dev infrastructure", "iam:UpdateAssumeRolePolicy", "role/mlops/github-mlops-prod-deploy", NO),
@@ -217,8 +228,8 @@ CASES: list[tuple[Any, ...]] = [
       for stage, other in (("dev", "staging"), ("staging", "prod"), ("prod", "dev")) for purpose in READ_STATE for key in OWN),
     *((f"dev {purpose}", "s3:GetObject", "state/delivery/wheels/d.whl", NO) for purpose in READ_STATE),
     # What only looks writes nothing of it, and what trains or promotes does not even look.
-    *((f"{stage} preview", f"s3:{act}Object", f"state/{key.format(stage)}", NO, NEW)
-      for stage in STAGES for act in ("Put", "Delete") for key in ("delivery/attestations/d/built-1.json", *OWN)),
+    *((f"{stage} {looks}", f"s3:{act}Object", f"state/{key.format(stage)}", NO, NEW)
+      for looks in LOOKS for stage in STAGES for act in ("Put", "Delete") for key in ("delivery/attestations/d/built-1.json", *OWN)),
     ("dev preview", "kms:GenerateDataKey", "state", NO),
     ("dev preview", "kms:PutKeyPolicy", "delivery of dev", NO),
     *((f"{stage} {purpose}", f"s3:{act}Object", f"state/delivery/{key.format(stage)}", NO, NEW)
@@ -235,7 +246,7 @@ CASES: list[tuple[Any, ...]] = [
         "attestations/d/withdrawn-1.json", f"deployments/{stage}/00000001.json")),
     # Of each key for deliveries, the signers.
     *((role, "kms:Sign", f"delivery of {stage}", role in (f"{stage} deploy", f"{FIRST} build") and stage in role)
-      for role in (*PIPELINES, "serving", "training", "tracking", "controller", "boundary") for stage in STAGES),
+      for role in (*PIPELINES, "serving", "training", "tracking", "controller", "dev boundary") for stage in STAGES),
     *((role, "kms:Sign", f"approval of {stage}", NO) for role in ("dev build", "dev deploy", "prod promote") for stage in STAGES),
     ("dev build", "kms:GetPublicKey", "delivery of dev", YES),
     ("dev build", "kms:PutKeyPolicy", "delivery of dev", NO),
@@ -306,19 +317,49 @@ CASES: list[tuple[Any, ...]] = [
       for stage in STAGES for other in STAGES for act in ("Decrypt", "GenerateDataKey")),
     ("staging promote", "s3:GetObject", "state/.pulumi/stacks/mlops/staging.json", NO),
     ("staging promote", "ecr:PutImage", "repository/mlops-app", NO),
-    # The most that a role made by infrastructure can be.
-    ("boundary", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
-    ("boundary", "iam:CreateUser", "user/somebody", NO),
-    ("boundary", "iam:CreateRole", "role/mlops/mlops-dev-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
-    ("boundary", "iam:UpdateAssumeRolePolicy", "role/mlops/mlops-prod-controller", NO),
-    ("boundary", "iam:PassRole", "role/mlops/mlops-dev-nodes", YES),
-    ("boundary", "iam:PassRole", "role/administrator", NO),
-    ("boundary", "sts:AssumeRole", "role/administrator", NO),
-    ("boundary", "organizations:LeaveOrganization", "*", NO),
-    ("boundary", "kms:PutKeyPolicy", "data of dev", YES),
-    ("boundary", "kms:PutKeyPolicy", "approval of prod", NO),
-    ("boundary", "kms:UntagResource", "approval of prod", NO),
-    ("boundary", "kms:Sign", "approval of prod", NO),
+    # A watch copies its environment's models, and writes nothing.
+    *((f"{stage} watch", "s3:ListBucket", other, other == stage, {"s3:prefix": "models/"}) for stage in STAGES for other in STAGES),
+    *((f"{stage} watch", f"s3:{act}Object", f"{other}/models/m/{key}", other == stage and act == "Get", NEW)
+      for stage in STAGES for other in STAGES for act in ("Get", "Put", "Delete") for key in ("bundles/d/model.onnx", "releases/2")),
+    *((f"{stage} watch", f"kms:{act}", f"data of {other}", other == stage and act == "Decrypt", BY_S3)
+      for stage in STAGES for other in STAGES for act in ("Decrypt", "GenerateDataKey")),
+    ("dev watch", "kms:Decrypt", "data of dev", NO),
+    ("dev watch", "kms:Decrypt", "data of dev", NO, {"kms:ViaService": "rds.us-east-1.amazonaws.com"}),
+    *(("dev watch", "s3:GetObject", f"dev/{key}", NO) for key in ("data/rows.parquet", "predictions/m/1", "access/keys.json", "mlflow/1")),
+    ("dev watch", "eks:DescribeCluster", "cluster/mlops-dev", YES),
+    ("dev watch", "eks:CreateAccessEntry", "cluster/mlops-dev", NO),
+    ("dev watch", "iam:PutRolePolicy", "role/mlops/mlops-dev-serving", NO),
+    ("dev watch", "secretsmanager:GetSecretValue", "rds!db-1-abcdef", NO),
+    # The most that a role made by infrastructure can be, and nothing of another environment.
+    *((f"{stage} boundary", action, on.format(other), other == stage, *more)
+      for stage in STAGES for other in STAGES for action, on, *more in (
+        ("s3:GetObject", "{}/models/m/bundles/d/model.onnx"), ("s3:PutObject", "{}/models/m/releases/2", NEW),
+        ("s3:PutBucketPolicy", "{}"), ("s3:ListBucket", "{}"), ("eks:CreateAccessEntry", "cluster/mlops-{}"),
+        ("eks:AssociateAccessPolicy", "access-entry/mlops-{}/role/1/a/b"), ("eks:DeleteCluster", "cluster/mlops-{}"),
+        ("rds:DeleteDBInstance", "db:mlops-{}"), ("kms:Decrypt", "data of {}"), ("kms:PutKeyPolicy", "data of {}"),
+        ("ec2:DeleteVpc", "vpc/vpc-1", {"aws:ResourceTag/environment": other}),
+        ("ec2:DeleteVpc", "vpc/vpc-1", {"aws:ResourceTag/eks:eks-cluster-name": f"mlops-{other}"}),
+        ("secretsmanager:GetSecretValue", "rds!db-2-abcdef", OF_DATABASE[other]),
+        ("iam:PassRole", "role/mlops/mlops-{}-controller"), ("iam:PassRole", "role/mlops-{}-nodes"))),
+    ("dev boundary", "s3:GetObject", "state/.pulumi/stacks/mlops/dev.json", NO),
+    ("dev boundary", "s3:PutObject", "state/.pulumi/stacks/mlops/prod.json", NO),
+    ("dev boundary", "kms:Decrypt", "state", NO),
+    ("dev boundary", "kms:GetPublicKey", "approval of dev", YES),
+    ("dev boundary", "ecr:BatchGetImage", "repository/mlops-app", YES, OF_ACCOUNT),
+    ("dev boundary", "ecr:PutImage", "repository/mlops-app", NO, OF_ACCOUNT),
+    ("dev boundary", "ecr:BatchDeleteImage", "repository/mlops-app", NO, OF_ACCOUNT),
+    ("dev boundary", "s3:GetObject", "dev/models/m/bundles/d/model.onnx", YES),
+    ("dev boundary", "iam:CreateUser", "user/somebody", NO),
+    ("dev boundary", "iam:CreateRole", "role/mlops/mlops-dev-new", NO, {"iam:PermissionsBoundary": BOUNDARY}),
+    ("dev boundary", "iam:UpdateAssumeRolePolicy", "role/mlops/mlops-prod-controller", NO),
+    ("dev boundary", "iam:PassRole", "role/mlops/mlops-dev-nodes", YES),
+    ("dev boundary", "iam:PassRole", "role/administrator", NO),
+    ("dev boundary", "sts:AssumeRole", "role/administrator", NO),
+    ("dev boundary", "organizations:LeaveOrganization", "*", NO),
+    ("dev boundary", "kms:PutKeyPolicy", "data of dev", YES),
+    ("dev boundary", "kms:PutKeyPolicy", "approval of prod", NO),
+    ("dev boundary", "kms:UntagResource", "approval of prod", NO),
+    ("dev boundary", "kms:Sign", "approval of prod", NO),
 ]  # fmt: skip
 
 # What the policies of a bucket and a key deny, whatever a role may: action, on what, whether it is denied, context.
@@ -377,6 +418,7 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         "kms:*Key on * where aws:RequestTag/environment, aws:ResourceTag/environment",
         "kms:TagResource on * where aws:RequestTag/environment, aws:ResourceTag/environment",
         "kms:* on kms key/* where aws:ResourceTag/environment",
+        "kms:Decrypt on kms key/* where aws:ResourceTag/environment, kms:ViaService",
     ),
     "a new rule of a group whose tag another statement checks": (
         "ec2:AuthorizeSecurityGroupIngress on ec2 security-group-rule/*",
@@ -389,13 +431,12 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
     "what the programs name after their environment": (
         "* on cloudwatch alarm:mlops-ENV-*",
         "iam:* on iam role/mlops/mlops-ENV-*",
-        "iam:CreateRole on iam role/mlops/mlops-ENV-* where iam:PermissionsBoundary",
+        "iam:*Role* on iam role/mlops/mlops-ENV-* where iam:PermissionsBoundary",
         "iam:PassRole on iam role/mlops/mlops-ENV-* where iam:PassedToService",
         "kms:*Alias on kms alias/mlops-ENV-* where aws:ResourceTag/environment",
         *(f"logs:* on logs log-group:{each}mlops-ENV/*" for each in ("/", "/aws/eks/", "/aws/rds/instance/")),
         "logs:* on logs log-group:/mlops-ENV/flows:*",
     ),
-    "roles that infra/aws makes": ("iam:PassRole on iam role/mlops/mlops-*", "iam:PassRole on iam role/mlops-*-nodes"),
     "the three images": ("ecr:* on ecr repository/mlops-*",),
     "folders of the bucket, and all of it for the controller": (
         *(f"s3:[GP]* on s3 mlops-ENV/{each}*" for each in ("", "access/", "models/*/bundles/", "models/*/attestations/")),
@@ -489,17 +530,21 @@ def test_every_role_that_has_rights_is_asked_about() -> None:
 @pytest.mark.parametrize("case", DENIED, ids=named)
 def test_the_policy_of_a_bucket_or_key_denies_what_no_role_may(case: tuple[Any, ...]) -> None:
     action, on, denied, *more = case
-    call = Call("boundary", action, on, *more)
+    call = Call("dev boundary", action, on, *more)
     everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
     assert allowed([everything, *call.denied], action, call.resource, call.context) != denied
 
 
-def test_a_preview_only_reads() -> None:
-    of_previews = [each for name, found in policies().items() if name.endswith("-preview") for each in found]
+def test_what_looks_only_reads() -> None:
+    of_previews = [each for name, found in policies().items() if name.endswith(LOOKS) for each in found]
     actions = {action for each in of_previews for action in listed(each["Action"])}
     reads = re.compile(rf"[a-z0-9]+:({'|'.join(READS)})\w*\*?")
     assert {action for action in actions if not reads.fullmatch(action)} == {"kms:Decrypt"}
     assert not any(action.startswith("secretsmanager:") for action in actions)
+    for stage in STAGES:  # with those of the state, the one other folder
+        preview, watch = (policies()[f"github-mlops-{stage}-{each}"] for each in LOOKS)
+        assert watch[: len(preview)] == preview
+        assert [each["Action"] for each in watch[len(preview) :]] == ["s3:GetObject", "kms:Decrypt"]
 
 
 def allowed_wildcards() -> set[str]:
@@ -541,10 +586,10 @@ def test_policies_are_as_small_as_aws_takes_them() -> None:
 
     inline = {each.inputs["role"]: length(each.inputs["policy"]) for each in made("rolePolicy")}
     trusts = {each.inputs["name"]: length(each.inputs["assumeRolePolicy"]) for each in made("role")}
-    [boundary] = made("policy")
+    boundaries = [length(each.inputs["policy"]) for each in made("policy")]
     assert max(inline.values()) < 10_240 - 500  # longer names must fit, too
     assert max(trusts.values()) < 2048 - 500
-    assert length(boundary.inputs["policy"]) < 6144 - 500
+    assert max(boundaries) < 6144 - 7 * 420  # as many again of seven more environments must fit
 
 
 def trust(role: str, changes: Context | None = None) -> dict[str, Any]:
@@ -594,12 +639,13 @@ def test_nobody_else_can_be_one_of_the_roles() -> None:
         _, _, stage, purpose = role.inputs["name"].split("-")
         subjects = [f"repo:acme/ml:environment:{stage}"]
         subjects += [pull_request] if purpose == "preview" and stage != "prod" else []
+        subjects = ["repo:acme/ml:ref:refs/heads/main"] if purpose == "watch" else subjects
         wanted: dict[str, Any] = {"aud": RIGHT["aud"], "sub": subjects}
         if purpose != "preview":
             wanted["job_workflow_ref"] = [WORKFLOW(file, "heads/main") for file in ACTS[purpose]]
         assert statement["Principal"] == {"Federated": arn("iam", "openidconnectprovider/github")}
         assert statement["Condition"] == {"StringEquals": {f"{ISSUER}:{key}": value for key, value in wanted.items()}}
-        assert role.inputs["maxSessionDuration"] == 3600
+        assert role.inputs["maxSessionDuration"] == (5400 if purpose in ("infrastructure", "deploy", "train") else 3600)
 
 
 @cache
@@ -617,14 +663,20 @@ def trusts() -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_a_job_can_be_the_roles_that_its_workflow_names_in_its_environment(stage: str, file: Path) -> None:
     acting = {purpose for purpose in ACTS if purpose != "build" or stage == FIRST}
-    named = {purpose for purpose in acting if f"vars.AWS_ROLE_{purpose.upper()}" in file.read_text("utf-8")}
+    variables = {each: f"AWS_ROLE_{each}_{stage}" if each == "watch" else f"AWS_ROLE_{each}" for each in acting}
+    named = {each for each, name in variables.items() if f"vars.{name.upper()} " in file.read_text("utf-8")}
     on_main = {"sub": f"repo:acme/ml:environment:{stage}", "job_workflow_ref": WORKFLOW(file.name, "heads/main")}
     may = {role for role, trusted in trusts().items() if passes(trusted, RIGHT | on_main)}
-    assert may == {(stage, purpose) for purpose in (*named, "preview")}
+    assert may == {(stage, purpose) for purpose in (named | {"preview"}) - {"watch"}}
     assert named == {purpose for purpose in acting if file.name in ACTS[purpose]}
     on_a_branch = on_main | {"job_workflow_ref": WORKFLOW(file.name, "heads/mine")}
     of_a_pull_request = on_a_branch | {"sub": "repo:acme/ml:pull_request"}
     assert {role for role, trusted in trusts().items() if passes(trusted, RIGHT | on_a_branch)} == {(stage, "preview")}
+    of_no_environment = on_main | {"sub": "repo:acme/ml:ref:refs/heads/main"}
+    watches = {(each, "watch") for each in STAGES if "watch" in named}
+    assert {role for role, trusted in trusts().items() if passes(trusted, RIGHT | of_no_environment)} == watches
+    elsewhere = of_no_environment | {"sub": "repo:acme/ml:ref:refs/heads/mine"}
+    assert not any(passes(trusted, RIGHT | elsewhere) for trusted in trusts().values())
     looks = {(each, "preview") for each in STAGES[:-1]}
     assert {role for role, trusted in trusts().items() if passes(trusted, RIGHT | of_a_pull_request)} == looks
 

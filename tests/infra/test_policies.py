@@ -104,6 +104,53 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         "eks_enforces_the_policies",
         lambda o: (without(o, "ConfigMap", "amazon-vpc-cni"), without(o, "StorageClass", "gp3")),
     ),
+    "no admission": ("pipelines_are_held", lambda o: without(o, "ValidatingAdmissionPolicy", "mlops-train")),
+    "an admission that is not bound": (
+        "pipelines_are_held",
+        lambda o: without(o, "ValidatingAdmissionPolicyBinding", "mlops-promote"),
+    ),
+    "an admission that warns": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicyBinding", "mlops-train")["spec"].update(
+            validationActions=["Warn"]
+        ),
+    ),
+    "an admission that lets through what it cannot judge": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-promote")["spec"].update(failurePolicy="Ignore"),
+    ),
+    "an admission for everybody": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-train")["spec"].pop("matchConditions"),
+    ),
+    "an admission in every namespace": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-train")["spec"]["matchConstraints"].pop(
+            "namespaceSelector"
+        ),
+    ),
+    "a training with any Secret": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-train")["spec"]["validations"].pop(),
+    ),
+    "a promotion in any pod": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-promote")["spec"]["validations"].pop(0),
+    ),
+    "a promotion runs anything": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-promote")["spec"]["validations"].pop(),
+    ),
+    "a training of another image": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-train")["spec"]["variables"][1].update(expression='"x"'),
+    ),
+    "a training that may have the approver's key": (
+        "pipelines_are_held",
+        lambda o: thing(o, "ValidatingAdmissionPolicy", "mlops-train")["spec"]["variables"][2].update(
+            expression='["signing-approve"]'
+        ),
+    ),
     "no default deny": ("nobody_talks_unasked", lambda o: without(o, "NetworkPolicy", "default-deny")),
     "egress to everybody": (
         "nobody_talks_unasked",

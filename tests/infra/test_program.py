@@ -258,6 +258,12 @@ def test_on_eks_the_platform_is_the_same_but_for_what_is_listed() -> None:
         ("StorageClass", "gp3"),
         ("NodePool", "mlops-spot"),
         *((kind, f"github-{purpose}") for kind in ("Role", "RoleBinding") for purpose in ("train", "promote")),
+        *((kind, "mlops-preview") for kind in ("ClusterRole", "ClusterRoleBinding")),
+        *(
+            (f"ValidatingAdmissionPolicy{each}", f"mlops-{purpose}")
+            for each in ("", "Binding")
+            for purpose in ("train", "promote")
+        ),
     }
     assert {key for key, thing in there.items() if thing != on_eks[key]} == {
         ("CronJob", "training"),  # may run on spot nodes
@@ -265,3 +271,54 @@ def test_on_eks_the_platform_is_the_same_but_for_what_is_listed() -> None:
         *(("NetworkPolicy", name) for name in (
             "controller", "serving", "setup-bucket", "setup-database", "setup-keys", "tracking", "training")),
     }  # fmt: skip
+
+
+def plural(kind: str) -> str:
+    name = kind.lower()
+    return (
+        name
+        if name.endswith("params")
+        else f"{name[:-1]}ies"
+        if name.endswith("y")
+        else f"{name}{'e' * name.endswith('s')}s"
+    )
+
+
+def test_a_preview_and_the_watch_read_every_kind_that_the_platform_makes_but_secrets() -> None:
+    rendered = {choice: render(*about).objects for choice, about in CHOICES.items()}
+    things = [each for objects in rendered.values() for each in objects]
+    made = {(each["apiVersion"].rpartition("/")[0], plural(each["kind"])) for each in things}
+    for choice, kind in (("dev", "ClusterRole"), ("a namespace of a shared cluster", "Role")):
+        names = ("mlops-preview", "github-preview")
+        found = {each["kind"]: each for each in rendered[choice] if each["metadata"]["name"] in names}
+        assert found.keys() == {kind, f"{kind}Binding"}
+        role, binding = found[kind], found[f"{kind}Binding"]
+        read = [(group, each) for rule in role["rules"] for group in rule["apiGroups"] for each in rule["resources"]]
+        assert sorted(read) == sorted(made - {("", "secrets")})
+        assert all(rule["verbs"] == ["get", "list", "watch"] and "resourceNames" not in rule for rule in role["rules"])
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (kind, role["metadata"]["name"])
+        assert [each["name"] for each in binding["subjects"]] == ["mlops:preview"]
+
+
+def test_what_mlops_runs_in_the_controller_is_what_a_promotion_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli import cluster
+
+    run: list[str] = []
+    monkeypatch.setattr(cluster.Cluster, "_wait_for", lambda *_: None)
+    monkeypatch.setattr(
+        cluster.subprocess,
+        "run",
+        lambda command, **_: run.extend(command) or cluster.subprocess.CompletedProcess([], 0),
+    )
+    cluster.Cluster("dev", {"cluster.context": "", "namespace": "mlops"}).run(["status"])
+    command = run[run.index("--") + 1 :]
+    found = [o for o in render("dev").objects if o["metadata"]["name"] == "mlops-promote" and "spec" in o]
+    (wanted,) = (
+        v["expression"] for o in found for v in o["spec"].get("validations", []) if "command" in v["expression"]
+    )
+    exactly = re.findall(r"object\.command\[(\d)\] == '(.*?)'", wanted)
+    begins = re.findall(r"object\.command\[(\d)\]\.startsWith\('(.*?)'\)", wanted)
+    assert sorted(int(n) for n, _ in exactly + begins) == list(range(6))
+    assert all(command[int(n)] == word for n, word in exactly)
+    assert all(command[int(n)].startswith(word) for n, word in begins)
+    assert run[run.index("exec") + 2] == "deploy/controller"

@@ -97,7 +97,8 @@ class Cluster(Component):
         if self.settings.cluster.github:
             roles = self.program.of_account(self.program.account.roles, "github.repository")
             self._entry("deploy", roles["deploy"], "AmazonEKSClusterAdminPolicy")
-            self._entry("preview", roles["preview"], "AmazonEKSViewPolicy")
+            for purpose in ("preview", "watch"):  # what the platform makes, infra/components/eks.py adds
+                self._entry(purpose, roles[purpose], "AmazonEKSViewPolicy", ["mlops:preview"])
             for purpose in ("train", "promote"):
                 self._entry(purpose, roles[purpose], groups=[f"mlops:{purpose}"])
         if self.settings.cluster.kind == "create":  # HPA needs it, and Auto Mode does not have it
