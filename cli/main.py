@@ -188,6 +188,10 @@ def release(
             err.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
     late = replicas.wait_for(state.model, done.revision, wait) if wait else []
     text = f"revision {done.revision}: {describe(done)}"
+    if done.revision == 1 and (state.environment.home / "running.json").exists():
+        from environments.local.serve import curl
+
+        text = f"{text}\n{curl(state.environment, state.model_name)}"
     state.result(done.model_dump(mode="json"), f"{text}; not served yet by {', '.join(late)}" if late else text)
 
 

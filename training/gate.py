@@ -40,7 +40,12 @@ class Evidence:
 
 
 def evidence(contract: Contract, rows: pl.DataFrame, candidate: Candidate, champion: Model | None) -> Evidence:
-    """`rows`: the held-out ones."""
+    """`rows`: the held-out ones. Raises UserError if they lack what the champion needs."""
+    if champion and (gone := set(champion.contract.features) - set(rows.columns)):
+        hint = (
+            "is what the champion needs to be compared: keep it in the contract, and leave it out in features.py alone"
+        )
+        raise UserError("features", ", ".join(sorted(gone)), hint)
     grouped = {*contract.slices, *(name for name, feature in contract.features.items() if feature.protected)}
     scores = champion.score_arrays(features.arrays(rows, champion.contract)).astype(float) if champion else None
     return Evidence(

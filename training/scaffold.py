@@ -31,10 +31,12 @@ _FEW_VALUES = 20
 _FEW_NUMBERS = 20  # as many different whole numbers may be classes
 _NUMBERED = r"^\s*[+-]?0\d"  # a code with leading zeros
 _OTHERWISE = {
-    "numbers": r"^\s*[$€£¥]\s?-?\d[\d., ]*$|^\s*-?\d[\d., ]*\s?[$€£¥%]\s*$|^-?\d{1,3}(,\d{3})+(\.\d+)?$",
+    "numbers": r"^\s*[$€£¥]\s?-?\d[\d., ]*$|^\s*-?\d[\d., ]*\s?[$€£¥%]\s*$|^-?\d{1,3}(,\d{3})+(\.\d+)?$"
+    r"|^-?\d{1,3}(\.?\d{3})*,\d+$",
     "dates": r"^\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|^\s*\d{4}[/.]\d{1,2}[/.]\d{1,2}",
 }
 _MOST = 0.9
+_MOST_LEVELS = 1000  # of a category: each is an input of the model
 _DATA_PY = Path(__file__).parent / "templates" / "data.py.j2"
 
 
@@ -185,7 +187,10 @@ def _left_out(column: pl.Series) -> str:
         for kind, pattern in _OTHERWISE.items():
             if column.str.contains(pattern).mean() > _MOST:  # ty: ignore[unsupported-operator]
                 return f"{kind} written as {column.drop_nulls()[0]!r}: read them in load()"
-        return "almost unique" if distinct > _MANY_LEVELS * len(column) else ""
+        if distinct > _MANY_LEVELS * len(column):
+            return "almost unique"
+        known = f"{distinct} values; if it names who or what a row is about: entity: [{column.name}]"
+        return known if distinct > _MOST_LEVELS else ""
     if column.dtype.is_numeric() and distinct == len(column) and (column == column.round()).all():
         numbered = column.max() - column.min() == len(column) - 1  # ty: ignore[unsupported-operator]
         return "row number" if numbered or re.search(r"(^|_)id$", column.name) else ""

@@ -168,7 +168,7 @@ class Adoption:
             new.replace(self.root / file)
 
     def _remove(self, paths: list[str], what: str) -> None:
-        self.done += [f"remove {what}: {path}" for path in paths]
+        self.done += [f"remove {what}: {len(paths)} in {os.path.commonpath(paths)}"] if paths else []
         for path in () if self.dry else paths:
             (shutil.rmtree if (self.root / path).is_dir() else Path.unlink)(self.root / path)
 

@@ -337,9 +337,12 @@ def adopt(
 
     adoption = Adoption(ROOT, name, owners, aws_account, without_example, GitHub(repository), dry_run, runner=runner)
     adoption.run()
-    lines = [f"{'would ' if dry_run else ''}{each}" for each in adoption.done] or ["everything is as it should be"]
-    lines += [f"note: {each}" for each in adoption.limits]
-    if any(each.startswith(("write", "remove", "trust")) for each in adoption.done) and not dry_run:
+    lines = [f"{'would ' if dry_run else ''}{each}" for each in adoption.done] or ["nothing left to do here"]
+    off = [each for each in adoption.limits if each.startswith("workflows: off")]
+    lines += [f"note: {each}" for each in adoption.limits if each not in off] + off
+    if dry_run:
+        lines.append("nothing was changed")
+    elif any(each.startswith(("write", "remove", "trust")) for each in adoption.done):
         lines.append("commit what changed, merge it by a pull request, then adopt again (docs/delivery.md)")
     state.result({"done": adoption.done, "limits": adoption.limits}, "\n".join(lines))
 

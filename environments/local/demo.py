@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -302,6 +303,7 @@ def main() -> int:
     shutil.rmtree(home, ignore_errors=True)
     os.environ["MLOPS_HOME"] = str(home)
     started, demo = time.monotonic(), None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its processes end with it
     try:
         model = os.environ.get("MLOPS_MODEL") or environment.only_model()
         with Platform(Environment.load("local"), model) as platform:

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from mlops.bundle import Bundle
 from mlops.contract import Contract
+from mlops.errors import UserError
+from mlops.model import Model
 from tests import synthetic
 from tests.proofs import gate as proof
 from tests.proofs.gate import Problem
 from training import evaluation
-from training.gate import Evidence, decide
+from training.gate import Evidence, decide, evidence
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +135,11 @@ def test_rare_events_and_balanced_classes_are_judged_alike(rate: float, rows: in
         reason.startswith("loss")
         for reason in decide(contract, Evidence(y, day, fair, fair, champion=fair), [], {}).reasons
     )
+
+
+def test_what_the_champion_needs_and_nobody_has_is_named(first_bundle: Bundle) -> None:
+    """A feature was removed from the contract: the two could not be compared."""
+    champion = Model(first_bundle, first_bundle.digest)
+    rows = synthetic.frame().drop("size", "heat")
+    with pytest.raises(UserError, match=r"features is 'heat, size': .*keep it in the contract"):
+        evidence(first_bundle.contract, rows, SimpleNamespace(), champion)  # ty: ignore[invalid-argument-type]

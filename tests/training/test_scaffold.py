@@ -215,6 +215,8 @@ SIZES, ANSWERS = [*map(float, range(40))] * 5, [0, 1] * 100
     [
         ([f"${n},234.00" for n in range(1, 9)] * 25, r"numbers written as '\$1,234.00': read them in load"),
         ([f"{n} %" for n in range(1, 9)] * 25, "numbers written as '1 %'"),
+        ([f"{n},5" for n in range(1, 9)] * 25, "numbers written as '1,5'"),
+        ([f"1.{n}00,25" for n in range(1, 9)] * 25, "numbers written as '1.100,25'"),
         ([f"{n:02d}/12/2024" for n in range(1, 26)] * 8, "dates written as '01/12/2024'"),
         (["yes", "no", "maybe", None, "often"] * 40, ""),
     ],
@@ -224,6 +226,15 @@ def test_what_looks_like_numbers_or_dates_but_is_not_is_said(tmp_path: Path, cel
     scaffold.write(written(tmp_path, a=SIZES, b=cells, y=ANSWERS))
     assert bool(re.search(said, " ".join(scaffold.notes))) == bool(said) or not said
     assert ("b" in load_definition("things").contract.features) == (not said)
+
+
+def test_a_category_of_very_many_values_is_left_out(tmp_path: Path) -> None:
+    """Each would be an input of the model: more than its sandbox takes."""
+    scaffold = Scaffold("y")
+    customers = [f"c{n}" for n in range(1200)] * 3
+    scaffold.write(written(tmp_path, a=SIZES * 18, customer=customers, y=ANSWERS * 18))
+    assert "1200 values; if it names who or what a row is about: entity: [customer]" in " ".join(scaffold.notes)
+    assert "customer" not in load_definition("things").contract.features
 
 
 def test_a_time_in_another_form_is_named_before_anything_is_written(tmp_path: Path, models: Path) -> None:
