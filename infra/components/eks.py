@@ -9,7 +9,7 @@ _RBAC = "rbac.authorization.k8s.io"
 SPOT_TAINT = {"key": "mlops/spot", "value": "true", "effect": "NoSchedule"}
 INGRESS_CLASS = "mlops-alb"
 # Kinds of all that the platform may make, but Secrets: `pulumi refresh` reads them.
-_KINDS = {
+KINDS = {
     "": ["configmaps", "namespaces", "serviceaccounts", "services"],
     "admissionregistration.k8s.io": ["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
     "apps": ["deployments", "statefulsets"],
@@ -24,7 +24,7 @@ _KINDS = {
     _RBAC: ["clusterrolebindings", "clusterroles", "rolebindings", "roles"],
     "storage.k8s.io": ["storageclasses"],
 }
-_READ: Any = [{"api_groups": [g], "resources": kinds, "verbs": ["get", "list", "watch"]} for g, kinds in _KINDS.items()]
+_READ: Any = [{"api_groups": [g], "resources": kinds, "verbs": ["get", "list", "watch"]} for g, kinds in KINDS.items()]
 # What the other roles of infra/account may do in the namespace.
 _GROUPS: dict[str, Any] = {
     "train": [
