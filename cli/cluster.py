@@ -37,8 +37,6 @@ class Cluster:
         file = ROOT / "environments" / f"Pulumi.{name}.yaml"
         if "MLOPS_BUCKET" in os.environ or not file.exists():
             return None
-        from infra.images import running  # a pod does not have it
-
         declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text("utf-8"))["config"]
         defaults = {key: entry["default"] for key, entry in declared.items()}
         changed: dict[str, Any] = {}
@@ -49,7 +47,13 @@ class Cluster:
                 changed |= {f"{name_of}.{path}": each for path, each in value.items()} if grouped else {name_of: value}
         except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise UserError("env", str(file), f"cannot be read as settings: {str(error).splitlines()[0]}") from None
-        return cls(name, defaults | {f"images.{each}": image for each, image in running(name).items()} | changed)
+        return cls(name, defaults | changed)
+
+    def image(self, target: str) -> str:
+        """As the platform runs it: of the settings, or what was released last, or what this folder contains; '' if none."""
+        from infra.images import running  # a pod does not have it, and it may read a whole model's data
+
+        return self.settings[f"images.{target}"] or running(self.name).get(target, "")
 
     def kubectl(self, *words: str) -> list[str]:
         context = ["--context", self.settings["cluster.context"]] if self.settings["cluster.context"] else []

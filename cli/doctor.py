@@ -100,7 +100,7 @@ def _settings(environment: str, on_aws: bool) -> Problems:
 
 def _released(cluster: Cluster) -> Problems:
     for name in TARGETS:
-        if not cluster.settings[f"images.{name}"]:
+        if not cluster.image(name):
             hint = f"nothing was released to {cluster.name} yet: mlops --env {cluster.name} images --push REGISTRY"
             yield UserError(f"images.{name}", "", hint)
 
@@ -238,8 +238,8 @@ def _images(cluster: Cluster, _: dict[str, Any], client: Callable[[str], Any]) -
     """In ECR, and for the architecture of the nodes."""
     ecr, architecture = client("ecr"), cluster.settings["nodes.architecture"]
     for name in TARGETS:
-        image = cluster.settings[f"images.{name}"]
-        repository, _, digest = image.partition("/")[2].partition("@")
+        image = cluster.image(name)
+        repository, digest = image.partition("/")[2].partition("@")[::2]
         if ".dkr.ecr." not in image:
             continue
         asked = {"repositoryName": repository, "imageIds": [{"imageDigest": digest}]}

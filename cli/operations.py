@@ -24,12 +24,13 @@ def images(
 ) -> None:
     """Build the images with docker, podman or buildah, then load them into the cluster or push them, to be deployed next."""
     from cli import images as made
-    from infra.images import TARGETS, released
+    from cli.delivery.builds import Build
+    from infra.images import TARGETS
     from training.registry import commit
 
     cluster, revision = state.require_cluster("images"), commit()
     present = cluster.images() if missing else ()
-    wanted = [name for name in TARGETS if cluster.settings[f"images.{name}"] not in present]
+    wanted = [name for name in TARGETS if cluster.image(name) not in present]
     options = ["--build-arg", f"COMMIT={revision}"]
     for name, path in (("pip.conf", pip_conf), ("ca.pem", ca)):
         options += ["--secret", f"id={name},src={path}"] if path else []
@@ -38,9 +39,7 @@ def images(
         if not push:
             made.load(list(found.values()), cluster.settings["cluster.context"])
     if push:
-        file = released(cluster.name)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"artifacts": found, "commit": revision}, indent=1) + "\n", "utf-8")
+        Build(commit=revision, artifacts=found).release(cluster.name)
     state.result({"images": found}, "\n".join(found.values()))
 
 

@@ -29,9 +29,9 @@ def running(environment: str) -> dict[str, str]:
         raise UserError("released", str(file), f"is not a build ({error}); restore it from git") from None
 
 
-def released(environment: str) -> Path:
+def released(environment: str, root: Path | None = None) -> Path:
     """Written by machines alone; that of the last environment is in git."""
-    return ROOT / "environments" / "released" / f"{environment}.json"
+    return (root or ROOT) / "environments" / "released" / f"{environment}.json"
 
 
 @cache

@@ -115,7 +115,7 @@ def render(stack: str, changes: Changes | None = None, preview: bool = False, pr
 
 
 def _render(project: Project, name: str, changes: Changes | None, preview: bool) -> Rendered:
-    nothing_released = _UNRELEASED if project == PLATFORM and name != "kind" and not images.running(name) else {}
+    nothing_released = _UNRELEASED if project == PLATFORM and not images.running(name) else {}
     values = project.configuration(name, nothing_released | (changes or {}))
     monitor = _Monitor(values, _referenced(project, name, values))
     settings.set_root_resource(None)  # ty: ignore[invalid-argument-type]

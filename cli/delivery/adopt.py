@@ -15,11 +15,12 @@ from cli.delivery import road as roads
 from cli.delivery.git import git
 from cli.delivery.github import GitHub
 from cli.delivery.road import Road
+from cli.delivery.upgrade import RECORD
 from mlops.errors import UserError
 from mlops.keys import Keyring, Role
 
 SWITCH, RUNNER = "MLOPS_ENVIRONMENTS", "MLOPS_RUNNER"
-BASE, _STACK = "environments/template.json", "environments/{}/Pulumi.{}.yaml"
+_STACK = "environments/{}/Pulumi.{}.yaml"
 _EXAMPLES, _EVIDENCE = "training/models/*/.example", "docs/proofs"
 _NO_NAME, _NO_OWNERS = "mlops", r"@your-org/[\w-]+"
 _NO_ACCOUNT = r"0{12}(?!:role/yours\b)"  # an example that only a person can replace, and that doctor names until then
@@ -133,13 +134,13 @@ class Adoption:
 
     def _base(self) -> str:
         """The version of the template that this is a copy of: a repository that was made from it began with its files."""
-        if known := self._text(BASE):
+        if known := self._text(RECORD):
             return json.loads(known)["commit"]
         first = git("rev-list", "--max-parents=0", "HEAD", root=self.root).splitlines()[-1]
         began = git("ls-tree", "--name-only", first, roads.FILE, root=self.root)
         commit = first if began else git("rev-parse", "HEAD", root=self.root)
         record = {"commit": commit, "tree": git("rev-parse", f"{commit}^{{tree}}", root=self.root)}
-        self._write(BASE, json.dumps(record, indent=2) + "\n")
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         return commit
 
     def _evidence(self, base: str) -> list[str]:

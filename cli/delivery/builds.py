@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +13,7 @@ from cli.delivery.road import Road
 from infra.images import released
 from mlops.attestations import payload, seal, unseal
 from mlops.bundle import canonical
+from mlops.environment import ROOT
 from mlops.errors import UserError, VerificationError, explain
 from mlops.keys import Role
 from mlops.releases import author
@@ -60,6 +62,12 @@ class Build(BaseModel):
         if not file.exists():
             raise UserError("released", str(file), "is missing: nothing was promoted yet")
         return cls.parse(file.read_text("utf-8"), str(file))
+
+    def release(self, environment: str, root: Path = ROOT) -> None:
+        """What the platform's program deploys next from `root`."""
+        file = released(environment, root)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(self.text, "utf-8")
 
     @property
     def text(self) -> str:

@@ -66,14 +66,14 @@ def held(road: Road, stack: str, folder: Path) -> Iterator[tuple[dict[str, Any],
 
 def _is_dead(lock: dict[str, Any], owner: dict[str, Any]) -> bool:
     if not os.environ.get("GITHUB_ACTIONS"):  # there another machine can have the same name
-        return lock.get("hostname") == socket.gethostname() and not _exists(int(lock["pid"]))
+        return lock.get("hostname") == socket.gethostname() and not exists(int(lock["pid"]))
     if not owner.get("run") or lock.get("hostname") != owner["host"]:
         return False
     began, locked = (datetime.fromisoformat(each) for each in (owner["at"], lock["timestamp"]))
     return locked >= began and GitHub().run(owner["run"], owner["attempt"])["status"] == "completed"
 
 
-def _exists(pid: int) -> bool:
+def exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -149,7 +149,8 @@ def _diff(old: Any, new: Any) -> str:
 
 
 def _rendered(folder: Path, stack: str) -> list[dict[str, Any]]:
-    if not (folder / "environments" / _file(stack)).exists():
+    kind, _, name = stack.rpartition("/")
+    if not (folder / "environments" / kind / f"Pulumi.{name}.yaml").exists():
         return []
     done = _python(folder, "infra.render", stack)
     if done.returncode:
@@ -157,11 +158,6 @@ def _rendered(folder: Path, stack: str) -> list[dict[str, Any]]:
             f"{'this branch' if folder == ROOT else 'main'} cannot be rendered: {done.stderr.strip()[-1500:]}"
         )
     return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def _file(stack: str) -> str:
-    folder, _, name = stack.rpartition("/")
-    return f"{folder}/Pulumi.{name}.yaml" if folder else f"Pulumi.{name}.yaml"
 
 
 def _dollars(folder: Path, environment: str) -> float | None:

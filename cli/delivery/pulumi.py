@@ -15,7 +15,8 @@ def stacks(environment: str) -> list[str]:
 
 def pulumi(stack: str, *words: str, folder: Path = ROOT, quiet: bool = True) -> subprocess.CompletedProcess[str]:
     """`quiet`: what it says is returned, else shown."""
-    if stack.startswith("aws/") or folder != ROOT:
+    runs_program = words[0] not in ("backend", "cancel")
+    if runs_program and (stack.startswith("aws/") or folder != ROOT):
         target = "aws" if stack.startswith("aws/") else "install"
         subprocess.run(["make", "-s", target], cwd=folder, check=True, stdout=sys.stderr)
     command = [str(folder / "environments" / "pulumi"), stack, *words]

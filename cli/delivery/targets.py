@@ -23,7 +23,7 @@ from cli.delivery.builds import Build
 from cli.delivery.git import worktree
 from cli.delivery.pulumi import pulumi
 from cli.delivery.road import Road
-from infra.images import TARGETS, released
+from infra.images import TARGETS
 from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
@@ -71,9 +71,7 @@ class OnCluster(Target):
 
     def run(self, stack: str, build: Build, say: Callable[[str], None]) -> None:
         folder = worktree(build.commit)
-        file = folder / released(self._cluster.name).relative_to(ROOT)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(build.text, "utf-8")
+        build.release(self._cluster.name, folder)
         locks.recover(self._road, stack, folder, say)
         lease = locks.Lease(self._road, self._cluster.name)
         lease.begin()
@@ -164,7 +162,7 @@ class OnMachine(Target):
 def _alive(pid: int) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    return subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode == 0
+    return locks.exists(pid)
 
 
 def _run(environment: str, folder: Path, variables: dict[str, str], *words: str, data: bytes | None = None) -> bytes:

@@ -12,17 +12,11 @@ from typing import Any
 from cli.delivery.preview import Gate
 from environments.local.platform import Platform
 from mlops.environment import ROOT, Environment, models
-from mlops.errors import UserError
 
 
 def train(environment: str, model: str) -> tuple[dict[str, Any], int]:
     """`mlops train` there; its answer and exit code."""
-    words = ["--env", environment, "--json", *(["--model", model] if model else []), "train"]
-    done = subprocess.run([sys.executable, "-m", "cli", *words], stdout=subprocess.PIPE, text=True)
-    try:
-        return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")), done.returncode
-    except (StopIteration, ValueError):
-        raise UserError("train", done.returncode, "ended without an answer; see the log above") from None
+    return _mlops(ROOT, "--env", environment, *(["--model", model] if model else []), "train")
 
 
 def compare(before: Path, say: Callable[[str], None]) -> list[Gate]:
@@ -45,21 +39,24 @@ def _compared(name: str, before: Path, say: Callable[[str], None]) -> Gate:
             then: dict[str, Any] = {}
             if (before / "training" / "models" / name).exists():
                 say(f"{name}: train main")
-                then = _mlops(before, "train")
+                then, _ = _mlops(before, "train")
                 if then.get("gate") == "passed":
                     _mlops(before, "release", then["digest"], "--why", "main")
             say(f"{name}: train this branch")
-            now = _mlops(ROOT, "train")
+            now, _ = _mlops(ROOT, "train")
     if "gate" not in now:
         return Gate(model=name, decision="not reached", reasons=[now["error"]["hint"][:2000]])
     metrics = {key: (then.get("metrics", {}).get(key), value) for key, value in now["metrics"].items()}
     return Gate(model=name, decision=now["gate"], reasons=now["reasons"], metrics=metrics)
 
 
-def _mlops(folder: Path, *words: str) -> dict[str, Any]:
-    env = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "--json", *words], cwd=folder, env=env, stdout=subprocess.PIPE, text=True
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return found[0] if found else {"error": {"hint": f"exit code {done.returncode}"}}
+def _mlops(folder: Path, *words: str) -> tuple[dict[str, Any], int]:
+    """The first thing that a command of that folder's code answers, and its exit code."""
+    command, env = [sys.executable, "-m", "cli", "--json", *words], os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
+    silent = {
+        "error": {"key": words[-1], "value": done.returncode, "hint": "ended without an answer; see the log above"}
+    }
+    return next(
+        (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")), silent
+    ), done.returncode

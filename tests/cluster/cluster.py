@@ -92,4 +92,4 @@ def secret(name: str, key: str) -> str:
 def images_present() -> bool:
     cluster = Cluster.of("kind")
     assert cluster
-    return {cluster.settings[f"images.{name}"] for name in TARGETS} <= cluster.images()
+    return {cluster.image(name) for name in TARGETS} <= cluster.images()

@@ -60,7 +60,9 @@ class Fork:
         return self._adopted()
 
     def _adopted(self) -> Fork:
-        """With the keys that `mlops adopt` would make, and a small model."""
+        """With the keys that `mlops adopt` would make, and a small model; without the workflows that are no part of the road."""
+        for name in ("ci.yml", "comment.yml"):
+            (self.work / ".github" / "workflows" / name).unlink()
         shutil.rmtree(self.work / "environments" / "aws")
         self.change(
             "environments/delivery.yaml",

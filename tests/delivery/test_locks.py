@@ -25,8 +25,6 @@ pytestmark = pytest.mark.skipif(act() is None, reason="act is not installed: go 
 def fork(tmp_path: Path) -> Iterator[Fork]:
     with Forge(tmp_path / "forge") as forge:
         fork = Fork(tmp_path / "fork", forge).on_clusters()
-        for name in ("ci.yml", "comment.yml"):
-            (fork.work / ".github" / "workflows" / name).unlink()
         forge.variables["MLOPS_ENVIRONMENTS"] = json.dumps(STAGES)
         fork.commit("made from the template")
         yield fork

@@ -18,15 +18,12 @@ from tests.delivery.fork import STAGES, Fork
 from tests.delivery.runner import Run, act
 
 pytestmark = pytest.mark.skipif(act() is None, reason="act is not installed: go install github.com/nektos/act")
-_ONLY_SHOWN = ("ci.yml", "comment.yml")  # they have tests of their own
 
 
 @pytest.fixture
 def fork(tmp_path: Path) -> Iterator[Fork]:
     with Forge(tmp_path / "forge") as forge:
         fork = Fork(tmp_path / "fork", forge).on_clusters()
-        for name in _ONLY_SHOWN:
-            (fork.work / ".github" / "workflows" / name).unlink()
         fork.commit("made from the template")
         yield fork
         assert forge.problems == []

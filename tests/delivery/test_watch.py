@@ -23,8 +23,6 @@ def test_a_finding_is_one_issue_updated_and_closed(tmp_path: Path) -> None:
         forge.path.insert(0, Path(__file__).parent / "bin_fresh")
         forge.env["FORGE_UV"] = str((fork.bin / "uv").resolve())
         forge.variables["MLOPS_ENVIRONMENTS"] = '["dev"]'
-        for name in ("ci.yml", "comment.yml"):
-            (fork.work / ".github" / "workflows" / name).unlink()
         fork.commit("made from the template")
         forge.push(fork.work)
         drift, locks = (

@@ -16,8 +16,6 @@ PUSHES, STEPS = 10, 20
 def prove(folder: Path) -> dict[str, Any]:
     with Forge(folder / "forge") as forge:
         fork = Fork(folder / "fork", forge).on_clusters()
-        for name in ("ci.yml", "comment.yml"):
-            (fork.work / ".github" / "workflows" / name).unlink()
         forge.variables["MLOPS_ENVIRONMENTS"] = json.dumps(STAGES)
         fork.commit("made from the template")
         forge.push(fork.work)

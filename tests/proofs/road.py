@@ -22,8 +22,6 @@ from tests.delivery.runner import Run
 def prove(folder: Path) -> dict[str, Any]:
     with Forge(folder / "forge") as forge:
         fork = Fork(folder / "fork", forge).on_machines()
-        for name in ("ci.yml", "comment.yml"):
-            (fork.work / ".github" / "workflows" / name).unlink()
         fork.commit("made from the template")
         try:
             story = Story(fork)

@@ -59,7 +59,7 @@ def prove(folder: Path) -> dict[str, Any]:
     use(cluster)
     before, other = workloads(), "docker.io/library/mlops-app:next"
     if shutil.which("ctr"):  # the same image under another name; elsewhere it is built again
-        same = ["ctr", "-n", "k8s.io", "images", "tag", "--force", cluster.settings["images.app"], other]
+        same = ["ctr", "-n", "k8s.io", "images", "tag", "--force", cluster.image("app"), other]
         subprocess.run(same, check=True, capture_output=True)
         real.until(lambda: other in cluster.images(), 300)  # the node says so now and then
     found |= {
@@ -177,7 +177,7 @@ def collect(folder: Path, cluster: Cluster, state: Path, arguments: set[bytes]) 
             log = real.mlops_namespace("logs", pod, "--all-containers", which, check=False)
             (folder / "logs" / f"{pod}{which}").write_text(log)
     for part in images.TARGETS:  # layers, and how each was made
-        images.save(cluster.settings[f"images.{part}"], folder / f"image-{part}.tar")
+        images.save(cluster.image(part), folder / f"image-{part}.tar")
     if state.exists():
         shutil.copytree(state, folder / "state")
 
