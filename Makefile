@@ -24,7 +24,7 @@ ENV ?= kind
 # An environment on AWS has a file for infra/aws.
 ON_AWS := $(wildcard environments/aws/Pulumi.$(ENV).yaml)
 
-.PHONY: help install aws demo up test lint format bench prove account deploy destroy lock clean
+.PHONY: help install aws demo year up test lint format bench prove account deploy destroy lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,6 +57,9 @@ aws: install $(INSTALLED_AWS) ## and .venv-aws
 
 demo: install ## the whole life of a model on real data, each step proved; writes a report
 	$(BIN)/python -m environments.local.demo
+
+year: install ## the example's year in some 15 minutes: drift, trainings, and what they do for callers
+	$(BIN)/python -m environments.local.year
 
 up: install ## run the platform on this machine until Ctrl-C
 	$(BIN)/mlops run

@@ -47,6 +47,7 @@ class Batch:
     rows: Sequence[Any]
     scores: list[float]
     key: str | None = None  # the caller's own entity, if the contract names none
+    caller: str | None = None  # the id of its API key
     arms: list[int] | None = None
     results: list[Result | None] = field(default_factory=list)
     answers: dict[int, float] = field(default_factory=dict)

@@ -9,13 +9,14 @@ from prometheus_client.registry import Collector
 from mlops import profile
 from mlops.model import Model
 
-_LABELS = ["feature", "bin", "tier"]
+_LABELS = ["feature", "bin", "tier", "model_version"]
 
 
 class Bins(Collector):
     """Counts served rows in the bins of the model's profile, so that Prometheus can compute PSI over replicas.
 
-    A new model starts at zero. The tier (integrity, season, score) says whether a shift is an alarm.
+    A bin is a position in the profile of one model, so each version has its own series, which start at zero. The tier
+    (integrity, season, score) says whether a shift is an alarm.
     """
 
     def __init__(self, registry: CollectorRegistry):
@@ -45,7 +46,8 @@ class Bins(Collector):
                 bins = model.profile["bins"][name]
                 tier = model.contract.features[name].drift if name in model.contract.features else "score"
                 for label, n, share in zip(profile.names(bins), counts.tolist(), bins["expected"], strict=True):
-                    rows.add_metric([name, label, tier], n)
-                    expected.add_metric([name, label, tier], share)
+                    labels = [name, label, tier, model.digest]
+                    rows.add_metric(labels, n)
+                    expected.add_metric(labels, share)
         yield rows
         yield expected

@@ -67,7 +67,7 @@ class Predict:
     async def _answer(self, scope: Any, receive: Any) -> bytes:
         if scope["method"] != "POST":
             raise HttpError(405, "POST a JSON body", {"allow": "POST"})
-        self._auth.check(header(scope, b"authorization"), "predict")
+        caller = self._auth.check(header(scope, b"authorization"), "predict")
         body = await read_body(receive, self._settings.max_body_bytes)
         live = self._watcher.live
         if live is None:
@@ -82,7 +82,7 @@ class Predict:
                 scores = await asyncio.to_thread(model.score, rows)
         if not all(map(math.isfinite, scores)):
             raise HttpError(500, "the model returned a non-finite score")
-        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key)
+        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key, caller)
         self._metrics.predictions.inc(len(rows))
         if live.challenger is None:
             self._log.add(batch)

@@ -1,6 +1,5 @@
 import contextlib
 import fcntl
-import hashlib
 import logging
 import secrets
 import threading
@@ -19,7 +18,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from mlops import log_schema
 from mlops.errors import UserError
-from mlops.log_schema import OutcomeRecord, PredictionRecord
+from mlops.log_schema import OutcomeRecord, PredictionRecord, hashed
 from mlops.store import Store
 
 log = logging.getLogger("app.prediction_log")
@@ -205,8 +204,7 @@ def _record(
     contract, row = batch.live.model.contract, batch.rows[position]
     values = msgspec.structs.asdict(row)
     kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
-    for name in contract.logged["hash"]:
-        kept[name] = hashlib.sha256(str(values[name]).encode()).hexdigest()[:16]
+    kept |= {name: hashed(values[name]) for name in contract.logged["hash"] if values[name] is not None}
     result = batch.results[position] if batch.results else None
     score, seconds, fault = result or Result(None, None, None)
     return PredictionRecord(
@@ -215,5 +213,5 @@ def _record(
         entity=contract.entity_of(row) or batch.key, event=contract.event_of(row),
         arm=batch.arms[position] if batch.arms else None,
         champion_score=batch.scores[position] if result else None, challenger_score=score,
-        challenger_seconds=seconds, fault=fault,
+        challenger_seconds=seconds, fault=fault, caller=batch.caller,
     )  # fmt: skip

@@ -129,12 +129,14 @@ class Cluster:
         return subprocess.run(self.kubectl("exec", "-i", _CONTROLLER, "--", *command), input=data).returncode
 
     def train(self, words: Sequence[str]) -> int:
-        """A Job from the CronJob's template; its log is followed to the end, its exit code returned."""
+        """`mlops train` or `retrain` as a Job from the CronJob's template; its log is followed to the end, its exit code
+        returned."""
         self._wait_for("deploy/tracking")
         template = self.get("cronjob", "training")["spec"]["jobTemplate"]
         name = time.strftime("training-%Y%m%d-%H%M%S", time.gmtime())
         container = template["spec"]["template"]["spec"]["containers"][0]
-        container["env"].append({"name": "MLOPS_COMMAND", "value": f"mlops --env {self.name}"})
+        told = {"MLOPS_COMMAND": f"mlops --env {self.name}", "MLOPS_BY": author()}
+        container["env"] += [{"name": name, "value": value} for name, value in told.items()]
         container |= {"command": ["python", "-m", "cli"], "args": list(words)}
         job = {"apiVersion": "batch/v1", "kind": "Job", "spec": template["spec"]}
         job["metadata"] = {"name": name, **template["metadata"]}

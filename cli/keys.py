@@ -23,7 +23,9 @@ signing_keys = typer.Typer(no_args_is_help=True, help="Keys that sign trainings 
 @api_keys.command("new")
 def new_api_key(
     name: Annotated[str, typer.Argument(help="Who uses it.")],
-    scope: Annotated[list[str] | None, typer.Option(help="predict, outcomes; both if not given.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="predict, outcomes (both if not given), status, analysis.")
+    ] = None,
     expires_days: Annotated[float | None, typer.Option(help="Lifetime in days.")] = None,
     per_second: Annotated[float, typer.Option(help="Rate limit of its requests.", min=0.001)] = 1000,
 ) -> None:

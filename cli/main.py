@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from cli import IGNORED, bundle, keys, operations, rollout, rotate
+from cli import IGNORED, bundle, governance, keys, operations, rollout, rotate, runs, watching
 from cli.cluster import Cluster
 from cli.delivery import verbs
 from cli.terminal import Why, err, state
@@ -32,6 +32,13 @@ app.command()(verbs.upgrade)
 app.add_typer(keys.api_keys, name="api-key")
 app.add_typer(keys.signing_keys, name="signing-key")
 app.command()(rollout.experiment)
+app.command()(governance.audit)
+app.command()(governance.forget)
+app.command()(runs.runs)
+app.command()(runs.compare)
+app.command()(watching.drift)
+app.command()(watching.quality)
+app.command()(watching.retrain)
 for verb in operations.VERBS:
     app.command(**operations.OPTIONS.get(verb.__name__, {}))(verb)
 _LOCAL = ("run", "init", "tune", "score")
@@ -64,7 +71,7 @@ def common(
         raise UserError("env", cluster.name, f"is a cluster; {verb} runs on this machine: leave --env out")
     if verb in ("predict", "replay"):
         cluster.reach()
-    elif verb == "train":
+    elif verb in ("train", "retrain"):
         raise typer.Exit(cluster.train(words))
     elif verb == "signing-key" and "list" not in words:
         context.with_resource(cluster.keyring())

@@ -1,10 +1,14 @@
 """Rollouts in progress, and A/B experiments."""
 
-from typing import Annotated
+import sys
+from contextlib import nullcontext, suppress
+from typing import Annotated, Any
 
 import typer
+from rich.live import Live
+from rich.table import Table
 
-from cli.terminal import Why, state, verdict_table
+from cli.terminal import Why, out, state, verdict_table
 from mlops.errors import UserError
 from mlops.releases import Release, describe
 from mlops.verdict import Verdict
@@ -13,13 +17,39 @@ app = typer.Typer(no_args_is_help=True, help="The rollout in progress: status, p
 
 
 @app.command()
-def status() -> None:
+def status(watch: Annotated[bool, typer.Option("--watch", help="Again and again, until it ends.")] = False) -> None:
     """The judge's verdict now, with its figures."""
     from monitoring.analysis import examine
 
-    release, verdict = examine(state.model)
+    if watch:
+        _watch()
+    else:
+        state.result(*_shown(*examine(state.model)))
+
+
+def _watch() -> None:
+    """A table that changes, or where that is no terminal one answer for each change; then how it ended."""
+    from monitoring.analysis import looks
+
+    model, last = state.model, None
+    piped = state.as_json or not out.is_terminal
+    with suppress(KeyboardInterrupt), nullcontext() if piped else Live(console=out, auto_refresh=False) as live:
+        for look in looks(model):
+            value, table = _shown(*look)
+            if live:
+                live.update(table, refresh=True)
+            elif look != last:
+                state.result(value, table)
+                sys.stdout.flush()
+            last = look
+    if (ended := model.releases.current()) and last and ended.rollout != last[0].rollout:
+        text = f"revision {ended.revision}: {describe(ended)}, by {ended.by}: {ended.why}"
+        state.result({"release": ended.model_dump(mode="json")}, text)
+
+
+def _shown(release: Release, verdict: Verdict) -> tuple[dict[str, Any], Table]:
     value = {"release": release.model_dump(mode="json"), "verdict": verdict.as_dict()}
-    state.result(value, verdict_table(describe(release), value["verdict"]))
+    return value, verdict_table(describe(release), value["verdict"])
 
 
 @app.command()

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 # Keys of the bucket by identity. None may delete a bundle, an attestation or a release; who trains writes no release.
 IDENTITIES = {
     "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*", "replicas/*"]},
-    "training": {"read": ["models/*", "data/*"], "write": ["models/*/bundles/*", "models/*/attestations/*"]},
+    "training": {
+        "read": ["models/*", "data/*", "predictions/*", "outcomes/*"],
+        "write": [f"models/*/{each}/*" for each in ("bundles", "attestations", "reports", "retrainings")],
+    },
     "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
     "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*", "replicas/*"]},
     "setup": {"read": ["access/*"], "write": ["access/*"]},

@@ -60,6 +60,7 @@ class Platform:
             found["prometheus"] = self._forward("prometheus")
         if bundled and settings.grafana.enabled:
             found["grafana"] = f"{self._forward('grafana')}   # http://127.0.0.1:3000, user admin"
+        found["status"] = f"{self._forward('controller')}   # http://127.0.0.1:{PORTS['controller']}, any name, apiKey"
         return found | {"next": f".venv/bin/mlops --env {settings.environment} status"}
 
     def _forward(self, service: str) -> str:

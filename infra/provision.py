@@ -123,8 +123,7 @@ def bucket(environment: Environment, client_key: str) -> None:
     """In the bundled bucket: the bucket, its identities and their rights. Always: the client's API key."""
     if "ROOT_ACCESS_KEY_ID" in os.environ:
         _bundled_bucket(urlsplit(environment.bucket).netloc, os.environ["AWS_ENDPOINT_URL"])
-    if access.sha256(client_key) not in {key.sha256 for key in access.read(environment.store)}:
-        access.new(environment.store, "client", ["predict", "outcomes"], per_second=100_000, secret=client_key)
+    access.ensure(environment.store, "client", access.CLIENT, per_second=100_000, secret=client_key)
 
 
 def _bundled_bucket(name: str, endpoint: str) -> None:

@@ -1,4 +1,5 @@
-"""Signed claims about a bundle: in-toto statements in DSSE envelopes, one object each, never changed."""
+"""Signed claims about a bundle, or about a record of the release log: in-toto statements in DSSE envelopes, one object
+each, never changed."""
 
 import hashlib
 import json
@@ -20,8 +21,10 @@ _MAX_ATTESTATIONS = 1000
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "urn:mlops:{}:v1"
-_SIGNER: dict[str, Role] = {"built": "build", "gate": "build", "approved": "approve"}
-Kind = Literal["built", "gate", "approved"]
+_SIGNER: dict[str, Role] = {
+    "built": "build", "gate": "build", "approved": "approve", "released": "approve", "judged": "approve"
+}  # fmt: skip
+Kind = Literal["built", "gate", "approved", "released", "judged"]
 
 
 class Claim(Protocol):
@@ -33,7 +36,8 @@ Found = TypeVar("Found", bound=Claim)
 
 
 class Attestation(BaseModel):
-    """`built`: by this training; `gate`: its verdict and report; `approved`: may be served in `environment`."""
+    """`built`: by this training; `gate`: its verdict and report; `approved`: may be served in `environment`. `released`: a
+    record of the release log, word for word; `judged`: the judge's verdict on the challenger that led to a record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,10 +66,11 @@ class Attestation(BaseModel):
 
 
 def attest(model: RegisteredModel, kind: Kind, digest: str, **more: Any) -> Attestation:
-    """Sign an attestation and put it beside the bundle."""
+    """Sign an attestation and put it beside the bundle, or with those about the record that `details` names."""
     attestation = Attestation(kind=kind, model=model.name, digest=digest, at=datetime.now(UTC), **more)
     signed = seal(attestation.payload(), model.keyring, _SIGNER[kind], attestation.environment)
-    model.store.put_new(f"{_folder(model, digest)}/{kind}-{signed.name}", signed.envelope)
+    about = attestation.details["revision"] if kind in ("released", "judged") else digest
+    model.store.put_new(f"{_folder(model, about)}/{kind}-{signed.name}", signed.envelope)
     return attestation
 
 
@@ -89,12 +94,19 @@ def seal(payload: bytes, keyring: Keyring, role: Role, environment: str | None) 
     return Signed(f"{hashlib.sha256(payload).hexdigest()[:16]}.json", json.dumps(envelope.to_dict()).encode())
 
 
-def _folder(model: RegisteredModel, digest: str) -> str:
-    return f"{model.folder}/attestations/{digest}"
+def _folder(model: RegisteredModel, about: str | int) -> str:
+    """Records have one of their own: a champion has any number of them, and an app reads all about its bundle."""
+    return f"{model.folder}/" + (f"attestations/{about}" if isinstance(about, str) else f"signed/{about:08d}")
 
 
-def _verify(raw: bytes, keyring: Keyring) -> Attestation:
-    return unseal(raw, keyring, Attestation.from_payload, lambda found: (_SIGNER[found.kind], found.environment))
+def _verify(raw: bytes, model: RegisteredModel) -> Attestation:
+    def parse(payload: bytes) -> Attestation:
+        found = Attestation.from_payload(payload)
+        if found.environment not in (None, model.environment):  # its key need not be known here
+            raise VerificationError("environment", "environment", found.environment, f"is not {model.environment!r}")
+        return found
+
+    return unseal(raw, model.keyring, parse, lambda found: (_SIGNER[found.kind], found.environment))
 
 
 def unseal(
@@ -127,21 +139,19 @@ def unseal(
     return found
 
 
-def read(model: RegisteredModel, digest: str) -> tuple[list[Attestation], list[VerificationError]]:
-    """The valid attestations about a bundle that count in the model's environment, oldest first, and why the others do
-    not."""
+def read(model: RegisteredModel, about: str | int) -> tuple[list[Attestation], list[VerificationError]]:
+    """The valid attestations about a bundle (its digest) or a record of the release log (its revision) that count in the
+    model's environment, oldest first, and why the others do not."""
     good, bad = [], []
-    keys = model.store.keys(_folder(model, digest))
+    keys = model.store.keys(_folder(model, about))
     if len(keys) > _MAX_ATTESTATIONS:
         hint = f"are too many to read about one bundle: {_MAX_ATTESTATIONS} are allowed"
-        raise VerificationError("attestation", "attestations", len(keys), hint)
+        return [], [VerificationError("attestation", "attestations", len(keys), hint)]
     for key in keys:
         try:
-            attestation = _verify(model.store.get(key, _MAX_BYTES) or b"", model.keyring)
-            if attestation.environment not in (None, model.environment):
-                name = attestation.environment
-                raise VerificationError("environment", "environment", name, f"is not {model.environment!r}")
-            if (attestation.model, attestation.digest) != (model.name, digest):
+            attestation = _verify(model.store.get(key, _MAX_BYTES) or b"", model)
+            subject = attestation.digest if isinstance(about, str) else attestation.details.get("revision")
+            if (attestation.model, subject) != (model.name, about):
                 hint = f"is about {attestation.model} {attestation.digest[:12]}"
                 raise VerificationError("attestation", "attestation", key, hint)
             good.append(attestation)

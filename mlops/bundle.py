@@ -1,6 +1,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -72,6 +73,7 @@ class _Profile(msgspec.Struct):
     bins: dict[str, _Bins]
     watched: Annotated[list[str], msgspec.Meta(max_length=MAX_WATCHED)]  # features whose bins are served as metrics
     levels: dict[str, Annotated[list[str], msgspec.Meta(min_length=1)]]
+    days: dict[date, dict[str, list[int]]] = {}  # rows of the training by day, watched feature and bin
 
     def fits(self, contract: Contract) -> None:
         """Requests are validated and counted by it, so it must be about this contract's columns."""
@@ -90,6 +92,10 @@ class _Profile(msgspec.Struct):
                 raise ValueError(f"the bins of {name} are not apart")
             if len(bins.expected) != len(cuts) + 2 or len(cuts) > _MAX_BINS:
                 raise ValueError(f"the bins of {name} do not fit their shares")
+        counted = {name: len(self.bins[name].expected) for name in (*self.watched, "score")}
+        for day, rows in self.days.items():
+            if {name: len(counts) for name, counts in rows.items()} != counted:
+                raise ValueError(f"the rows of {day} do not fit the bins")
 
 
 def folder(model: RegisteredModel, digest: str) -> str:

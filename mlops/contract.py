@@ -164,6 +164,28 @@ class Judge(_Strict):
         return weights
 
 
+class Drift(_Strict):
+    """Bounds of the drift analysis; what lies beyond one is an alarm if chance alone does not explain it."""
+
+    window_days: int = Field(default=14, ge=5, le=366)
+    max_psi: float = Field(default=0.1, gt=0)  # of a feature against the training
+    max_rise: float = Field(default=0.02, gt=0, lt=1)  # of the share of missing or unknown values
+    max_rise_season: float = Field(default=0.1, gt=0, lt=1)  # of a seasonal feature: no wind has no direction
+
+
+class Retraining(_Strict):
+    """When the platform makes a new model by itself, from the prediction log and its outcomes."""
+
+    every_days: int = Field(default=30, ge=0)  # a training by the calendar; 0: none
+    max_gap: float = Field(default=0.03, gt=0)  # between scores and matured outcomes: beyond it, it is recalibrated
+    min_z: float = Field(default=3.0, gt=0)  # and beyond chance, in standard errors by day
+    window_days: int = Field(default=14, ge=7)
+    cooldown_days: int = Field(default=28, ge=1)
+    max_a_year: int = Field(default=12, ge=0)  # 0: never by itself
+    min_rows: int = Field(default=2000, ge=100)  # fresh ones with an outcome
+    release: Literal["rollout", "challenger", "none"] = "rollout"  # of what passed the gate; challenger: paused in shadow
+
+
 class Golden(_Strict):
     """A fact about the data (`where` selects rows, `expect` are their values), or about the model (`row` against `row`
     with `change`: the score must rise or fall by `by`)."""
@@ -201,8 +223,11 @@ class Contract(_Strict):
     slices: list[str] = []
     windows: Windows = Windows(train=Window(start=0.0, end=0.7), holdout=Window(start=0.7, end=1.0))
     quarantine_limit: float = Field(default=0.01, ge=0, le=1)
+    retention_days: int | None = Field(default=None, ge=1)  # of the prediction log and its outcomes; None: for ever
     gate: Gate = Gate()
     judge: Judge = Judge()
+    drift: Drift = Drift()
+    retraining: Retraining = Retraining()
     golden: list[Golden] = []
 
     @field_validator("task", mode="before")
@@ -275,6 +300,17 @@ class Contract(_Strict):
         known = [feature.known_at for feature in self.features.values() if feature.known_at != "request"]
         names = [*([self.time.column] if self.time else []), *known, *([self.outcome_at] if self.outcome_at else [])]
         return list(dict.fromkeys(names))
+
+    @property
+    def rollout_days(self) -> int:
+        """From a model's training until callers have it."""
+        return self.judge.min_days + 2
+
+    @property
+    def recalibration_days(self) -> int:
+        """So many that a champion was not trained on: the held-out ones, and before the first of them an intercept's window
+        and a rollout."""
+        return self.gate.min_days + self.rollout_days + self.retraining.window_days
 
     @property
     def zone(self) -> str:

@@ -134,8 +134,14 @@ class Keyring:
 
 class _KmsSigner(AWSSigner):
     def __init__(self, kms: str, public: SSlibKey):
+        import boto3
+        from botocore.config import Config
+
         with _asking(kms):
             super().__init__(kms, public)
+            # By default boto3 tries for minutes, and the judge signs too.
+            patience = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 2})
+            self.client = boto3.client("kms", config=patience)
 
     def sign(self, payload: bytes) -> Signature:
         with _asking(self.aws_key_id, "; kms:Sign must be allowed"):

@@ -1,5 +1,6 @@
 """The records of the prediction log and of the outcomes, and segments of them that a crash cannot make unreadable."""
 
+import hashlib
 import os
 import time
 import zlib
@@ -15,7 +16,7 @@ class PredictionRecord(msgspec.Struct, omit_defaults=True):
     seconds; `model_version` (a digest) and `score` are what the caller got; `features` are those the contract keeps.
 
     In a rollout `arm` is the model assigned to the row (1: the challenger), the scores are both models', and `fault` is
-    why the challenger has none (error, nan, slow, died) or was not called (busy, dropped).
+    why the challenger has none (error, nan, slow, died) or was not called (busy, dropped). `caller`: the id of the API key.
     """
 
     id: str
@@ -32,6 +33,7 @@ class PredictionRecord(msgspec.Struct, omit_defaults=True):
     challenger_score: float | None = None
     challenger_seconds: float | None = None
     fault: str | None = None
+    caller: str | None = None
 
 
 class OutcomeRecord(msgspec.Struct):
@@ -40,6 +42,11 @@ class OutcomeRecord(msgspec.Struct):
     id: str
     value: float
     at: float
+
+
+def hashed(value: Any) -> str:
+    """What the log has of a feature that the contract hashes."""
+    return hashlib.sha256(str(value).encode()).hexdigest()[:16]
 
 
 _encode = msgspec.json.Encoder().encode

@@ -17,9 +17,10 @@ from mlops.sandbox import run_in_sandbox
 
 def release(
     model: RegisteredModel, prefix: str, why: str, mode: Mode = "full", breaking: bool = False,
-    weight: float | None = None, cohort: dict[str, str] | None = None,
+    weight: float | None = None, cohort: dict[str, str] | None = None, paused: bool = False,
 ) -> Release:  # fmt: skip
-    """Verify digest, gate and origin again, sign the approval for this environment, write the next revision."""
+    """Verify digest, gate and origin again, sign the approval for this environment, write the next revision. `paused`: a
+    rollout waits for a person before it advances."""
     if weight is not None and mode not in ("canary", "ab"):
         raise UserError("weight", weight, f"is for --mode canary and ab; in mode {mode} one model answers all")
     digest = bundles.find(model, prefix)
@@ -37,12 +38,12 @@ def release(
         details = {"gate": gate.at.isoformat(), "why": why}
         attest(model, "approved", digest, verdict="passed", environment=model.environment, details=details)
     if mode == "full" or served is None:
-        return model.releases.append(digest, why)
+        return rollout.write(model, digest, why)
     if mode == "blue-green":
         return rollout.blue_green(model, served.digest, digest, why)
     if mode in ("canary", "ab") and weight is None:
         weight = 1.0 if cohort else 0.5 if mode == "ab" else served.contract.judge.weights[0]
-    return rollout.begin(model, served.digest, digest, why, mode=mode, weight=weight, cohort=cohort)
+    return rollout.begin(model, served.digest, digest, why, mode=mode, weight=weight, cohort=cohort, paused=paused)
 
 
 def champion(model: RegisteredModel) -> Bundle | None:
@@ -74,7 +75,7 @@ def rollback(model: RegisteredModel, why: str) -> Release:
                 bundles.read(model, previous.champion)
             except VerificationError:
                 continue
-            return model.releases.append(previous.champion, f"{why} (back to revision {previous.revision})")
+            return rollout.write(model, previous.champion, f"{why} (back to revision {previous.revision})")
     hint = "no other model that still verifies was observed serving; release one: mlops release DIGEST"
     raise UserError("rollback", current.champion[:12], hint)
 

@@ -1,6 +1,7 @@
 """The rollout of a challenger: shadow, canary by rising weights, promotion; it can be aborted at any step. Each step is
 one record of the release log."""
 
+import logging
 import secrets
 import time
 from collections.abc import Iterable
@@ -10,11 +11,14 @@ from typing import Any
 import msgspec
 
 from mlops import releases, replicas
+from mlops.attestations import attest
 from mlops.contract import Judge
 from mlops.errors import UserError
 from mlops.registered_model import RegisteredModel
-from mlops.releases import Release
+from mlops.releases import Mode, Release
+from mlops.verdict import Verdict
 
+log = logging.getLogger("rollout")
 _CONFIRM_SECONDS = 60.0
 _LEAD = timedelta(seconds=6)  # every replica has read the record by then: it polls every two seconds
 
@@ -27,13 +31,42 @@ def current(model: RegisteredModel) -> Release:
     return release
 
 
+def write(
+    model: RegisteredModel, champion: str, why: str, mode: Mode = "full", after: int | None = None,
+    verdict: Verdict | None = None, **more: Any,
+) -> Release:  # fmt: skip
+    """The next record of the release log, signed; `verdict`: the judge's, if it is written because of that.
+
+    Once written it is in force: a key that is missing or a KMS that does not answer neither hides that nor delays an abort.
+    """
+    written = model.releases.append(champion, why, mode, after, **more)
+    try:
+        _sign(model, written, verdict)
+    except Exception as error:
+        log.warning("revision %d is not signed: %s", written.revision, str(error)[:300])
+    return written
+
+
+def _sign(model: RegisteredModel, written: Release, verdict: Verdict | None) -> None:
+    details: dict[str, Any] = written.model_dump(mode="json", exclude_defaults=True)
+    if verdict:
+        judged = next(each for each in model.releases.read() if each.revision == written.revision - 1)
+        found = msgspec.json.decode(msgspec.json.encode(verdict.as_dict()))  # JSON has no NaN
+        found |= {"rollout": judged.rollout, "revision": written.revision}
+        short = "passed" if verdict.decision == "advance" else "refused"
+        about = judged.challenger or judged.champion
+        attest(model, "judged", about, verdict=short, environment=model.environment, details=found)
+        details["judged"] = verdict.decision
+    attest(model, "released", written.champion, environment=model.environment, details=details)
+
+
 def begin(model: RegisteredModel, champion: str, challenger: str, why: str, **more: Any) -> Release:
     """Put a challenger beside the champion. If it is there already the rollout keeps its id, and every entity its model."""
     before = model.releases.current()
     same = before is not None and (before.champion, before.challenger) == (champion, challenger)
     rollout = before.rollout if before and same else secrets.token_hex(4)
     last = model.releases.log.last()
-    return model.releases.append(champion, why, after=last, challenger=challenger, rollout=rollout, **more)
+    return write(model, champion, why, after=last, challenger=challenger, rollout=rollout, **more)
 
 
 def next_weight(release: Release, judge: Judge) -> float | None:
@@ -41,31 +74,33 @@ def next_weight(release: Release, judge: Judge) -> float | None:
     return next((weight for weight in judge.weights if weight > (release.weight or 0.0)), None)
 
 
-def advance(model: RegisteredModel, release: Release, judge: Judge, why: str) -> Release:
+def advance(
+    model: RegisteredModel, release: Release, judge: Judge, why: str, verdict: Verdict | None = None
+) -> Release:
     """The step after `release`. Raises ConflictError if another record was written meanwhile."""
     weight = next_weight(release, judge)
     if weight is None:
-        return promote(model, release, why)
+        return promote(model, release, why, verdict)
     fields = {"challenger": release.challenger, "rollout": release.rollout, "weight": weight}
-    return model.releases.append(release.champion, why, mode="canary", after=release.revision, **fields)
+    return write(model, release.champion, why, "canary", release.revision, verdict, **fields)
 
 
-def promote(model: RegisteredModel, release: Release, why: str) -> Release:
+def promote(model: RegisteredModel, release: Release, why: str, verdict: Verdict | None = None) -> Release:
     """The challenger becomes the champion."""
     assert release.challenger
-    return model.releases.append(release.challenger, why, after=release.revision)
+    return write(model, release.challenger, why, after=release.revision, verdict=verdict)
 
 
-def abort(model: RegisteredModel, release: Release, why: str) -> Release:
+def abort(model: RegisteredModel, release: Release, why: str, verdict: Verdict | None = None) -> Release:
     """The champion alone."""
-    return model.releases.append(release.champion, why, after=release.revision)
+    return write(model, release.champion, why, after=release.revision, verdict=verdict)
 
 
 def set_paused(model: RegisteredModel, paused: bool, why: str) -> Release:
     release = current(model)
     new = {"revision", "at", "by", "nonce", "why", "champion", "paused", "mode"}
     kept = release.model_dump(exclude=new, exclude_none=True)
-    return model.releases.append(release.champion, why, release.mode, after=release.revision, paused=paused, **kept)
+    return write(model, release.champion, why, release.mode, release.revision, paused=paused, **kept)
 
 
 def first_record(log: Iterable[Release], release: Release) -> Release:
@@ -82,23 +117,23 @@ def save_verdict(model: RegisteredModel, release: Release, verdict: dict[str, An
 
 def read_verdicts(model: RegisteredModel, rollout: str | None) -> list[dict[str, Any]]:
     """Oldest first."""
-    keys = [key for key in model.store.keys(f"{model.folder}/verdicts/{rollout}") if key.endswith(".json")]
+    names = model.store.keys(f"{model.folder}/verdicts/{rollout}")
+    keys = [key for key in names if key.endswith(".json") and not key.endswith("/series.json")]
     return sorted((msgspec.json.decode(model.store.get(key) or b"{}") for key in keys), key=lambda each: each["at"])
 
 
 def blue_green(model: RegisteredModel, blue: str, green: str, why: str) -> Release:
     """All replicas load green and confirm it; then all answer with it from one instant on, and keep blue loaded."""
-    log = model.releases
-    prepared = log.append(blue, f"{why} (prepare)", mode="blue-green", challenger=green)
+    prepared = write(model, blue, f"{why} (prepare)", "blue-green", challenger=green)
     deadline = time.monotonic() + _CONFIRM_SECONDS
     while late := _unconfirmed(model, prepared.revision, green):
         if time.monotonic() > deadline:
-            log.append(blue, f"called off: {', '.join(late)} did not confirm {green[:12]}", after=prepared.revision)
+            write(model, blue, f"called off: {', '.join(late)} did not confirm {green[:12]}", after=prepared.revision)
             hint = f"did not confirm {green[:12]} within {_CONFIRM_SECONDS:g} s; see their logs"
             raise UserError("replicas", ", ".join(late), hint)
         time.sleep(0.2)
     at = releases.now() + _LEAD
-    return log.append(green, why, "blue-green", after=prepared.revision, challenger=blue, activate_at=at)
+    return write(model, green, why, "blue-green", prepared.revision, challenger=blue, activate_at=at)
 
 
 def _unconfirmed(model: RegisteredModel, revision: int, digest: str) -> list[str]:

@@ -1,6 +1,7 @@
 """MLflow over its REST API, for what does not need its client library."""
 
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -16,6 +17,11 @@ def reachable(url: str) -> bool:
         return http(url, timeout=3).get("/health").status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def require_reachable(url: str) -> None:
+    if not reachable(url):
+        raise UserError("tracking", url, "MLflow does not answer there; start the platform: make up")
 
 
 class Tracking:
@@ -43,6 +49,15 @@ class Tracking:
                 changed.append(f"{alias}: version {current.get(alias, 'none')} becomes {wanted}")
         return changed
 
+    def runs(self, model: str, limit: int) -> list[dict[str, Any]]:
+        """The newest trainings first. What a run that did not end never logged is None."""
+        found = self._ask("GET", "/experiments/get-by-name", experiment_name=model)
+        if found is None:
+            return []
+        asked = {"experiment_ids": [found["experiment"]["experiment_id"]], "order_by": ["attributes.start_time DESC"]}
+        answer = self._ask("POST", "/runs/search", max_results=limit, **asked) or {}
+        return [_described(run["info"], run.get("data", {})) for run in answer.get("runs", [])]
+
     def _ask(self, method: str, path: str, **values: Any) -> dict[str, Any] | None:
         """None if it does not exist."""
         url = f"{_API}{path}"
@@ -52,3 +67,15 @@ class Tracking:
         if answer.status_code != 200:
             raise UserError("tracking", self._url, f"{path} answered {answer.status_code}: {answer.text[:200]}")
         return answer.json()
+
+
+def _described(info: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    tags, parameters, metrics = (
+        {each["key"]: each["value"] for each in data.get(kind, [])} for kind in ("tags", "params", "metrics")
+    )
+    return {
+        "run": info["run_id"], "at": datetime.fromtimestamp(int(info["start_time"]) / 1000, UTC),
+        "status": info["status"], "digest": tags.get("digest"), "gate": tags.get("gate"), "loss": metrics.get("loss"),
+        "train": parameters.get("train"), "holdout": parameters.get("holdout"),
+        "by": tags.get("mlflow.user"), "commit": tags.get("commit"),
+    }  # fmt: skip

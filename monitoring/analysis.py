@@ -1,5 +1,7 @@
 """A rollout as a person asks about it: how long it takes, its verdict now, and the result as a page."""
 
+import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def examine(model: RegisteredModel) -> tuple[Release, Verdict]:
     """The rollout in progress, judged now. Raises UserError if there is none."""
     release = rollout.current(model)
     return release, judge_now(model, release, *evidence_for(model, release.champion))
+
+
+def looks(model: RegisteredModel, seconds: float = 2.0) -> Iterator[tuple[Release, Verdict]]:
+    """The rollout in progress, judged again and again until it ends. Raises UserError if there is none."""
+    release: Release | None = rollout.current(model)
+    began, found = release.rollout, evidence_for(model, release.champion)
+    while release and release.in_rollout and release.rollout == began:
+        yield release, judge_now(model, release, *found)
+        time.sleep(seconds)
+        release = model.releases.current()
 
 
 def judge_now(model: RegisteredModel, release: Release, contract: Contract, evidence: Evidence) -> Verdict:
@@ -78,11 +90,16 @@ def few_entities(model: RegisteredModel, weight: float) -> str:
     return f"a share of {weight:.0%} of the last day's {n} entities is a matter of chance: it may be {shares}, …"
 
 
+def page_of(model: RegisteredModel, rollout_id: str | None) -> str | None:
+    """Its verdicts and releases, as HTML; None if there was no such rollout."""
+    log = [each for each in model.releases.read() if each.rollout == rollout_id]
+    if not log:
+        return None
+    return render(_PAGE, release=log[-1], log=log, verdicts=rollout.read_verdicts(model, rollout_id), describe=describe)
+
+
 def write_page(model: RegisteredModel, release: Release) -> str:
     """Returns its key in the bucket."""
-    log = [each for each in model.releases.read() if each.rollout == release.rollout]
-    verdicts = rollout.read_verdicts(model, release.rollout)
-    page = render(_PAGE, release=release, log=log, verdicts=verdicts, describe=describe)
     key = f"{model.folder}/verdicts/{release.rollout}/result.html"
-    model.store.put(key, page.encode())
+    model.store.put(key, (page_of(model, release.rollout) or "").encode())
     return key

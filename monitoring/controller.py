@@ -13,25 +13,32 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from mlops import attestations, logs, promotion, replicas, rollout
+from mlops import access, attestations, logs, promotion, replicas, rollout
+from mlops import bundle as bundles
 from mlops.attestations import Attestation
 from mlops.contract import Contract
 from mlops.environment import Environment, only_model
-from mlops.errors import ConflictError, UserError
-from mlops.releases import Release
+from mlops.errors import ConflictError, UserError, VerificationError
+from mlops.releases import Release, now
 from mlops.tracking import Tracking, reachable
 from mlops.verdict import Verdict
+from monitoring import alerts, status
+from monitoring.alerts import Alert
 from monitoring.analysis import evidence_for, judge_now
 from monitoring.compaction import compact, waiting
 from monitoring.evidence import Evidence
 from monitoring.frames import KINDS
+from monitoring.loop import Loop
+from monitoring.page import Site
+from monitoring.retention import expire
+from monitoring.series import Series
 
 log = logging.getLogger("controller")
 _PORT = 9100
 _TICK_SECONDS = 2.0
-_URGENT = "judge"
+_URGENT, _SHOWN = "judge", ("access", "alerts", "status")
 
 
 class Metrics:
@@ -49,6 +56,7 @@ class Metrics:
         self.success = gauge("mlops_controller_last_success_timestamp_seconds", "The step's last success", "step")
         self.failures = counter("mlops_controller_failures", "Steps that failed", "step")
         self.compacted = counter("mlops_compacted_rows", "Rows of the log written as Parquet", "kind")
+        self.deleted = counter("mlops_retention_deleted_objects", "Files of the log older than it is kept", "kind")
         self.waiting = gauge("mlops_segments_waiting", "Segments of closed hours that are not Parquet yet", "kind")
         self.trained = gauge("mlops_last_training_timestamp_seconds", "The gate's last verdict", "model")
         self.passed = gauge("mlops_last_gate_passed", "Whether that model passed", "model")
@@ -82,10 +90,19 @@ class Metrics:
 
 
 class Controller:
-    def __init__(self, environment: Environment, name: str, database: str = ""):
-        """`database`: HOST:PORT to be watched, if there is one."""
+    def __init__(self, environment: Environment, name: str, database: str = "", alertmanager: str = ""):
+        """`database`: HOST:PORT to be watched, `alertmanager`: the URL to be asked, if there is one."""
         self.metrics = Metrics()
         self._model, self._tracking, self._database = environment.model(name), environment.tracking, database
+        self._environment, self._alertmanager = environment, alertmanager
+        self.asked = threading.Event()  # for an analysis now
+        self.loop = Loop(self._model, self.metrics.registry, self.asked)
+        self.site = Site(self._model, self.metrics.registry, self.ask_for_analysis)
+        self._contracts: dict[str, Contract | None] = {}  # of the champion, by its digest
+        self._series: Series | None = None  # of the newest rollout
+        self._up: dict[str, bool] = {}
+        self._firing: list[Alert] | None = None
+        self._reports: set[str] = set()  # digests
         self._judged: dict[str, Attestation | None] = {}  # by key of the bucket; None: not trusted
         self._rollout: tuple[str, Contract, Evidence] | None = None
         self._saved: tuple[int, Verdict] | None = None
@@ -95,6 +112,12 @@ class Controller:
             ("mirror", 10, self.mirror),
             ("observe", 30, self.observe),
             ("compact", 60, self.compact),
+            ("analyse", 2, self.loop.analyse),
+            ("retrain", 10, self.loop.retrain),
+            ("release", 10, self.loop.release),
+            ("access", 4, self.follow_keys),
+            *([("alerts", 15, self.follow_alerts)] if alertmanager else []),
+            ("status", 2, self.show),
         ]
         self._steps = {step: (seconds, run) for step, seconds, run in every}
         self._due = dict.fromkeys(self._steps, 0.0)
@@ -103,12 +126,15 @@ class Controller:
             self.metrics.failures.labels(step)
 
     def run(self, stop: threading.Event) -> None:
-        """The judge has a thread of its own: aborting must not wait for compaction."""
-        others = [step for step in self._steps if step != _URGENT]
-        judging = threading.Thread(target=self._run, args=(stop, [_URGENT]), daemon=True)
-        judging.start()
+        """The judge has a thread of its own, and so has the page: neither must wait for compaction."""
+        shown = [step for step in self._steps if step in _SHOWN]
+        others = [step for step in self._steps if step != _URGENT and step not in _SHOWN]
+        threads = [threading.Thread(target=self._run, args=(stop, each), daemon=True) for each in ([_URGENT], shown)]
+        for thread in threads:
+            thread.start()
         self._run(stop, others)
-        judging.join(timeout=5)
+        for thread in threads:
+            thread.join(timeout=5)
 
     def _run(self, stop: threading.Event, steps: list[str]) -> None:
         while not stop.is_set():
@@ -137,6 +163,8 @@ class Controller:
         if release is None or not release.in_rollout:
             self._rollout = self._saved = None
             self.metrics.show(None)
+            if ended := status.newest_rollout(self._model.releases.read()):
+                self._follow(ended).save(at_once=True)
             return
         contract, evidence = self._evidence(release)
         verdict = judge_now(self._model, release, contract, evidence)
@@ -146,16 +174,25 @@ class Controller:
         automatic = release.mode != "ab" and not release.cohort and not release.paused
         with suppress(ConflictError):
             if verdict.decision == "abort":  # before the verdict is saved: no failure to save it leaves callers exposed
-                self._wrote(rollout.abort(self._model, release, f"aborted: {why}"[:500]), "abort")
+                self._wrote(rollout.abort(self._model, release, f"aborted: {why}"[:500], verdict), "abort")
             self._save(release, verdict)
             if verdict.decision == "advance" and automatic:
-                next_release = rollout.advance(self._model, release, contract.judge, f"advanced: {why}"[:500])
+                next_release = rollout.advance(self._model, release, contract.judge, f"advanced: {why}"[:500], verdict)
                 self._wrote(next_release, "advance")
 
     def _save(self, release: Release, verdict: Verdict) -> None:
         if (release.revision, verdict) != self._saved:
             rollout.save_verdict(self._model, release, verdict.as_dict())
             self._saved = release.revision, verdict
+            self._follow(release).add(now(), release, verdict)
+        self._follow(release).save()
+
+    def _follow(self, release: Release) -> Series:
+        if self._series is None or self._series.rollout != release.rollout:
+            if self._series:
+                self._series.save(at_once=True)
+            self._series = Series(self._model, release)
+        return self._series
 
     def _evidence(self, release: Release) -> tuple[Contract, Evidence]:
         name = f"{release.champion}-{release.rollout}"
@@ -169,12 +206,13 @@ class Controller:
         log.warning("release", extra={"step": step, **kept})
 
     def watch(self) -> None:
-        self.metrics.up.labels("tracking").set(reachable(self._tracking))
-        self.metrics.up.labels("bucket").set(_works(lambda: self._model.store.get("is-it-there")))
+        up = {"tracking": reachable(self._tracking), "bucket": _works(lambda: self._model.store.get("is-it-there"))}
         if self._database:
             host, _, port = self._database.rpartition(":")
-            connect = lambda: socket.create_connection((host, int(port)), 3).close()  # noqa: E731
-            self.metrics.up.labels("database").set(_works(connect))
+            up["database"] = _works(lambda: socket.create_connection((host, int(port)), 3).close())
+        for name, answers in up.items():
+            self.metrics.up.labels(name).set(answers)
+        self._up = up
 
     def mirror(self) -> None:
         """Aliases in MLflow are for people: they follow the release log, and decide nothing."""
@@ -187,6 +225,7 @@ class Controller:
 
     def observe(self) -> None:
         model, releases = self._model, self._model.releases.read()
+        self._reports = {key.split("/")[3] for key in model.store.keys(f"{model.folder}/reports")}
         if releases:
             self.metrics.released.labels(model.name).set(releases[-1].at.timestamp())
         keys = {key for key in model.store.keys(f"{model.folder}/attestations") if "/gate-" in key}
@@ -203,6 +242,42 @@ class Controller:
             self.metrics.compacted.labels(kind).inc(compact(self._model, kind))
             self.metrics.waiting.labels(kind).set(len(waiting(self._model, kind)))
         replicas.remove_gone(self._model)
+        champion = promotion.champion(self._model)
+        if champion and (days := champion.contract.retention_days):
+            for kind in KINDS:
+                self.metrics.deleted.labels(kind).inc(expire(self._model, kind, days, now()))
+
+    def follow_keys(self) -> None:
+        self.site.keys.replace(access.read(self._model.store))
+
+    def follow_alerts(self) -> None:
+        self._firing = None  # unless it answers
+        self._firing = alerts.firing(self._alertmanager)
+
+    def ask_for_analysis(self) -> None:
+        self.asked.set()
+
+    def show(self) -> None:
+        """The page as it is now."""
+        gates = [gate for gate in list(self._judged.values()) if gate]
+        silent = {"alertmanager": False} if self._alertmanager else {}
+        watched, events = self.loop.watched, self.loop.events
+        known = alerts.known(self._up | silent, watched.drift if watched else None, events, gates)
+        self.site.show(status.snapshot(
+            self._model, self._environment, contract=self._contract(), verdict=self._saved[1] if self._saved else None,
+            series=self._series, alerts=known if self._firing is None else self._firing, gates=gates, reports=self._reports,
+            days=watched.days if watched else None, analysis=watched.drift if watched else None,
+            quality=watched.quality if watched else None, retrainings=events,
+        ))  # fmt: skip
+
+    def _contract(self) -> Contract | None:
+        """The champion's; None if its bundle is damaged."""
+        release = self._model.releases.current()
+        if release and release.champion not in self._contracts:
+            self._contracts = {release.champion: None}
+            with suppress(VerificationError):
+                self._contracts[release.champion] = bundles.read(self._model, release.champion).contract
+        return self._contracts.get(release.champion) if release else None
 
 
 def _works(attempt: Callable[[], object]) -> bool:
@@ -218,11 +293,11 @@ def main() -> None:
     stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
-    database = os.environ.get("MLOPS_DATABASE", "")
-    controller = Controller(Environment.load(), os.environ.get("MLOPS_MODEL") or only_model(), database)
+    watched = (os.environ.get(name, "") for name in ("MLOPS_DATABASE", "MLOPS_ALERTMANAGER"))
+    controller = Controller(Environment.load(), os.environ.get("MLOPS_MODEL") or only_model(), *watched)
     port = int(os.environ.get("MLOPS_CONTROLLER_PORT", _PORT))
     host = os.environ.get("MLOPS_HOST", "0.0.0.0")  # noqa: S104
-    start_http_server(port, host, controller.metrics.registry)
+    controller.site.serve(host, port)
     controller.run(stop)
 
 

@@ -31,7 +31,8 @@ def decoded(content: bytes, kind: Kind) -> list[Any]:
 
 
 def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataFrame | None:
-    """These columns of one file; `feature.NAME` is null if the file lacks it. None: the file is gone.
+    """These columns of one file; `feature.NAME` is null if the file lacks it or has it in another type. None: the file is
+    gone.
 
     Raises msgspec.DecodeError or polars' exceptions if it is damaged.
     """
@@ -40,12 +41,13 @@ def read(store: Store, key: str, kind: Kind, schema: dict[str, Any]) -> pl.DataF
         return None
     if not key.endswith(".parquet"):
         rows = decoded(content, kind)
-        return pl.DataFrame({name: [_value(row, name) for row in rows] for name in schema}, schema=schema)
+        columns = {name: [_value(row, name) for row in rows] for name in schema}
+        return pl.DataFrame(columns, schema, strict=False)
     there = pl.read_parquet_schema(BytesIO(content))
     found = pl.read_parquet(BytesIO(content), columns=[name for name in schema if name in there])
     absent = [name for name in schema if name.startswith("feature.") and name not in there]
     found = found.with_columns(pl.lit(None).alias(name) for name in absent)
-    return found.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    return found.select(pl.col(name).cast(dtype, strict=name in COLUMNS[kind]) for name, dtype in schema.items())
 
 
 def _value(row: Any, name: str) -> Any:

@@ -7,10 +7,9 @@ from typing import Any
 import polars as pl
 
 from mlops.contract import Contract
-from mlops.log_schema import OutcomeRecord, PredictionRecord
+from mlops.log_schema import PredictionRecord
 from monitoring.frames import COLUMNS
 
-OUTCOMES = COLUMNS[OutcomeRecord]
 _CLIP = 1e-6
 _CLOCK_SKEW_SECONDS = 300.0
 _NOT_ASKED = ("busy", "dropped")  # no evidence about the challenger
@@ -49,10 +48,8 @@ class Measures:
         return logged | {f"feature.{name}": pl.String for name in self.contract.slices}
 
     def sums(self, rows: pl.DataFrame, outcomes: pl.DataFrame, first_revision: int, now: datetime) -> Sums:
-        """Of one partition; `entities` are not counted yet. Duplicates come from compaction in progress."""
+        """Of one partition; `entities` are not counted yet."""
         rows = self._in_rollout(rows, first_revision, now)
-        if outcomes["id"].hash().n_unique() < outcomes.height:  # the last one received counts
-            outcomes = outcomes.sort("at").unique("id", keep="last")
         champion, challenger, got = map(pl.col, ("champion_score", "challenger_score", "score"))
         slices = [f"feature.{name}" for name in self.contract.slices]
         losses = rows.join(outcomes.select("id", "value"), on="id", how="left").select(
@@ -78,11 +75,9 @@ class Measures:
         )
 
     def _in_rollout(self, rows: pl.DataFrame, first_revision: int, now: datetime) -> pl.DataFrame:
-        """The rows that count, once each, with the moment and the local day of their event."""
+        """The rows that count, with the moment and the local day of their event."""
         known = pl.col("arm").is_not_null() & (pl.col("revision") >= first_revision)
         rows = rows.filter(known, pl.col("at") < now.timestamp() + _CLOCK_SKEW_SECONDS)
-        if rows["id"].hash().n_unique() < rows.height:
-            rows = rows.unique("id", maintain_order=False)
         return rows.with_columns(moment=pl.coalesce("event", "at"), day=self.day)
 
     @property
@@ -125,26 +120,23 @@ class Measures:
         return log_loss / self.unit
 
 
-def empty(columns: dict[str, Any]) -> pl.DataFrame:
-    return pl.DataFrame(schema=columns)
-
-
 def add_up(parts: list[Sums], entities: pl.DataFrame, unreadable: int) -> Sums:
     """`entities`: revision, arm and entity of all parts."""
-
-    def added(frames: list[pl.DataFrame], by: list[str]) -> pl.DataFrame:
-        whole = pl.concat(frames)
-        sums = [name for name in whole.columns if name not in (*by, "last")]
-        last = [pl.col("last").max()] if "last" in whole.columns else []
-        return whole.group_by(by).agg(pl.col(sums).sum(), *last)
-
     return Sums(
         added([part.revisions for part in parts], ["revision", "day"]),
-        added([part.days for part in parts], ["day"]).sort("day"),
-        added([part.slices for part in parts], ["slice", "level", "day"]).sort("slice", "level", "day"),
+        added([part.days for part in parts], ["day"]),
+        added([part.slices for part in parts], ["slice", "level", "day"]),
         entities.group_by("revision", "arm").len("entities"),
         unreadable,
     )
+
+
+def added(frames: list[pl.DataFrame], by: list[str]) -> pl.DataFrame:
+    """The sums of all frames, and the greatest `last`, by these columns."""
+    whole = pl.concat(frames)
+    sums = [name for name in whole.columns if name not in (*by, "last")]
+    last = [pl.col("last").max()] if "last" in whole.columns else []
+    return whole.group_by(by).agg(pl.col(sums).sum(), *last).sort(by)
 
 
 def no_entities() -> pl.DataFrame:

@@ -14,24 +14,49 @@ from mlops.environment import Environment
 from mlops.errors import UserError
 from training.definition import ModelDefinition
 from training.source import read_snapshot
-from training.validation import moments, read_as, validate
+from training.validation import moments, read_as, typed, validate
 
 _TRAIN_ROWS = 5  # of each class
 _HASH_BLOCKS = 50  # stand in for days if there is no time
 
 
-def prepare(environment: Environment, definition: ModelDefinition) -> pl.DataFrame:
-    """The valid rows of `load()` (or of the snapshot, with MLOPS_DATA=snapshot), in canonical order."""
+def prepare(
+    environment: Environment, definition: ModelDefinition, fresh: pl.DataFrame | None = None, alone: bool = False
+) -> pl.DataFrame:
+    """The valid rows of `load()` (or of the snapshot, with MLOPS_DATA=snapshot), in canonical order; from the day on that
+    `fresh` begins, those of the prediction log instead, or these `alone`."""
     contract = definition.contract
-    if os.environ.get("MLOPS_DATA", "load") == "load":
+    if fresh is not None and alone:
+        rows = fresh
+    elif os.environ.get("MLOPS_DATA", "load") == "load":
         rows = definition.load()
     else:
         rows = read_snapshot(environment.store, contract.model)
     rows = select(rows, contract)
     require_numbers(rows[contract.target])
+    if fresh is not None and not alone:
+        rows = _continued(rows, fresh, contract)
     rows = validate(rows, contract, environment.home / "reports" / contract.model / "quarantine.csv")
     require_target(rows, contract)
     return canonical(rows)
+
+
+def _continued(rows: pl.DataFrame, fresh: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    before, after = (read.filter(why.is_null()) for read, why in (typed(frame, contract) for frame in (rows, fresh)))
+    if contract.time:
+        day = pl.col(contract.time.column).dt.convert_time_zone(contract.zone).dt.date()
+        before = before.filter(day < after.select(day.min()).item())
+    return pl.concat([before, after], how="diagonal_relaxed")
+
+
+def newest_windows(rows: pl.DataFrame, contract: Contract) -> tuple[Window, Window] | tuple[None, None]:
+    """All days but the newest to train on, and those: as many with rows as the gate needs; the contract's windows without
+    a time."""
+    if contract.time is None:
+        return None, None
+    dates = _dates(rows, contract).unique().sort().to_list()
+    start, end = dates[-min(contract.gate.min_days, len(dates))], dates[-1] + timedelta(days=1)
+    return Window(start=dates[0], end=start), Window(start=start, end=end)
 
 
 def canonical(frame: pl.DataFrame) -> pl.DataFrame:

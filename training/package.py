@@ -35,9 +35,10 @@ class Candidate:
     model: Model
     scores: np.ndarray  # of the exported graph
     original: np.ndarray  # of the fitted pipeline
-    baseline: np.ndarray  # of a linear model
+    baseline: np.ndarray  # of a linear model; of the champion, for a recalibration
     metrics: dict[str, float]
     parameters: dict[str, Any]  # of the estimator, its defaults too
+    unseen: np.ndarray | None = None  # scores of the same rows by a twin that has not seen them, if this model has
 
     @property
     def digest(self) -> str:

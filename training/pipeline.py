@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from mlops.environment import Environment
 from mlops.errors import UserError
 from mlops.model import Model
 from mlops.registered_model import RegisteredModel
+from mlops.retraining import Action
 from mlops.sandbox import TOLERANCE
 from mlops.verdict import Verdict
-from training import data, estimator, export, features, gate, leakage, package, report
+from training import data, estimator, export, features, gate, leakage, package, recalibration, report
+from training.data import Split
 from training.definition import ModelDefinition
 from training.golden import check_golden
 from training.registry import Registry
@@ -43,31 +45,62 @@ def train(
     say: Callable[[str], None] = print,
 ) -> Trained:  # fmt: skip
     """`accept`: failed checks to ignore, with the reason. Raises UserError; a refusal by the gate is a result."""
-    contract, model = definition.contract, environment.model(definition.contract.model)
     gate.require_acceptable(accept or {})
-    registry = Registry(environment.tracking, contract.model)
     say("load and validate")
     rows = data.prepare(environment, definition)
     smoke(definition, rows, seed)
-    split = data.split(rows, contract, train_window, holdout_window)
+    split = data.split(rows, definition.contract, train_window, holdout_window)
+    return _judged(environment, definition, rows, split, seed, accept or {}, say)
+
+
+def renew(
+    environment: Environment, definition: ModelDefinition, action: Action, fresh: pl.DataFrame,
+    say: Callable[[str], None] = print,
+) -> Trained:  # fmt: skip
+    """A model of the newest rows, `fresh` from the prediction log, or the champion recalibrated by them. Raises
+    UserError."""
+    say("load and validate")
+    champion = promotion.champion(environment.model(definition.contract.model)) if action == "recalibrate" else None
+    if champion:
+        definition = replace(definition, contract=champion.contract)
+    contract = definition.contract
+    # Of rows without a time nobody knows which are new: an intercept is of the log's.
+    rows = data.prepare(environment, definition, fresh, alone=champion is not None and contract.time is None)
+    split = data.split(rows, contract, *data.newest_windows(rows, contract))
+    if champion is None:
+        smoke(definition, rows, 0)
+    return _judged(environment, definition, rows, split, 0, {}, say, champion)
+
+
+def _judged(
+    environment: Environment, definition: ModelDefinition, rows: pl.DataFrame, split: Split, seed: int,
+    accept: dict[str, str], say: Callable[[str], None], recalibrated: Bundle | None = None,
+) -> Trained:  # fmt: skip
+    contract, model = definition.contract, environment.model(definition.contract.model)
+    registry = Registry(environment.tracking, contract.model)
     champion = comparable_champion(model, split.holdout.window)
     origin = package.provenance(contract, split, seed, definition.parameters)
 
     with registry.run(origin, environment.name) as run:
         say(f"fit {split.train.frame.height} rows")
-        candidate = package.build(definition, split, origin)
+        if recalibrated:
+            candidate = recalibration.build(split, origin, recalibrated)
+        else:
+            candidate = package.build(definition, split, origin)
         say(f"gate, on {split.holdout.frame.height} rows")
         facts = [*leakage.checks(contract, split.train.frame), *package.checks(candidate)]
         facts += check_golden(contract, rows, candidate.score_rows)
         evidence = gate.evidence(contract, split.holdout.frame, candidate, champion)
-        verdict = gate.decide(contract, evidence, facts, accept or {})
+        verdict = gate.decide(contract, evidence, facts, accept)
         say("report")
         with tempfile.TemporaryDirectory() as folder:
             served = champion.digest if champion else "none"
-            report.write(Path(folder), candidate, split, verdict, served, registry.commit)
+            lineage = {"champion": served, "commit": registry.commit, "run": run}
+            here = environment.home / "reports" / contract.model
+            report.write(Path(folder), candidate, split, evidence, verdict, lineage, here / "quarantine.csv")
             parameters = {"seed": seed, **origin["windows"], **candidate.parameters}
             registry.log(run, parameters, candidate.metrics, candidate.digest, verdict.decision, folder)
-            page = report.keep(Path(folder), environment.home / "reports" / contract.model, candidate.digest)
+            page = report.keep(Path(folder), here / candidate.digest[:12], model, candidate.digest)
         say("sign")
         version = publish(model, candidate, verdict, registry, run, served)
     return Trained(candidate.digest, candidate.bundle, verdict, candidate.metrics, version, page)

@@ -13,18 +13,21 @@ from sklearn import metrics
 
 from mlops.contract import Contract
 from training import evaluation
+from training.gate import Evidence
 
 _BARS = 25  # of the columns that matter most
 Importance = dict[str, float]  # by column
 
 
-def draw(contract: Contract, y: np.ndarray, score: np.ndarray, importance: Importance, folder: Path) -> list[Path]:
+def draw(contract: Contract, evidence: Evidence, importance: Importance, folder: Path) -> list[Path]:
     """One PNG for each view of the held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
+    y, score = evidence.y, evidence.score
     views: dict[str, Callable[[Axes], Any]] = {
         "permutation_importance": lambda ax: _importance(ax, importance),
         "score_distribution": lambda ax: _scores(ax, contract, y, score),
         "calibration": lambda ax: _calibration(ax, contract, y, score),
+        "loss_by_day": lambda ax: _days(ax, contract, evidence),
     }
     if contract.task == "binary" and 0 < y.mean() < 1:
         actual, predicted, chance = y > 0.5, score >= contract.threshold, {"plot_chance_level": True}
@@ -77,3 +80,15 @@ def _against(ax: Axes, y: np.ndarray, score: np.ndarray) -> None:
     ax.plot(score, y, ".", alpha=0.05)
     ax.set_xlabel("score")
     ax.set_ylabel("actual")
+
+
+def _days(ax: Axes, contract: Contract, evidence: Evidence) -> None:
+    days, day = np.unique(evidence.day, return_inverse=True)
+    unit = evaluation.scale(contract, evidence.y)
+    for name, score in (("champion", evidence.champion), ("this model", evidence.score)):
+        if score is not None:
+            sums = np.bincount(day, evaluation.loss(contract, evidence.y, score, unit))
+            ax.plot(days.astype("datetime64[D]") if contract.time else days, sums / np.bincount(day), label=name)
+    ax.set_ylabel("loss")
+    ax.tick_params("x", rotation=30)
+    ax.legend()

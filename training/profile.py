@@ -8,11 +8,12 @@ import polars as pl
 from mlops import profile as binning
 from mlops.bundle import MAX_WATCHED
 from mlops.contract import Contract
-from training import evaluation, leakage
+from training import data, evaluation, leakage
 
 _NUMBER_BINS = 10
 _LEVELS = 19  # rarer ones are pooled: PSI of many small bins is noise
 _GOLDEN_ROWS = 50
+_DAYS = 400  # the newest: a drift analysis compares days with days
 
 
 def _number_bins(values: np.ndarray) -> dict[str, Any]:
@@ -37,16 +38,30 @@ def profile(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict
         for name, feature in contract.features.items()
         for column in [frame[name]]
     }
+    bins["score"] = _number_bins(scores.astype(float))
     rejecting = [name for name, feature in contract.features.items() if feature.unknown == "reject"]
+    watched, scored = _watched(contract, frame), frame.with_columns(score=pl.Series(scores, dtype=pl.Float64))
     target = frame[contract.target].cast(pl.Float64)
     scale = evaluation.scale(contract, target.to_numpy())
     return {
         "rows": frame.height,
-        "watched": _watched(contract, frame),
-        "bins": bins | {"score": _number_bins(scores.astype(float))},
+        "watched": watched,
+        "bins": bins,
+        "days": _days(contract, scored, {name: bins[name] for name in (*watched, "score")}) if contract.time else {},
         "levels": {name: frame[name].drop_nulls().unique().sort().to_list() for name in rejecting},
         "target": {"mean": target.mean(), "std": target.std(), "scale": scale},
     }
+
+
+def _days(contract: Contract, frame: pl.DataFrame, bins: dict[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """Rows by day, feature and bin."""
+    frame = frame.with_columns(day=pl.Series(data.days(frame, contract), dtype=pl.Int32).cast(pl.Date))
+    found = {}
+    for (day,), rows in sorted(frame.partition_by("day", as_dict=True).items())[-_DAYS:]:
+        columns = {name: rows[name].to_list() if "levels" in each else rows[name].cast(pl.Float64).to_numpy()
+                   for name, each in bins.items()}  # fmt: skip
+        found[f"{day}"] = {name: binning.count(bins[name], values).tolist() for name, values in columns.items()}
+    return found
 
 
 def _watched(contract: Contract, frame: pl.DataFrame) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from mlops.environment import ROOT
 from mlops.errors import UserError
-from mlops.tracking import reachable
+from mlops.releases import author
+from mlops.tracking import require_reachable
 
 _SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",  # an image has no git
@@ -39,8 +40,7 @@ class Registry:
 
     def __init__(self, uri: str, model: str):
         """Raises UserError if the server does not answer."""
-        if not reachable(uri):
-            raise UserError("tracking", uri, "MLflow does not answer there; start the platform: make up")
+        require_reachable(uri)
         os.environ.update(_SETTINGS)
         import mlflow
 
@@ -66,7 +66,7 @@ class Registry:
         """Yields the run's id, after it has ended the runs of killed trainings. `origin`: the provenance of the bundle."""
         self._end_killed_runs()
         tags = {"fingerprint": origin["data"]["fingerprint"], "commit": self.commit, "environment": environment}
-        tags |= {"host": socket.gethostname(), "pid": str(os.getpid())}
+        tags |= {"host": socket.gethostname(), "pid": str(os.getpid()), "mlflow.user": author()}
         run = self._client.create_run(
             self._experiment, tags=tags, run_name=f"train {origin['windows']['train']}"
         ).info.run_id

@@ -109,6 +109,7 @@ def good_and_bad(frame: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame,
 def validate(frame: pl.DataFrame, contract: Contract, quarantine: Path) -> pl.DataFrame:
     """The good rows. The bad ones go to `quarantine` (CSV) with a column `reasons`; too many of them stop the training."""
     good, bad = good_and_bad(frame, contract)
+    quarantine.unlink(missing_ok=True)  # of the training before
     if bad.height:
         _write(frame[bad[ROW]], bad, quarantine)
     if bad.height > contract.quarantine_limit * frame.height:

@@ -14,6 +14,7 @@ from cli.delivery.github import GitHub
 from cli.delivery.pulumi import pulumi
 from cli.delivery.road import Road
 from mlops.errors import UserError
+from mlops.processes import exists
 from mlops.store import Store
 
 
@@ -71,13 +72,3 @@ def _is_dead(lock: dict[str, Any], owner: dict[str, Any]) -> bool:
         return False
     began, locked = (datetime.fromisoformat(each) for each in (owner["at"], lock["timestamp"]))
     return locked >= began and GitHub().run(owner["run"], owner["attempt"])["status"] == "completed"
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -27,6 +27,7 @@ from infra.images import TARGETS
 from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
+from mlops.processes import exists
 
 _SECONDS = 300
 
@@ -162,7 +163,7 @@ class OnMachine(Target):
 def _alive(pid: int) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    return locks.exists(pid)
+    return exists(pid)
 
 
 def _run(environment: str, folder: Path, variables: dict[str, str], *words: str, data: bytes | None = None) -> bytes:

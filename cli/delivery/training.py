@@ -14,9 +14,10 @@ from environments.local.platform import Platform
 from mlops.environment import ROOT, Environment, models
 
 
-def train(environment: str, model: str) -> tuple[dict[str, Any], int]:
-    """`mlops train` there; its answer and exit code."""
-    return _mlops(ROOT, "--env", environment, *(["--model", model] if model else []), "train")
+def train(environment: str, model: str, action: str, why: str) -> tuple[dict[str, Any], int]:
+    """`mlops train` there, or `retrain` if there is an action; its answer and exit code."""
+    words = ["retrain", "--action", action, "--why", why] if action else ["train"]
+    return _mlops(ROOT, "--env", environment, *(["--model", model] if model else []), *words)
 
 
 def compare(before: Path, say: Callable[[str], None]) -> list[Gate]:

@@ -123,12 +123,17 @@ def promote(
 
 
 @app.command()
-def train(environment: Environment, model: Model = "") -> None:
+def train(
+    environment: Environment,
+    model: Model = "",
+    action: Annotated[str, typer.Option(envvar="ACTION", help="retrain or recalibrate, from the prediction log.")] = "",
+    why: Annotated[str, typer.Option(envvar="WHY", help="Of that action.")] = "",
+) -> None:
     """Train in an environment. Exit code 3: refused by the gate."""
     from cli.delivery.github import output, summary
     from cli.delivery.training import train as run
 
-    found, code = run(environment, model)
+    found, code = run(environment, model, action, why)
     if "gate" not in found:
         raise UserError(found["error"]["key"], found["error"]["value"], found["error"]["hint"])
     rows = "".join(f"\n| {name} | {value} |" for name, value in found["metrics"].items())
@@ -139,7 +144,8 @@ def train(environment: Environment, model: Model = "") -> None:
     output(digest=found["digest"], gate=found["gate"])
     if code:
         raise GateError("gate", found["digest"][:12], f"refused: {'; '.join(found['reasons'])}")
-    state.result(found, f"{found['digest'][:12]} passed; next: promote.yml with this digest")
+    follows = "the platform rolls it out (retraining.release)" if action else "next: promote.yml with this digest"
+    state.result(found, f"{found['digest'][:12]} passed; {follows}")
 
 
 @app.command()

@@ -153,6 +153,7 @@ def run(demo: Demo) -> None:
     harmful_model(demo, worse, better["digest"], rows)
     corrupted_bundle(demo, better["digest"], rows)
     back(demo, better["digest"], first["digest"], rows)
+    renewed_model(demo, rows)
     with demo.step("Which model answered at a given time? Release log and prediction log agree") as step:
         time.sleep(11)  # a segment of the prediction log closes after ten seconds
         step.facts += [answered(demo, answer) for answer in moments(demo, better["digest"])]
@@ -259,6 +260,17 @@ def back(demo: Demo, better: str, first: str, rows: list[dict[str, Any]]) -> Non
         step.facts.append(demo.none_failed(traffic))
 
 
+def renewed_model(demo: Demo, rows: list[dict[str, Any]]) -> None:
+    with demo.step("A model is trained from the prediction log and its outcomes, and taken to callers by itself") as step:
+        quality = demo.mlops("quality")
+        step.facts.append(f"live loss {quality['loss']['mean']:.4f}, scores lie {quality['gap']['mean']:+.3f} from outcomes")
+        renewed = demo.mlops("retrain", "--why", "demo: a month of outcomes")["digest"]
+        with demo.traffic(rows) as traffic, demo.replayed():
+            wait(lambda: demo.serving().mode == "canary", "it was not rolled out")
+            demo.mlops("rollout", "abort", "--why", "demo: enough seen")
+        step.facts += [*demo.rollout_of(renewed), demo.none_failed(traffic)]
+
+
 def moments(demo: Demo, better: str) -> list[Answer]:
     """An answer under the first release, one by the better model, one under the last: outside rollouts, where both models
     answer, and each as far as possible from any record and from any answer by another model."""
@@ -292,7 +304,7 @@ def expect(true: bool, otherwise: str) -> None:
 
 def write_report(demo: Demo, home: Path) -> Path:
     log, model, folder = demo.model.releases.read(), demo.model.name, home / "reports" / demo.model.name
-    picture, reports = image(timeline(log, demo.answers, home / "timeline.png")), sorted(folder.glob("*.html"))
+    picture, reports = image(timeline(log, demo.answers, home / "timeline.png")), sorted(folder.glob("*/report.html"))
     page = render(_HERE / "demo.html", model=model, steps=demo.steps, log=log, picture=picture, reports=reports)
     (folder / "demo.html").write_text(page, "utf-8")
     return folder / "demo.html"
@@ -301,7 +313,7 @@ def write_report(demo: Demo, home: Path) -> Path:
 def main() -> int:
     home = ROOT / ".mlops" / "demo"
     shutil.rmtree(home, ignore_errors=True)
-    os.environ["MLOPS_HOME"] = str(home)
+    os.environ |= {"MLOPS_HOME": str(home), "MLOPS_ANALYSIS_SECONDS": "1e9"}  # nothing is trained but by the steps
     started, demo = time.monotonic(), None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its processes end with it
     try:

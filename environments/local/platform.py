@@ -134,9 +134,10 @@ class Platform:
             )  # fmt: skip
         # After each start, so that a successor finds the children of a killed predecessor.
         temporary = self._running.with_suffix(".new")
-        endpoint, tracking = (f"http://127.0.0.1:{self._ports[name]}" for name in ("app", "mlflow"))
-        pids = {child: process.pid for child, process in self._children.items()}
-        temporary.write_text(json.dumps({"endpoint": endpoint, "tracking": tracking, "pids": pids}), "utf-8")
+        names = {"endpoint": "app", "tracking": "mlflow", "status": "controller"}
+        running: dict[str, object] = {key: f"http://127.0.0.1:{self._ports[name]}" for key, name in names.items()}
+        running["pids"] = {child: process.pid for child, process in self._children.items()}
+        temporary.write_text(json.dumps(running), "utf-8")
         temporary.replace(self._running)
 
     def _commands(self) -> dict[str, tuple[list[str], dict[str, str]]]:
@@ -147,7 +148,7 @@ class Platform:
         # Relative, since a path may contain what means something in a URI.
         mlflow += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", f"{bucket}/mlflow"]
         controller = {"MODEL": self.model, "CONTROLLER_PORT": ports["controller"]}
-        controller |= {"HOST": "127.0.0.1", "HOME": str(self.home)}
+        controller |= {"HOST": "127.0.0.1", "HOME": str(self.home), "TRAINER": "local"}
         app = {
             "ENV": environment.name, "MODEL": self.model, "BUCKET": environment.bucket, "KEYRING": environment.keyring,
             "PORT": ports["app"], "REPLICA": "app", "SPOOL": self.home / "spool",
@@ -162,15 +163,12 @@ class Platform:
         for role, scope in (("build", None), ("approve", self.environment.name)):
             if (role, scope) not in roles:
                 keyring.new(role, scope)
-        file, store = self.home / "keys" / "client.key", self.environment.store
-        kept = file.read_text("utf-8").strip() if file.exists() else None
-        if kept is None or access.sha256(kept) not in {
-            key.sha256 for key in access.read(store)
-        }:  # it is another bucket
-            _, secret = access.new(store, "client", ["predict", "outcomes"], per_second=100_000, secret=kept)
-        if kept is None:
+        file = self.home / "keys" / "client.key"
+        if not file.exists():
             with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
-                target.write(secret)
+                target.write(access.new_secret())
+        secret = file.read_text("utf-8").strip()
+        access.ensure(self.environment.store, "client", access.CLIENT, per_second=100_000, secret=secret)
 
     def _stop_leftovers(self) -> None:
         """Children of a killed predecessor: this process holds its lock, so nothing else stops them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from environments.local.platform import Platform, console
 from mlops import promotion
+from mlops.client import api_key
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 
@@ -38,7 +39,8 @@ def serve(environment: Environment, name: str, train: bool) -> None:
         except UserError as error:  # the release does not serve: it is fixed with the platform running
             request = str(error)
         console.print(f"predictions  {here.endpoint}/docs\nmetrics      {here.endpoint}/metrics")
-        console.print(f"MLflow       {here.tracking}\nlogs         {platform.logs}\n")
+        console.print(f"MLflow       {here.tracking}\nlogs         {platform.logs}")
+        print(f"status       {status_page(here)}\n")
         print(request, "\n\nCtrl-C ends it; the data stays in", here.home, flush=True)
         platform.watch()
     console.print("stopped")
@@ -48,6 +50,12 @@ def _end(*_: object) -> None:
     for each in _SIGNALS:  # one is enough: another would cut the stop short
         signal.signal(each, signal.SIG_IGN)
     raise _Stop
+
+
+def status_page(environment: Environment) -> str:
+    """Its address, with the client's key."""
+    running = json.loads((environment.home / "running.json").read_text("utf-8"))
+    return f"{running['status'].replace('://', f'://client:{api_key(environment)}@')}/"
 
 
 def curl(environment: Environment, name: str) -> str:

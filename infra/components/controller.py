@@ -14,6 +14,8 @@ class Controller(Workload):
         connections, number = self.platform.connections, PORTS["controller"]
         database = f"{connections.database_host}:{self.settings.database.port}"
         local = {"MLOPS_DATABASE": database, "HOME": "/tmp", "MLOPS_HOME": "/tmp/mlops"}
+        if self.settings.monitoring.kind == "bundled":
+            local["MLOPS_ALERTMANAGER"] = f"http://alertmanager:{PORTS['alertmanager']}"
         self.service("metrics", headless=True)
         self.volume("scratch", size="8Gi")
         self.volume("keys", signing_keys("approve", {"secret": {"name": "client-key"}}))

@@ -79,6 +79,7 @@ def flows(settings: Settings) -> list[Flow]:
 def _monitoring(settings: Settings, scraped: dict[str, int]) -> list[Flow]:
     scraped = scraped | {"alertmanager": PORTS["alertmanager"]}
     found = [Flow("prometheus", *target) for target in scraped.items()]
+    found.append(Flow("controller", "alertmanager", PORTS["alertmanager"]))
     if settings.kube_state_metrics.enabled:
         found.append(Flow("prometheus", "kube-state-metrics", PORTS["kube-state-metrics"]))
         found += _to_api("kube-state-metrics")

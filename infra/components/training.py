@@ -11,7 +11,8 @@ _HOURS = 6
 
 
 class Training(Workload):
-    """Training on a schedule; on demand by `mlops --env … train`, which makes a Job from the same template."""
+    """Each day a model is trained if one is due; on demand by `mlops --env … train` or `retrain`, which make a Job from the
+    same template."""
 
     image_is_ours = True
 
@@ -26,14 +27,14 @@ class Training(Workload):
             cpu=settings.cpu,
             memory=settings.memory,
             command=["python", "-m", "cli", "--json"],
-            args=["train"],
+            args=["retrain", "--if-due"],
             env=env(connections.values | local, connections.secrets(self.name)),
             env_from=[{"secret_ref": {"name": settings.secret}}] if settings.secret else [],
             mounts={"/tmp": "scratch", "/keys": "keys"},
         )
         spot: dict[str, Any] = {"tolerations": [SPOT_TAINT | {"operator": "Equal"}]} if self.settings.on_aws else {}
         template = self.pod(train, **spot)
-        # A refusal by the gate is a result; repeating the training gives the same one.
+        # What was asked for and refused is refused again.
         refused = {"container_name": "train", "operator": "In", "values": [3]}
         interrupted = {
             "type": "DisruptionTarget",

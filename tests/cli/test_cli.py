@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 from cli import main as cli
 from cli.cluster import Cluster
@@ -23,12 +24,14 @@ from mlops.environment import ROOT, Environment
 from mlops.errors import GateError
 from mlops.releases import Release, ReleaseLog
 from tests import synthetic
+from tests.rollout_log import Log, Rows
 from tests.service import Service
 
 VERBS = {
     "run", "init", "train", "tune", "score", "release", "rollback", "history", "status", "predict", "replay", "outcomes", "check",
     "snapshot", "images", "backup", "restore", "experiment", "rollout", "api-key", "signing-key",
-    "doctor", "cost", "connect", "kubectl", "emptied", "rotate", "smoke", "bundle", "ci", "adopt", "upgrade",
+    "audit", "forget", "doctor", "cost", "connect", "kubectl", "emptied", "rotate", "smoke", "bundle", "ci", "adopt", "upgrade", "runs", "compare",
+    "drift", "quality", "retrain",
 }  # fmt: skip
 SUBCOMMANDS = {
     "rotate db",
@@ -184,6 +187,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "a table that is not there": ("init nowhere.csv --target y", ("data", "nowhere.csv", "no such file")),
     "a snapshot that is no Parquet": (f"snapshot {ROOT / 'pyproject.toml'}", ("snapshot", MODEL, "is not Parquet")),
     "accepting without a reason": ("train --accept too_good", ("why", "--why")),
+    "an audit of no time": ("audit yesterday today", ("FROM", "yesterday", "2024-05-01T12:00:00Z")),
+    "an audit to no time": ("audit 2024-05-01 tomorrow", ("TO", "tomorrow", "2024-05-01T12:00:00Z")),
+    "forgetting without a reason": ("forget c1", ("forget", "missing", "why")),
+    "forgetting two at once": ("forget c1 c2 --why x", ("entity", "c1 c2", "as the log has it")),
     "tuning without a trial": ("tune --trials 0", ("trials",)),
     "an unknown scope": ("api-key new x --scope admin", ("scope", "admin", "predict")),
     "an unknown role": ("signing-key new admin", ("admin", "build", "approve")),
@@ -343,6 +350,44 @@ def test_a_rollout_is_shown_paused_resumed_and_promoted(
     assert mlops("rollout", "status")[0] == 2
 
 
+def test_a_rollout_is_watched_until_it_ends(
+    mlops: Run, environment: Environment, shadow: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = environment.model(MODEL)
+    meanwhile = [
+        lambda: None,
+        lambda: Log(environment.store).write(shadow, Rows()),
+        lambda: rollout.set_paused(model, True, "wait"),
+        lambda: rollout.abort(model, rollout.current(model), "not today"),
+    ]
+
+    def watched(*words: str) -> str:
+        steps = iter(meanwhile)
+        monkeypatch.setattr("monitoring.analysis.time.sleep", lambda _: next(steps)())
+        code, out, _ = mlops("rollout", "status", "--watch", *words)
+        assert code == 0
+        return out
+
+    told = [json.loads(line) for line in watched("--json").splitlines()]
+    assert [each.get("verdict", {}).get("rows") for each in told] == [0, 300, 300, None]
+    assert [each["release"]["revision"] for each in told] == [2, 2, 3, 4]
+    assert told[-1]["release"]["why"] == "not today"
+    rollout.begin(model, shadow.champion, shadow.challenger or "", "again", mode="shadow")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("cli.rollout.out", Console(force_terminal=True))
+    shown = watched()
+    assert shown.count("faults lately") >= 4  # drawn anew at each look
+    assert "revision 7:" in shown
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    rollout.begin(model, shadow.champion, shadow.challenger or "", "once more", mode="shadow")
+    monkeypatch.setattr("monitoring.analysis.time.sleep", interrupted)
+    code, out, _ = mlops("rollout", "status", "--watch")
+    assert (code, "faults lately" in out, "revision" in out) == (0, True, False)
+
+
 def test_a_promotion_names_a_champion_that_is_no_longer_valid(
     mlops: Run, environment: Environment, shadow: Release
 ) -> None:
@@ -455,6 +500,7 @@ def test_signing_keys_are_made_listed_and_revoked(result: Result, environment: E
 
 @pytest.mark.parametrize(("line", "goes"), [
     ("release abc --why x", "run"), ("rollout status", "run"), ("api-key list", "run"), ("train --seed 1", "train"),
+    ("retrain --action recalibrate --why gap", "train"), ("drift", "run"), ("quality --days 7", "run"),
     ("predict {", "reach"), ("signing-key list", "run"), ("signing-key new build", "keyring"), ("images --only x", ""), ("snapshot nowhere.parquet", ""),
 ])  # fmt: skip
 def test_a_verb_reaches_the_cluster_of_its_environment(

@@ -119,6 +119,8 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
     (released,) = log.read()
     answer = first.curl()
     assert (answer["model_version"], answer["revision"]) == (released.champion, 1)
+    (page,) = re.findall(r"^status +(http://client:\S+/)$", first.text, re.MULTILINE)
+    until(lambda: f"Serves <code>{released.champion[:12]}</code>" in httpx.get(page, timeout=10).text, first)
 
     second = Run(home, tmp_path / "models")
     assert second.process.wait(30) == 2
@@ -203,7 +205,22 @@ def test_the_clients_key_follows_to_another_bucket(tmp_path: Path) -> None:
         platform.home, platform.environment = tmp_path, here.model_copy(update={"bucket": str(tmp_path / bucket)})
         platform._make_keys()
         secret = (tmp_path / "keys" / "client.key").read_text()
-        assert [key.sha256 for key in access.read(platform.environment.store)] == [access.sha256(secret)]
+        (key,) = access.read(platform.environment.store)
+        assert (key.sha256, key.scopes) == (access.sha256(secret), ["predict", "outcomes", "status"])
+
+
+def test_a_client_key_from_before_there_was_a_page_opens_it_too(tmp_path: Path) -> None:
+    environment = Environment(
+        name="local", home=tmp_path, bucket=str(tmp_path), keyring=tmp_path / "keys" / "keyring.json", endpoint="", tracking=""
+    )  # fmt: skip
+    _, secret = access.new(environment.store, "client", ["predict", "outcomes"], 100)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "client.key").write_text(secret)
+    platform = object.__new__(Platform)
+    platform.home, platform.environment = tmp_path, environment
+    platform._make_keys()
+    assert (tmp_path / "keys" / "client.key").read_text() == secret
+    assert [key.scopes for key in access.read(environment.store)] == [["predict", "outcomes", "status"]]
 
 
 def test_two_platforms_never_share_a_port() -> None:

@@ -38,6 +38,21 @@ def test_no_two_keys_are_alike(store: Store) -> None:
     assert len({secret for _, secret in made}) == len({key.id for key, _ in made}) == 5
 
 
+def test_a_kept_key_is_made_once_and_gains_the_scopes_that_it_lacks(store: Store) -> None:
+    secret = access.new_secret()
+    access.ensure(store, "client", ["predict"], 5, secret)
+    other, _ = access.new(store, "other", ["predict"], per_second=5)
+    access.ensure(store, "client", ["predict"], 5, secret)
+    assert access.access_log(store).last() == 2
+    access.ensure(store, "client", ["outcomes", "status"], 9, secret)
+    key, *others = access.read(store)
+    assert (key.sha256, key.scopes, key.per_second) == (access.sha256(secret), ["predict", "outcomes", "status"], 5)
+    assert others == [other]
+    access.revoke(store, key.id)
+    access.ensure(store, "client", ["analysis"], 5, secret)
+    assert access.read(store)[0].revoked
+
+
 def test_an_unknown_key_cannot_be_revoked_and_a_key_needs_a_scope(store: Store) -> None:
     with pytest.raises(UserError, match="see `mlops api-key list`"):
         access.revoke(store, "nobody")

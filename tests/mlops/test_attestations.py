@@ -101,7 +101,7 @@ def test_other_tools_can_read_and_verify_it(signed: Environment) -> None:
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda s: s["subject"][0]["digest"].update(sha256="b" * 64), "signature"),
     (lambda s: s["subject"][0].update(name="other"), "signature"),
-    (lambda s: s["predicate"].update(environment="prod"), "signature"),
+    (lambda s: s["predicate"].update(environment="prod"), "environment"),
     (lambda s: s["predicate"].update(verdict="refused"), "signature"),
     (lambda s: s["predicate"].update(at="2020-01-01T00:00:00Z"), "signature"),
     (lambda s: s["predicate"].update(details={"why": "other"}), "signature"),

@@ -24,6 +24,7 @@ from environments.local.platform import free_port
 from mlops import promotion, releases, rollout
 from mlops.bundle import Bundle
 from mlops.contract import Contract
+from mlops.retraining import RetrainingLog
 from monitoring.controller import Controller
 from tests import synthetic
 from tests.load import Load
@@ -44,8 +45,9 @@ PANEL = {
 
 
 @pytest.fixture
-def controller(service: Service) -> Iterator[tuple[Controller, str]]:
+def controller(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Controller, str]]:
     """With the address of its series."""
+    monkeypatch.setenv("MLOPS_ANALYSIS_SECONDS", "0")
     made = Controller(service.environment, synthetic.MODEL)
     port = free_port(19400 + os.getpid() % 97)
     server, thread = start_http_server(port, "127.0.0.1", made.metrics.registry)
@@ -119,13 +121,17 @@ def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, s
 
 @pytest.fixture
 def service(tmp_path: Path, second_bundle: Bundle) -> Iterator[Service]:
-    """A canary after a release without an approval. It is paused, and its budget is long enough for a busy machine, so that
-    it stays."""
+    """A canary after a release without an approval, and a retraining that was refused. The canary is paused, and its budget
+    is long enough for a busy machine, so that it stays."""
     made = environment(tmp_path)
     model = made.model(synthetic.MODEL)
-    contract = Contract.model_validate(synthetic.contract_yaml(judge={"budget_ms": 10_000}))
+    raw = synthetic.contract_yaml(judge={"budget_ms": 10_000}, retraining={"window_days": 7})
+    contract = Contract.model_validate(raw)
     champion = synthetic.publish(made, synthetic.build(contract, seed=1))
     promotion.release(model, champion, "test")
+    retrainings = RetrainingLog(model)
+    run = retrainings.begin(contract.retraining, "recalibrate", "test", releases.now().date())
+    retrainings.end(run, "refused", "test")
     with Service(made, synthetic.MODEL) as service:
         service.serves(1)
         model.releases.append("0" * 64, "refused: it is not approved")
@@ -138,7 +144,8 @@ def service(tmp_path: Path, second_bundle: Bundle) -> Iterator[Service]:
 
 
 def report_days(service: Service, days: int, rows: int) -> None:
-    """Predictions for past days and their outcomes: enough for the judge to know the loss."""
+    """Predictions for past days and their outcomes: enough for the judge to know the loss, and for the analysis to see that
+    no row is like those of the training."""
     for day in range(2, days + 2):
         at = releases.now() - timedelta(days=day)
         asked = [
@@ -162,12 +169,19 @@ def has_data(prometheus: str, query: str) -> bool:
     return any(sample["value"][1] != "NaN" for sample in found["data"]["result"])
 
 
+def firing(prometheus: str) -> set[tuple[str, str | None]]:
+    """Name and feature."""
+    found = httpx.get(f"{prometheus}/api/v1/alerts", timeout=5).json()["data"]["alerts"]
+    return {(each["labels"]["alertname"], each["labels"].get("feature")) for each in found if each["state"] == "firing"}
+
+
 def test_every_panel_shows_something(service: Service, controller: tuple[Controller, str], prometheus: str) -> None:
     assert len(PANEL) > 60
     report_days(service, days=9, rows=60)
     missing, deadline = PANEL, time.monotonic() + 60
+    wanted = {("DataDrift", "size"), ("RetrainingFailed", None)}
     with Load(service, 60):
-        while missing and time.monotonic() < deadline:
+        while (missing or not wanted <= firing(prometheus)) and time.monotonic() < deadline:
             prediction = service.predict(synthetic.request(color="violet", heat=None))["predictions"][0]
             service.http.post("/outcomes", json={"outcomes": [{"id": prediction["id"], "value": 1}]})
             httpx.post(f"{service.url}/predict", json={})  # without a key
@@ -175,4 +189,5 @@ def test_every_panel_shows_something(service: Service, controller: tuple[Control
             time.sleep(0.5)
             missing = {query: panel for query, panel in missing.items() if not has_data(prometheus, query)}
     assert missing == {}
+    assert wanted <= firing(prometheus)
     assert rollout.current(service.environment.model(synthetic.MODEL)).weight == 0.5

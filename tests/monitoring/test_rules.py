@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from app.bins import Bins
 from app.metrics import Metrics
 from mlops.environment import ROOT
-from monitoring import controller
+from monitoring import controller, loop
 
 MONITORING = ROOT / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
@@ -66,7 +66,9 @@ def app_names() -> set[str]:
 
 
 def controller_names() -> set[str]:
-    return exported(controller.Metrics().registry)
+    registry = controller.Metrics().registry
+    loop.Metrics(registry)
+    return exported(registry)
 
 
 def panels(dashboard: dict[str, Any]) -> dict[str, list[str]]:

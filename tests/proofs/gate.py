@@ -72,7 +72,7 @@ class Problem:
     def evidence(self) -> Evidence:
         """Of the honest retraining against the champion."""
         linear = estimator.fit(estimator.baseline(self.contract), self.train, self.contract)
-        scored: Any = SimpleNamespace(scores=self.score(self.honest), baseline=self.score(linear))
+        scored: Any = SimpleNamespace(scores=self.score(self.honest), baseline=self.score(linear), unseen=None)
         found = gate.evidence(self.contract, self.holdout, scored, None)
         return replace(found, champion=self.score(self.champion))
 

@@ -52,7 +52,7 @@ def write(store: Store, rows: int) -> None:
         n = rows * (hour + 1) // hours - rows * hour // hours
         at = _SINCE + timedelta(hours=hour)
         millis = np.sort(random.integers(0, 3_600_000, n)) + int(at.timestamp() * 1000)
-        ids = _ids(millis, random)
+        ids = uuids(millis, random)
         logit = random.normal(size=n)
         champion, challenger = (1 / (1 + np.exp(-(logit + 0.3 * random.normal(size=n)))) for _ in range(2))
         folder = f"{MODEL}/{at:%Y-%m-%d/%H}/00000002-0.parquet"
@@ -67,7 +67,7 @@ def write(store: Store, rows: int) -> None:
         _put(store, f"outcomes/{folder}", pl.DataFrame({"id": ids, "value": known, "at": millis / 1000 + 7200}))
 
 
-def _ids(millis: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def uuids(millis: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """UUIDv7s as text, shape (rows,)."""
     raw = random.integers(0, 256, (len(millis), 16), dtype=np.uint8)
     raw[:, :6] = millis.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:]

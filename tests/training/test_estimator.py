@@ -42,7 +42,7 @@ def test_many_levels_are_not_made_dense() -> None:
 
 def test_a_forest_is_exported_as_it_was_fitted() -> None:
     """A float64 threshold lies between two float32 values: the graph must send both the same way."""
-    contract = Contract.model_validate(synthetic.contract_yaml(features={"size": {"type": "number"}}, slices=[]))
+    contract = Contract.model_validate(synthetic.contract_yaml(features={"size": {"type": "number"}}, slices=[], time=None))
     values = np.float32(np.random.default_rng(0).integers(0, 400, 4000) / 10)
     rows = pl.DataFrame(
         {"size": values.astype(float), "y": np.random.default_rng(1).integers(0, 2, 4000).astype(float)}
@@ -59,7 +59,7 @@ def test_a_forest_is_exported_as_it_was_fitted() -> None:
 def test_of_many_features_the_most_telling_are_watched() -> None:
     names = [f"f{n}" for n in range(60)]
     contract = Contract.model_validate(
-        synthetic.contract_yaml(features={name: {"type": "number"} for name in names}, slices=[])
+        synthetic.contract_yaml(features={name: {"type": "number"} for name in names}, slices=[], time=None)
     )
     values = np.random.default_rng(0).normal(size=(500, 60))
     rows = pl.DataFrame({name: values[:, i] for i, name in enumerate(names)} | {"y": (values[:, 7] > 0).astype(float)})

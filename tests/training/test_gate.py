@@ -143,3 +143,13 @@ def test_what_the_champion_needs_and_nobody_has_is_named(first_bundle: Bundle) -
     rows = synthetic.frame().drop("size", "heat")
     with pytest.raises(UserError, match=r"features is 'heat, size': .*keep it in the contract"):
         evidence(first_bundle.contract, rows, SimpleNamespace(), champion)  # ty: ignore[invalid-argument-type]
+
+
+def test_on_days_that_are_too_hard_for_the_champion_its_own_value_is_the_floor(problem: Problem) -> None:
+    hard = problem.contract.model_copy(
+        update={"gate": problem.contract.gate.model_copy(update={"min_gain": 0.9, "min_auc": 0.99})}
+    )
+    alone = replace(problem.evidence, champion=None)
+    assert {"floor:gain", "floor:auc"} <= {c.name for c in decide(hard, alone, [], {}).checks if c.failed}
+    served = replace(problem.evidence, champion=problem.evidence.score)
+    assert not [c.name for c in decide(hard, served, [], {}).checks if c.failed and c.name.startswith("floor")]

@@ -34,10 +34,11 @@ PLOTS = {
         "roc",
         "precision_recall",
         "calibration",
+        "loss_by_day",
         "permutation_importance",
         "score_distribution",
     },
-    "regression": {"calibration", "permutation_importance", "score_distribution", "predicted_against_actual"},
+    "regression": {"calibration", "loss_by_day", "permutation_importance", "score_distribution", "predicted_against_actual"},
 }
 
 

@@ -25,7 +25,7 @@ class Bucket(Component):
         once = {"Action": "s3:PutObject", "Resource": [f"{arn}/models/*/releases/*"]}
         once["Condition"] = {"Null": {"s3:if-none-match": "true"}}
         denied = [once] if self.settings.unlock else [kept, once]
-        rules = [_expire(folder) for folder in ("predictions", "outcomes", "mlflow")]
+        rules = [_expire(folder) for folder in ("predictions", "outcomes", "data", "mlflow")]
         about: Any = {"rules": rules, "parent": self}
         bucket = cloud.bucket("bucket", cloud.bucket_name, cloud.data_key, cloud.locked, *denied, **about)
         self.bucket_name = bucket.bucket
