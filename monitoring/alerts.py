@@ -8,7 +8,7 @@ import msgspec
 
 from mlops.attestations import Attestation
 from mlops.client import http
-from mlops.retraining import Event
+from mlops.retraining import Event, newest_result
 from monitoring.drift import Analysis, describe
 
 
@@ -49,9 +49,10 @@ def known(
         Alert("DependencyDown", "ticket", f"{name} does not answer") for name, answers in up.items() if not answers
     ]
     found += [Alert("DataDrift", "ticket", describe(shift)) for shift in analysis.alarms] if analysis else []
-    if retrainings and retrainings[-1].event == "failed":
-        last = retrainings[-1]
-        found.append(Alert("RetrainingFailed", "ticket", f"{last.action}, run {last.run}: {last.why}", last.at))
+    if (last := newest_result(retrainings)) and last.event != "passed":
+        found.append(
+            Alert("RetrainingFailed", "ticket", f"{last.action} {last.event}, run {last.run}: {last.why}", last.at)
+        )
     newest = max(gates, key=lambda gate: gate.at, default=None)
     if newest and newest.verdict == "refused":
         reasons = "; ".join(map(str, newest.details.get("reasons", [])))

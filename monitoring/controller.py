@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -297,6 +298,7 @@ def main() -> None:
     controller = Controller(Environment.load(), os.environ.get("MLOPS_MODEL") or only_model(), *watched)
     port = int(os.environ.get("MLOPS_CONTROLLER_PORT", _PORT))
     host = os.environ.get("MLOPS_HOST", "0.0.0.0")  # noqa: S104
+    sys.setswitchinterval(0.001)  # seconds that the page waits at most for a thread that computes; the default is 5 ms
     controller.site.serve(host, port)
     controller.run(stop)
 

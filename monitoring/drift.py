@@ -9,9 +9,10 @@ Two tiers: features of integrity alarm, and missing or unknown values of any fea
 the contract calls seasonal, and of the score, is context.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _ROWS_A_BIN = 20  # fewer drift by chance
 _MIN_DAYS, _MIN_REFERENCE = 5, 14
 _RECENT_DAYS = 28
 _RISING = {"missing": -1, "unknown": -2}  # their bins
+Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of rows by bin, inside and outside the window
 _USUAL = 0.2  # of the median day's rows: a day that has just begun is not the latest
 
 
@@ -87,13 +89,16 @@ def analyse(daily: Daily, days: Days, window: Window | None = None) -> Analysis:
     dealt = _deals(list(reference), list(chosen))
     for name, bins in daily.bins.items():
         own, theirs = (np.array([each[name] for each in part.values()], float) for part in (chosen, reference))
-        if own.sum() < _ROWS_A_BIN * own.shape[1]:
+        if min(own.sum(), theirs.sum()) < _ROWS_A_BIN * own.shape[1]:
             untestable.append(name)
             continue
         recent = np.array([each[name] for each in _last(before, _RECENT_DAYS).values()], float).reshape(
             -1, own.shape[1]
         )
         shifts += _shifts(contract, name, bins, own, theirs, recent, dealt)
+    if not any(shift.tier == "integrity" for shift in shifts):
+        why = f"{rows} rows, compared with {about}: of each {_ROWS_A_BIN} for every bin of a feature are needed"
+        return Analysis(UNKNOWN, why, list(chosen), rows, about, shifts, untestable, days.unreadable)
     shifts = _with_alarms(shifts)
     alarms = [shift for shift in shifts if shift.alarm]
     why = "; ".join(map(describe, alarms)) or "no alarm"
@@ -151,27 +156,43 @@ def _shifts(
 ) -> Iterator[Shift]:  # fmt: skip
     """`own`, `theirs` and `recent`: rows by day and bin."""
     limits, tier = contract.drift, contract.features[name].drift if name in contract.features else "score"
-    every = np.concatenate([theirs, own])
-    inside, outside = (days @ every for days in dealt)
+    plain, even = np.concatenate([theirs, own]), np.concatenate(_evened(theirs, own))
+    as_they_are, as_dealt = [days[:1] @ plain for days in dealt], [days @ even for days in dealt]
     before, total = recent.sum(0), theirs.sum(0)
     by_day = own[own.sum(1) > 0]
 
-    def shift(aspect: str, tier: str, effects: np.ndarray, bound: float, since: Any, days: np.ndarray) -> Shift:
+    def shift(aspect: str, tier: str, measure: Measure, bound: float, since: Any, days: np.ndarray) -> Shift:
+        effect, effects = float(measure(*as_they_are)[0]), measure(*as_dealt)
         chance = float((effects >= effects[0] - 1e-12).mean())
-        return Shift(name, aspect, tier, float(effects[0]), bound, chance, float(since), days.tolist())
+        return Shift(name, aspect, tier, effect, bound, chance, float(since), days.tolist())
 
-    effects = profile.psi(outside / outside.sum(1, keepdims=True), inside)
     now = own.sum(0)
     since = profile.psi(before / before.sum(), now) if before.sum() else np.nan
-    yield shift("distribution", tier, effects, limits.max_psi, since, profile.psi(total / total.sum(), by_day))
+    yield shift("distribution", tier, _psi, limits.max_psi, since, profile.psi(total / total.sum(), by_day))
     for aspect, position in _RISING.items():
         if name == "score" or (aspect == "unknown" and "levels" not in bins):
             continue
-        share = inside[:, position] / inside.sum(1) - outside[:, position] / outside.sum(1)
         since = now[position] / now.sum() - before[position] / before.sum() if before.sum() else np.nan
         each = by_day[:, position] / by_day.sum(1) - total[position] / total.sum()
         bound = limits.max_rise_season if tier == "season" else limits.max_rise
-        yield shift(aspect, "integrity", share, bound, since, each)
+        yield shift(aspect, "integrity", partial(_rise, position), bound, since, each)
+
+
+def _psi(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    return profile.psi(outside / outside.sum(1, keepdims=True), inside)
+
+
+def _rise(position: int, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    return inside[:, position] / inside.sum(1) - outside[:, position] / outside.sum(1)
+
+
+def _evened(theirs: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+    """Of the days with more rows a part drawn at random, so that a day has as many in both: days of few rows vary more, and
+    dealt out among days of many they would not count."""
+    random, means = np.random.default_rng(0), [each.sum() / len(each) for each in (theirs, own)]
+    return [
+        random.binomial(each.astype(int), min(means) / mean) for each, mean in zip((theirs, own), means, strict=True)
+    ]
 
 
 def _with_alarms(shifts: list[Shift]) -> list[Shift]:

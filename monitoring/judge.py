@@ -18,10 +18,10 @@ from mlops import rollout
 from mlops.contract import Contract
 from mlops.releases import Release
 from mlops.verdict import Check, Outcome, Verdict, check
-from monitoring.sequential import log_e_rate, log_e_split, mean_sequence
+from monitoring.sequential import log_e_rate, log_e_split, mean_sequence, upper_bound
 from monitoring.sums import Sums
 
-_ALPHA = 0.05  # of a promotion
+_ALPHA, _ALPHA_LAST = 0.04, 0.01  # of a promotion: at any look, and at the last one
 _ALPHA_FAULTS, _ALPHA_LOSS, _ALPHA_SLICES, _ALPHA_SPLIT = 0.01, 0.02, 0.01, 0.001
 _SHAPE_ROWS, _SHAPE_Z = 200, 4.0
 _DESIGN_EFFECT = 10.0  # of rows that are correlated
@@ -152,8 +152,12 @@ def _loss(contract: Contract, release: Release, sums: Sums) -> Check:
         why = f"outcomes of {n} days, {contract.judge.min_days} are needed"
         return Check("loss", "inconclusive", mean if math.isfinite(mean) else None, bound, why, n)
     why = f"the loss changes by {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {n} days, against {bound:g}"
-    harm = mean_sequence(by_day, _ALPHA_LOSS)[1] > 0
-    outcome: Outcome = "fail" if harm else "pass" if high < bound else "inconclusive"
+    harm, last = mean_sequence(by_day, _ALPHA_LOSS)[1] > 0, contract.judge.last_days
+    # A valid interval for every look is wide: an honest model may stay within it for months. One look has a narrower one.
+    at_most = upper_bound(by_day[:last], _ALPHA_LAST) if n >= last and release.mode != "ab" else math.inf
+    if high >= bound > at_most:
+        why = f"{why}; the first {last} days alone show at most {at_most:+.4f}"
+    outcome: Outcome = "fail" if harm else "pass" if min(high, at_most) < bound else "inconclusive"
     return Check("loss", outcome, mean, bound, why, n, low, high)
 
 

@@ -5,7 +5,7 @@ import binascii
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -31,7 +32,7 @@ _FOREIGN = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbo
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 _STALE = timedelta(seconds=30)
 _LARGEST = 20 * 1024 * 1024  # bytes of a report
-Page = Callable[[Request], Response]
+Page = Callable[[Request], Awaitable[Response]]
 
 
 class Site:
@@ -45,8 +46,8 @@ class Site:
         self.app = Starlette(routes=[
             Route("/metrics", self._metrics),
             Route("/", self._for("status", self._index)),
-            Route("/reports/{digest}/{name}", self._for("status", self._report)),
-            Route("/rollouts/{rollout}", self._for("status", self._rollout)),
+            Route("/reports/{digest}/{name}", self._for("status", _in_a_thread(self._report))),
+            Route("/rollouts/{rollout}", self._for("status", _in_a_thread(self._rollout))),
             Route("/analysis", self._for("analysis", self._analysis), methods=["POST"]),
         ])  # fmt: skip
         self.app.router.redirect_slashes = False
@@ -56,13 +57,14 @@ class Site:
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
         config = uvicorn.Config(self.app, host, port, http="h11", loop="asyncio", **quiet)
         server, bound = uvicorn.Server(config), config.bind_socket()
+        bound.listen()  # whoever connects before the thread runs is answered too
         threading.Thread(target=server.run, args=([bound],), name="page", daemon=True).start()
         return server
 
     def show(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        if self._shown[0] is None:  # the first reader must not wait until the templates are compiled
+        if self.snapshot is None:  # no reader must wait until the templates are compiled
             self._page(snapshot)
+        self.snapshot = snapshot
 
     def _page(self, snapshot: Snapshot) -> str:
         """Rendered once for each snapshot that somebody reads."""
@@ -72,21 +74,21 @@ class Site:
         return self._shown[2]
 
     def _for(self, scope: Scope, page: Page) -> Page:
-        def checked(request: Request) -> Response:
+        async def checked(request: Request) -> Response:
             try:
                 self.keys.find(_secret(request.headers.get("authorization", "")), scope)
             except Refused as refused:
                 headers = {"www-authenticate": 'Basic realm="any name, an API key"'} if refused.status == 401 else {}
                 headers |= {"retry-after": str(math.ceil(refused.wait))} if refused.wait else {}
                 raise HTTPException(refused.status, refused.detail, headers) from None
-            return page(request)
+            return await page(request)
 
         return checked
 
-    def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
-    def _index(self, _: Request) -> Response:
+    async def _index(self, _: Request) -> Response:
         if self.snapshot is None:
             raise HTTPException(503, "starting: the bucket has not been read yet", {"retry-after": "2"})
         return _html(self._page(self.snapshot), _OWN)
@@ -106,9 +108,14 @@ class Site:
             raise HTTPException(404)
         return _html(page, _FOREIGN)
 
-    def _analysis(self, _: Request) -> Response:
+    async def _analysis(self, _: Request) -> Response:
         self._ask()
         return PlainTextResponse("the drift analysis runs next", 202, _HEADERS)
+
+
+def _in_a_thread(page: Callable[[Request], Response]) -> Page:
+    """What reads the bucket; all else is answered by the loop at once, which a busy controller delays least."""
+    return lambda request: run_in_threadpool(page, request)
 
 
 def _secret(authorization: str) -> str:

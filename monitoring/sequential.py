@@ -56,6 +56,12 @@ def radius_of_mean(n: int, alpha: float) -> float:
     return float(stats.t.isf(stats.norm.sf(boundary), n - 1)) / math.sqrt(n)
 
 
+def upper_bound(days: Sequence[float] | np.ndarray, alpha: float) -> float:
+    """Of the mean of independent daily values, for one look at a number of days that was fixed before; Student's t."""
+    values = np.asarray(days, float)
+    return float(values.mean() + stats.t.isf(alpha, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
 def days_needed(spread: float, effect: float, alpha: float = 0.05, power: float = 0.8, most: int = 1000) -> int | None:
     """After how many days a difference of `effect` is shown with that power, if a day's has the standard deviation `spread`;
     None: not within `most`."""

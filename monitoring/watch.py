@@ -20,7 +20,7 @@ _LOOK_BACK = timedelta(days=62)  # the window, and the weeks before it
 
 @dataclass(frozen=True)
 class Watched:
-    """`matured`: the days of the log whose outcomes count."""
+    """`matured`: the days of the log whose outcomes count; `rollout`: one is in progress."""
 
     at: datetime
     champion: Bundle
@@ -28,6 +28,7 @@ class Watched:
     matured: list[date]
     drift: Analysis
     quality: Quality
+    rollout: bool = False
 
     @property
     def contract(self) -> Contract:
@@ -78,7 +79,8 @@ class Watch:
         matured = mature(contract, all_versions(days))["day"].to_list()
         found = self._analysed(self._daily, days, window)
         unit = self._daily.measures.unit
-        return Watched(at, champion, days, matured, found, quality(contract, days, digest, unit))
+        current, serves = self._model.releases.current(), quality(contract, days, digest, unit)
+        return Watched(at, champion, days, matured, found, serves, current is not None and current.in_rollout)
 
     def _analysed(self, daily: Daily, days: Days, window: Window | None) -> Analysis:
         """Dealing days out anew takes its time: once for each set of days."""
@@ -90,9 +92,12 @@ class Watch:
 
 def due(watched: Watched, events: list[Event]) -> tuple[Action, str] | None:
     """What the contract says to do today, and why; None: nothing, or not yet. First the champion is recalibrated, which is
-    cheap; if it was, or the gate or the judge would not have that, a model is trained."""
+    cheap; if it was, or the gate or the judge would not have that, a model is trained. A challenger is decided on before
+    there is another: a new one would begin at no evidence."""
     rules, today, gap = watched.contract.retraining, watched.today, watched.quality.gap
-    if today is None or len(watched.unseen) < watched.contract.gate.min_days or pause(rules, events, today):
+    if today is None or watched.rollout or pause(rules, events, today):
+        return None
+    if len(watched.unseen) < watched.contract.gate.min_days:
         return None
     if gap and watched.quality.beyond(watched.contract):
         why = f"scores lie {gap.mean:+.3f} from outcomes (z = {gap.z:+.1f}) over {watched.quality.window} days"

@@ -58,7 +58,7 @@ class Watched:
         at = now() - ago
         self.gates.append(Attestation(kind="gate", model=NAME, digest=digest, verdict=verdict, at=at, details=details))
         for name in ("report", "card", "data"):
-            page = f"<h1>{name} of {digest[:12]}</h1>"
+            page = f"<link rel=icon href='data:,'><h1>{name} of {digest[:12]}</h1>"
             self.model.store.put(f"{self.model.folder}/reports/{digest}/{name}.html", page.encode())
 
     def release(self, digest: str, why: str, ago: timedelta, **more: Any) -> Release:
@@ -115,7 +115,7 @@ def snapshot(environment: Environment, state: str) -> Snapshot:
             record = watched.release(second, why, ago, **about)
         for _ in range(looks):
             n = len(series.points)
-            verdict = look(watched.random, n, harmful and weight == 0.05)
+            verdict = look(watched.random, n, harmful and weight == 0.05, weight)
             series.add(now() - timedelta(minutes=150 - n), record, verdict)
     series.save(at_once=True)
     rollout.save_verdict(watched.model, record, verdict.as_dict())
@@ -128,7 +128,7 @@ def snapshot(environment: Environment, state: str) -> Snapshot:
     return watched.shown(verdict=verdict, **found)
 
 
-def look(random: np.random.Generator, n: int, harmful: bool) -> Verdict:
+def look(random: np.random.Generator, n: int, harmful: bool, weight: float | None = None) -> Verdict:
     """The judge's n-th on a challenger; later ones know more."""
     rows, checks = 400 * (n + 1), list[Check]()
     faults = int(rows * 0.00012) + (8 * (n - 24) if harmful else 0)
@@ -157,6 +157,9 @@ def look(random: np.random.Generator, n: int, harmful: bool) -> Verdict:
             value += 0.1 * float(random.normal()) / math.sqrt(n * part + 2)
             half = 0.5 / math.sqrt(n * part + 2)
             checks.append(check(f"{name} {when}", True, value, bound, "", n=seen, low=value - half, high=value + half))
+    if weight:
+        share, half = weight + 0.02 * float(random.normal()) / (n + 1), 0.3 / math.sqrt(rows)
+        checks.append(check("split", True, share, weight, "", n=rows // 3, low=share - half, high=share + half))
     known, needed = n // 9, f"outcomes of {n // 9} days, 7 are needed"
     if known >= 7:
         loss, half = -0.012 + 0.03 * float(random.normal()) / (known + 2), 0.22 / math.sqrt(known)

@@ -66,7 +66,8 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
     )
     seen = data.cut(every, contract, Window.parse(FIRST)).window
     rows = every.filter(pl.col("day") >= seen.end).sort("day", maintain_order=True)
-    client, log, scores = Client(demo.environment), RetrainingLog(demo.model), list[float]()
+    client, log, watch = Client(demo.environment), RetrainingLog(demo.model), Watch(demo.model)
+    scores: list[float] = []
     for (day,), part in rows.group_by("day", maintain_order=True):
         started = time.monotonic()
         for request in part.iter_slices(1000):
@@ -75,7 +76,7 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
             pairs = zip(answers, request["y"], strict=True)
             client.outcomes([{"id": answer["id"], "value": value} for answer, value in pairs])
         time.sleep(max(0.0, _DAY_SECONDS - (time.monotonic() - started)))
-        _follow(demo, log)
+        _follow(demo, log, watch)
         console.print(f"{day}  {describe(demo.serving())}")
     rows = rows.with_columns(loop=pl.Series(scores))
     with console.status("what callers would have got otherwise"):
@@ -83,15 +84,16 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
     return Year(rows, log.read(), demo.model.releases.read(), _drift(demo, rows))
 
 
-def _follow(demo: Demo, log: RetrainingLog) -> None:
+def _follow(demo: Demo, log: RetrainingLog, watch: Watch) -> None:
     """A day takes two seconds, a training takes as long as ever: the days wait for it, and for its release."""
 
     def settled() -> bool:
-        newest, events = newest_result(log.read()), log.read()
-        released = {each.challenger for each in demo.model.releases.read()}
-        return running(events) is None and (newest is None or newest.event != "passed" or newest.digest in released)
+        events, records = log.read(), demo.model.releases.read()
+        newest, known = newest_result(events), {each.challenger for each in records}
+        brought = newest is not None and newest.event == "passed" and newest.digest not in known
+        return running(events) is None and not (brought and not demo.serving().in_rollout)
 
-    watched = Watch(demo.model).look()
+    watched = watch.look()
     if watched and due(watched, log.read()):
         wait(lambda: bool(log.read()) and log.read()[-1].day == watched.today, "a training that was due did not start")
     wait(settled, "a training did not end, or its model was not released")

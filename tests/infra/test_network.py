@@ -88,3 +88,16 @@ def test_nobody_reaches_what_is_not_theirs(choice: str) -> None:
     outside = {source for source, target, _ in flows if target == "outside"}
     bundled = choice in ("kind", "a cluster brought along", "no Grafana", "scaled by KEDA", "scaled by an adapter")
     assert not bundled or outside == {"setup-keys", "kube-state-metrics"}  # the Kubernetes API
+
+
+@pytest.mark.parametrize(("kind", "bundled"), [("bundled", True), ("none", False)])
+def test_the_controller_asks_the_alertmanager_that_it_may_reach(kind: str, bundled: bool) -> None:
+    objects = render("kind", {"monitoring.kind": kind}).objects
+    (pod,) = (
+        each["spec"]["template"]
+        for each in objects
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == "controller"
+    )
+    told = {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
+    assert told.get("MLOPS_ALERTMANAGER") == ("http://alertmanager:9093" if bundled else None)
+    assert (("controller", "alertmanager", 9093) in matrix(objects)) == bundled

@@ -242,6 +242,20 @@ def exported(rendered: Rendered) -> dict[str, Any]:
     return rendered.outputs
 
 
+def test_each_day_it_is_asked_whether_a_training_is_due_and_what_is_refused_is_not_repeated() -> None:
+    def asked(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        return next(thing["spec"] for thing in render("prod", changes).objects if thing["kind"] == "CronJob")
+
+    spec = asked()
+    assert (spec["schedule"], spec["suspend"], spec["concurrencyPolicy"]) == ("0 3 * * *", False, "Forbid")
+    job = spec["jobTemplate"]["spec"]
+    [train] = job["template"]["spec"]["containers"]
+    assert [*train["command"], *train["args"]] == ["python", "-m", "cli", "--json", "retrain", "--if-due"]
+    codes = {"containerName": "train", "operator": "In", "values": [3]}
+    assert {"action": "FailJob", "onExitCodes": codes} in job["podFailurePolicy"]["rules"]
+    assert asked({"training.schedule": ""})["suspend"]
+
+
 def test_outputs_say_how_to_reach_what_is_there() -> None:
     found = exported(render("kind"))
     assert found["predictions"] == "http://127.0.0.1:30080"

@@ -125,6 +125,13 @@ def test_a_seasonal_distribution_and_the_score_are_shown_and_never_alarm() -> No
     assert shift_of(found, "score").tier == "score"
 
 
+def test_missing_values_of_a_seasonal_feature_have_a_wider_bound() -> None:
+    """No wind has no direction."""
+    found = Log().change(share("heat", 0.08, None)).change(share("size", 0.08, None)).analyse()
+    assert 0.02 < shift_of(found, "heat:missing").effect < 0.1
+    assert names(found) == {"size:missing", "size"}
+
+
 def test_what_differs_as_much_from_day_to_day_is_no_drift() -> None:
     """Rows of a day share a size: two weeks of few such days differ from all others, and so does any other two weeks."""
     random = np.random.default_rng(3)
@@ -204,6 +211,15 @@ def test_a_feature_of_too_few_rows_is_untestable_and_the_others_are_not() -> Non
     found = Log(rows=thin).change(lambda rows: rows.with_columns(pl.col("size") + 3, member=pl.lit(True))).analyse()
     assert "size" in found.untestable
     assert names(found) == {"member"}
+
+
+@pytest.mark.parametrize("side", ["trained", "rows"])
+def test_rows_that_are_too_few_for_any_feature_are_inconclusive(side: str) -> None:
+    sides = {"trained": ROWS.filter(on < FIRST), "rows": ROWS.filter(on >= FIRST)}
+    sides[side] = sides[side].filter(pl.int_range(pl.len()).over(on) == 0).tail(20)
+    found = Log(**sides).change(lambda rows: rows.with_columns(member=pl.lit(True), color=pl.lit("red"))).analyse()
+    assert (found.decision, found.alarms) == ("inconclusive", [])
+    assert "20 for every bin" in found.why
 
 
 def test_without_time_the_log_before_is_compared_with() -> None:

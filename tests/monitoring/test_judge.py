@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 import msgspec
@@ -206,3 +207,22 @@ def test_rows_of_a_clock_that_is_ahead_and_of_other_releases_do_not_count(model:
     ahead = Log(model.store, at=releases.now() + timedelta(minutes=30))
     ahead.write(release, Rows())
     assert judge(CONTRACT, release, evidence_of(model).look(2, release.at, releases.now())).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("days", "worse", "outcome"), [(27, 0.0, "inconclusive"), (28, 0.0, "pass"), (28, 0.04, "inconclusive")]
+)
+def test_an_honest_challenger_is_not_kept_waiting_for_months(
+    model: RegisteredModel, days: int, worse: float, outcome: str
+) -> None:
+    """At any look its interval is too wide; on 28 days there is one look more."""
+    random = np.random.default_rng(3)
+    by_day = random.normal(scale=0.07, size=days)
+    by_day += worse - by_day.mean()
+    first = date(2024, 6, 1)
+    last = datetime.combine(first, time(), UTC).timestamp() + 86400.0 * (days + 5)  # the log goes on
+    frame = pl.DataFrame({"day": [first + timedelta(days=day) for day in range(days)], "d": 100 * by_day})
+    frame = frame.with_columns(n=100, rows=100, n0=0, n1=0, l0=0.0, l1=0.0, last=last)
+    sums = replace(evidence_of(model).look(1, releases.now(), releases.now()), days=frame)
+    found = {check.name: check for check in judge(CONTRACT, record(weight=0.05), sums).checks}["loss"]
+    assert found.outcome == outcome, found.why

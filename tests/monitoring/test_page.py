@@ -30,7 +30,7 @@ from mlops.releases import Release
 from mlops.retraining import Event
 from mlops.store import Store
 from mlops.verdict import Verdict, check
-from monitoring import charts
+from monitoring import alerts, charts
 from monitoring.alerts import Alert
 from monitoring.controller import Controller
 from monitoring.drift import Shift
@@ -131,14 +131,18 @@ def test_a_canary_in_progress(page: Callable[..., Tags], site: Site) -> None:
     assert "canary 25 %" in shown.text
     assert "The judge has not seen enough yet." in shown.text
     assert "48,000 rows scored by both" in shown.text
+    since, _, lately = shown.text.partition("since the start")[2].partition("lately")
+    assert [part.count("48,000 requests") for part in (since, lately)] == [2, 0]
+    assert [part.count("14,400 requests") for part in (since, lately)] == [0, 2]
+    assert ("13 days" in since, "16,000 entities" in lately) == (True, True)
     assert site.snapshot
     assert site.snapshot.rollout
     assert site.snapshot.rollout.steps == {
         "shadow": "done", "1%": "done", "5%": "done", "25%": "now", "50%": "ahead", "100%": "ahead", "champion": "ahead",
     }  # fmt: skip
     lines = site.snapshot.rollout.lines
-    assert next(iter(lines)) == "loss"
-    assert len(lines) == 11
+    assert set(list(lines)[:2]) == {"loss", "split"}
+    assert len(lines) == 12
     assert all(line and line.path.count(" ") >= 50 for line in lines.values())
     assert "plan=basic" in shown.text
 
@@ -496,13 +500,13 @@ def alertmanager() -> Iterator[str]:
             assert self.path == "/api/v2/alerts?active=true&silenced=false&inhibited=false"
             told = {"startsAt": "2026-01-02T03:04:05.678Z", "status": {"state": "active"}, "fingerprint": "0"}
             names = (("Watchdog", "none"), ("SpoolFilling", "ticket"), ("ServingDown", "page"))
-            alerts = [
+            firing = [
                 told | {"labels": {"alertname": name, "severity": severity}, "annotations": {"summary": f"of {name}"}}
                 for name, severity in names
             ]
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(alerts).encode())
+            self.wfile.write(json.dumps(firing).encode())
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
@@ -525,6 +529,21 @@ def test_alerts_are_those_of_alertmanager_as_long_as_it_answers(environment: Env
     text = text_of(environment, controller)
     assert "alertmanager does not answer" in text
     assert "ServingDown" not in text
+
+
+def test_without_alertmanager_the_controller_says_what_it_knows(environment: Environment) -> None:
+    made = watched.Watched(environment)
+    made.gate(made.digests[0], timedelta(days=2), 0.7, ["loss: too high"])
+    events = watched.retrainings(made.digests[0])
+    failed = events[-1].model_copy(update={"event": "failed", "why": "out of memory"})
+    drifted = watched.analysis(tenure_months=0.3)
+    found = alerts.known({"tracking": False, "bucket": True}, drifted, [*events[:-1], failed], made.gates)
+    assert [(each.name, each.text.rpartition(": ")[2]) for each in found] == [
+        ("DependencyDown", "tracking does not answer"), ("DataDrift", "PSI 0.30, against 0.1"),
+        ("RetrainingFailed", "out of memory"), ("GateRefusing", "too high"),
+    ]  # fmt: skip
+    made.gate(made.digests[1], timedelta(days=1), 0.7, [])
+    assert alerts.known({"tracking": True}, watched.analysis(), events, made.gates) == []
 
 
 def test_a_series_is_thinned_evenly_saved_and_continued(environment: Environment) -> None:

@@ -137,9 +137,9 @@ def main(place: Path) -> None:
     days = daily.look(_SINCE, _SINCE + timedelta(days=_DAYS + 3))
     found = analyse(daily, days)
     seconds = time.monotonic() - started
-    unit = 1 if sys.platform == "darwin" else 1024
+    used, unit = resource.getrusage(resource.RUSAGE_SELF), 1 if sys.platform == "darwin" else 1024
     print(json.dumps({
-        "seconds": round(seconds, 1), "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20,
+        "seconds": round(seconds, 1), "cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "memory_mb": used.ru_maxrss * unit // 2**20,
         "rows": int(days.quality["rows"].sum()), "known": int(days.quality["n"].sum()),
         "window": [f"{found.days[0]}", f"{found.days[-1]}"], "alarms": [each.name for each in found.alarms],
     }))  # fmt: skip

@@ -125,8 +125,11 @@ def shown(made: Environment, state: str, chromium: Browser, pictures: Path) -> d
         beyond[str(width)] = chromium.evaluate("document.documentElement.scrollWidth") - width
         if width == max(SIZES):
             chromium.screenshot(pictures / f"status-{state}.png")
-    for link in (f"reports/{model.store.keys(f'{model.folder}/reports')[0].split('/')[3]}/report.html", "metrics"):
-        chromium.open(url + link, 1280, 900)
+    for link in chromium.evaluate(
+        "[...document.links].map(each => each.pathname).filter(each => each.endsWith('.html'))"
+    ):
+        chromium.open(f"{url.rstrip('/')}{link}", 1280, 900)
+    chromium.open("about:blank", 1280, 900)
     server.should_exit = True
     errors, chromium.errors = chromium.errors, []
     return {"errors": errors, "pixels_beyond": beyond}

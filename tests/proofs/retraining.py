@@ -39,6 +39,7 @@ _FIRST_DAYS = 45  # of the log
 _COMMANDS = 4
 # Nothing is due by itself, so that this file says what runs; a day of the log is pause enough.
 _RULES = {"every_days": 0, "max_gap": 0.5, "cooldown_days": 1, "max_a_year": 1000}
+_METRIC = "mlops_retraining_result"
 _WHY = ("--why", "proof")
 
 
@@ -69,10 +70,9 @@ class Live:
 
     def begin(self) -> Traffic:
         """The log is empty; what is to be in it, of a day more than before: that is pause enough."""
-        for key in [
-            key for kind in ("predictions", "outcomes") for key in self.place.environment.store.keys(f"{kind}/{MODEL}")
-        ]:
-            self.place.environment.store.delete(key)
+        store = self.place.environment.store
+        for key in [*store.keys(f"predictions/{MODEL}"), *store.keys(f"outcomes/{MODEL}")]:
+            store.delete(key)
         self.days += 1
         return self.between(0, self.days)
 
@@ -90,11 +90,10 @@ class Live:
         loop = Loop(self.place.model, registry, Flag())
         loop.retrain()
         loop.release()
-        shown = {
-            result: registry.get_sample_value("mlops_retraining_result", {"result": result})
-            for result in ("failed", "refused", "passed")
-        }
-        return next((result for result, value in shown.items() if value), "none")
+        shown = [
+            each for each in ("failed", "refused", "passed") if registry.get_sample_value(_METRIC, {"result": each})
+        ]
+        return " ".join(shown)
 
     def retrain(self) -> tuple[int, str]:
         child = self.place.start("retrain", *_WHY)
@@ -103,11 +102,11 @@ class Live:
 
     def faults(self, result: str, digest: bool = False) -> Iterator[str]:
         """After a run that brought no model."""
+        if (shown := self.look()) != result:
+            yield f"the metric shows {shown}, not {result}"
         last = self.events[-1]
         if (last.event, last.digest is not None) != (result, digest):
             yield f"recorded as {last.event} {last.digest} ({last.why[:80]})"
-        if (shown := self.look()) != result:
-            yield f"the metric shows {shown}, not {result}"
         yield from self.harm()
 
     def harm(self) -> Iterator[str]:
@@ -154,7 +153,7 @@ def killed(live: Live, kills: int) -> dict[str, Any]:
         point["faults"] = list(live.faults("failed") if point["ended"] == "killed" else live.harm())
         if point["ended"] == "passed":  # the machine was quicker than before
             point["faults"] += list(live.withdraw())
-        point["faults"] += list(live.succeeds())
+        point["faults"] += list(live.succeeds()) if point["ended"] != "not begun" else []
         points.append(point)
     faults += [f"killed after {point['seconds']} s: {each}" for point in points for each in point["faults"]]
     ended = Counter(point["ended"] for point in points)
