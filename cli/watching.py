@@ -85,24 +85,24 @@ def retrain(
     log = RetrainingLog(state.model)
     log.give_up()
     if not if_due:
-        _renew(log, _watched(since=_ALL), "recalibrate" if action == "recalibrate" else "retrain", why or "by hand")
+        _renew(log, "recalibrate" if action == "recalibrate" else "retrain", why or "by hand")
         return
-    watched = _watched(since=_ALL) if state.model.releases.read() else None
-    wanted = due(watched, log.read()) if watched else None
-    if watched is None or wanted is None:
+    wanted = due(_watched(), log.read()) if state.model.releases.read() else None
+    if wanted is None:
         state.result({"due": False}, "no training is due")
         return
     try:
-        _renew(log, watched, *wanted)
+        _renew(log, *wanted)
     except GateError as refused:
         state.result({"due": True, "refused": refused.hint}, str(refused))
 
 
-def _renew(log: RetrainingLog, watched: "Watched", action: Action, why: str) -> None:
+def _renew(log: RetrainingLog, action: Action, why: str) -> None:
     from monitoring.fresh import read_fresh
     from training import pipeline
     from training.definition import load_definition
 
+    watched = _watched(since=_ALL)
     unseen, least = len(watched.unseen), watched.contract.gate.min_days
     if watched.today is None or unseen < least:
         hint = f"has {unseen} matured days that the champion has not seen, the gate needs {least}; see `mlops quality`"

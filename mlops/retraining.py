@@ -51,7 +51,8 @@ class RetrainingLog:
 
     def read(self) -> list[Event]:
         """Oldest first; an unreadable record counts as never written."""
-        for self._revision, raw in self._log.tail(self._revision):
+        for revision, raw in self._log.tail(self._revision):
+            self._revision = revision
             with suppress(ValidationError):
                 self._events.append(Event.model_validate_json(raw))
         return list(self._events)

@@ -75,8 +75,9 @@ class Daily:
             error=(score - value).abs().sum(),
         )  # fmt: skip
         rank = (score * _SCORE_BINS).floor().clip(0, _SCORE_BINS - 1).cast(pl.Int32)
+        classes = pl.lit(self.contract.task == "binary")
         ranks = (
-            scored.filter(known)
+            scored.filter(known & classes)
             .group_by(*by, rank=rank)
             .agg(positive=(value > 0.5).sum(), negative=(value <= 0.5).sum())
         )

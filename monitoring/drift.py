@@ -156,7 +156,7 @@ def _shifts(
 ) -> Iterator[Shift]:  # fmt: skip
     """`own`, `theirs` and `recent`: rows by day and bin."""
     limits, tier = contract.drift, contract.features[name].drift if name in contract.features else "score"
-    plain, even = np.concatenate([theirs, own]), np.concatenate(_evened(theirs, own))
+    plain, even = np.concatenate([theirs, own]), np.concatenate(_evened(name, theirs, own))
     as_they_are, as_dealt = [days[:1] @ plain for days in dealt], [days @ even for days in dealt]
     before, total = recent.sum(0), theirs.sum(0)
     by_day = own[own.sum(1) > 0]
@@ -186,10 +186,10 @@ def _rise(position: int, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     return inside[:, position] / inside.sum(1) - outside[:, position] / outside.sum(1)
 
 
-def _evened(theirs: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+def _evened(name: str, theirs: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
     """Of the days with more rows a part drawn at random, so that a day has as many in both: days of few rows vary more, and
     dealt out among days of many they would not count."""
-    random, means = np.random.default_rng(0), [each.sum() / len(each) for each in (theirs, own)]
+    random, means = np.random.default_rng(list(name.encode())), [each.sum() / len(each) for each in (theirs, own)]
     return [
         random.binomial(each.astype(int), min(means) / mean) for each, mean in zip((theirs, own), means, strict=True)
     ]

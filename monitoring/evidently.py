@@ -23,7 +23,7 @@ def write(model: RegisteredModel, file: Path, watched: Watched) -> Path:
         from evidently import Dataset, Report  # ty: ignore[import-not-found]
         from evidently.presets import DataDriftPreset  # ty: ignore[import-not-found]
     except ImportError:
-        hint = "is not installed: .uv/bin/uv pip install --python .venv/bin/python 'evidently>=0.7'"
+        hint = "is not installed; into this environment: uv pip install 'evidently>=0.7'"
         raise UserError("report", "evidently", hint) from None
     if not watched.drift.days:
         raise UserError("window", "", f"has no rows to report on: {watched.drift.why}")

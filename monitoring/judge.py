@@ -21,7 +21,7 @@ from mlops.verdict import Check, Outcome, Verdict, check
 from monitoring.sequential import log_e_rate, log_e_split, mean_sequence, upper_bound
 from monitoring.sums import Sums
 
-_ALPHA, _ALPHA_LAST = 0.04, 0.01  # of a promotion: at any look, and at the last one
+_ALPHA, _ALPHA_LAST = 0.025, 0.025  # of a promotion: at any look, and at the last one
 _ALPHA_FAULTS, _ALPHA_LOSS, _ALPHA_SLICES, _ALPHA_SPLIT = 0.01, 0.02, 0.01, 0.001
 _SHAPE_ROWS, _SHAPE_Z = 200, 4.0
 _DESIGN_EFFECT = 10.0  # of rows that are correlated

@@ -105,7 +105,7 @@ def due(watched: Watched, events: list[Event]) -> tuple[Action, str] | None:
         again = newest is not None and newest.action == "recalibrate" and newest.digest is not None
         again = again or "recalibration" in watched.champion.json("provenance.json")
         if again:
-            return "retrain", f"{why}, recalibrated already"
+            return "retrain", f"{why}; a recalibration was not enough"
         if watched.contract.time is None or len(watched.unseen) >= watched.contract.recalibration_days:
             return "recalibrate", why
     trained = [event.day for event in events if event.action == "retrain" and event.event == "passed"]

@@ -133,13 +133,16 @@ def _floors(contract: Contract, evidence: Evidence, weights: Resampling) -> list
     least_gain, least_auc = min(gate.min_gain, theirs[0]), min(gate.min_auc, theirs[3])
     most = max(gate.max_calibration_error, theirs[1] - theirs[2])
     bounds = _loss_difference(contract, evidence, evidence.baseline, weights)
+    behind = 0.0
+    if served is not None:
+        behind = max(_loss_difference(contract, replace(evidence, score=served), evidence.baseline, weights)[1], 0.0)
     better = "not better than the baseline (a linear model: ship that, estimator: linear in parameters.yaml; of a "
     better += "recalibration the champion): loss difference"
     why = f"calibration error {error:.3f}, of which {chance:.3f} may be chance"
     checks = [
         check("floor:gain", gain >= least_gain, gain, f"≥ {least_gain:.3g}",
               f"gains only {gain:.4f} over the best constant answer"),
-        _interval("floor:baseline", bounds[1] <= _ROUNDING, bounds, "point ≤ 0", better),
+        _interval("floor:baseline", bounds[1] <= behind + _ROUNDING, bounds, f"point ≤ {behind:.3g}", better),
         check("floor:calibration", error - chance <= most, error, f"≤ {most:.3g} + {chance:.3f} by chance", why),
     ]  # fmt: skip
     if contract.task == "binary" and 0 < y.mean() < 1:

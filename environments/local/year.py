@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from environments.local.demo import FIRST, Demo, console
@@ -24,10 +25,10 @@ from mlops.client import Client, http
 from mlops.contract import Contract, Window
 from mlops.environment import ROOT, Environment
 from mlops.model import Model
-from mlops.releases import Release, describe
+from mlops.releases import Release, describe, now
 from mlops.retraining import Event, RetrainingLog, newest_result, running
-from monitoring.drift import Analysis
-from monitoring.watch import Watch, due
+from monitoring.daily import Daily
+from monitoring.drift import Analysis, analyse
 from training import data, estimator, evaluation, features, recalibration
 from training.definition import ModelDefinition, load_definition
 from training.replay import request_rows
@@ -66,7 +67,7 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
     )
     seen = data.cut(every, contract, Window.parse(FIRST)).window
     rows = every.filter(pl.col("day") >= seen.end).sort("day", maintain_order=True)
-    client, log, watch = Client(demo.environment), RetrainingLog(demo.model), Watch(demo.model)
+    client, log = Client(demo.environment), RetrainingLog(demo.model)
     scores: list[float] = []
     for (day,), part in rows.group_by("day", maintain_order=True):
         started = time.monotonic()
@@ -76,27 +77,20 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
             pairs = zip(answers, request["y"], strict=True)
             client.outcomes([{"id": answer["id"], "value": value} for answer, value in pairs])
         time.sleep(max(0.0, _DAY_SECONDS - (time.monotonic() - started)))
-        _follow(demo, log, watch)
+        wait(lambda: _settled(demo, log), "a training did not end, or its model was not released")
         console.print(f"{day}  {describe(demo.serving())}")
     rows = rows.with_columns(loop=pl.Series(scores))
     with console.status("what callers would have got otherwise"):
         rows = _otherwise(demo, definition, every, rows, first)
-    return Year(rows, log.read(), demo.model.releases.read(), _drift(demo, rows))
+    return Year(rows, log.read(), demo.model.releases.read(), _drift(demo, rows, first))
 
 
-def _follow(demo: Demo, log: RetrainingLog, watch: Watch) -> None:
+def _settled(demo: Demo, log: RetrainingLog) -> bool:
     """A day takes two seconds, a training takes as long as ever: the days wait for it, and for its release."""
-
-    def settled() -> bool:
-        events, records = log.read(), demo.model.releases.read()
-        newest, known = newest_result(events), {each.challenger for each in records}
-        brought = newest is not None and newest.event == "passed" and newest.digest not in known
-        return running(events) is None and not (brought and not demo.serving().in_rollout)
-
-    watched = watch.look()
-    if watched and due(watched, log.read()):
-        wait(lambda: bool(log.read()) and log.read()[-1].day == watched.today, "a training that was due did not start")
-    wait(settled, "a training did not end, or its model was not released")
+    events, records = log.read(), demo.model.releases.read()
+    newest, known = newest_result(events), {each.challenger for each in records}
+    brought = newest is not None and newest.event == "passed" and newest.digest not in known
+    return running(events) is None and not (brought and not demo.serving().in_rollout)
 
 
 def _otherwise(
@@ -122,15 +116,11 @@ def _otherwise(
     return rows.with_columns(pl.Series(name, values) for name, values in ways.items())
 
 
-def _drift(demo: Demo, rows: pl.DataFrame) -> list[Analysis]:
-    """Of each two weeks, with the champion of today."""
-    found, first, last = [], rows["day"].min(), rows["day"].max()
-    watch, length = Watch(demo.model), timedelta(days=14)
-    while first + length <= last:  # ty: ignore[unsupported-operator]
-        watched = watch.look(Window(start=first, end=first + length))  # ty: ignore[unsupported-operator, invalid-argument-type]
-        found += [watched.drift] if watched else []
-        first += length  # ty: ignore[unsupported-operator]
-    return found
+def _drift(demo: Demo, rows: pl.DataFrame, first: str) -> list[Analysis]:
+    """Of each two weeks, against the training of the first model."""
+    daily = Daily(demo.model, first, bundles.read(demo.model, first))
+    days, starts = daily.look(datetime(1970, 1, 1, tzinfo=UTC), now()), rows["day"].unique().sort().to_list()[::14]
+    return [analyse(daily, days, Window(start=start, end=start + timedelta(days=14))) for start in starts[:-1]]
 
 
 def losses(contract: Contract, rows: pl.DataFrame) -> pl.DataFrame:
@@ -188,22 +178,26 @@ def picture(contract: Contract, year: Year, file: Path) -> Path:
             above.text(event.day, above.get_ylim()[1], f" {event.action}", rotation=90, va="top", fontsize=7)
     above.set_ylabel("loss")
     above.legend(fontsize=8)
-    names = [shift.name for shift in year.drift[0].shifts if shift.aspect == "distribution"] if year.drift else []
-    strength = np.array(
-        [[next((s.effect for s in each.shifts if s.name == name), np.nan) for each in year.drift] for name in names]
-    )
-    shown = below.imshow(np.clip(strength, 0, 1), aspect="auto", cmap="Blues")
-    below.set_yticks(range(len(names)), names, fontsize=7)
-    below.set_xticks(range(len(year.drift)), [f"{each.days[0]:%d %b}" for each in year.drift], fontsize=7, rotation=45)
-    figure.colorbar(shown, ax=below, label="PSI against training")
+    if year.drift:
+        _heat(figure, below, year.drift)
     figure.savefig(file, dpi=110)
     return file
+
+
+def _heat(figure: Figure, ax: Axes, drift: list[Analysis]) -> None:
+    by_feature = [{shift.name: shift.effect for shift in each.shifts} for each in drift]
+    names = [shift.name for shift in drift[-1].shifts if shift.aspect == "distribution"]
+    strength = np.array([[found.get(name, np.nan) for found in by_feature] for name in names])
+    shown = ax.imshow(np.clip(strength, 0, 1), aspect="auto", cmap="Blues")
+    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set_xticks(range(len(drift)), [f"{each.days[0]:%d %b}" for each in drift], fontsize=7, rotation=45)
+    figure.colorbar(shown, ax=ax, label="PSI against training")
 
 
 def run(home: Path, say: Callable[[str], object] = console.print) -> tuple[Contract, Year]:
     """A year in a folder of its own."""
     shutil.rmtree(home, ignore_errors=True)
-    os.environ |= {"MLOPS_HOME": str(home), "MLOPS_SEGMENT_SECONDS": "1", "MLOPS_ANALYSIS_SECONDS": "1"}
+    os.environ |= {"MLOPS_HOME": str(home), "MLOPS_SEGMENT_SECONDS": "1", "MLOPS_ANALYSIS_SECONDS": "3"}
     name = os.environ.get("MLOPS_MODEL") or environment.only_model()
     definition = load_definition(name)
     with Platform(Environment.load("local"), name) as platform:

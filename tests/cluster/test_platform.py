@@ -196,6 +196,11 @@ def test_mlflow_asks_who_you_are(platform: Cluster, released: dict[str, Any]) ->
     assert platform.ask("exec", "deploy/controller", "--", "python", "-c", script).strip() == b"401"
 
 
+def test_a_job_reads_the_log_and_says_whether_a_training_is_due(released: dict[str, Any]) -> None:
+    assert mlops("retrain", "--if-due") == {"due": False}
+    assert mlops("quality")["model_version"] == released["digest"]
+
+
 @pytest.fixture(scope="session")
 def second(platform: Cluster, released: dict[str, Any]) -> str:
     """Another model that passed the gate."""

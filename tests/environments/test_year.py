@@ -24,7 +24,7 @@ def year(better: float) -> Year:
     y = (random.random(len(day)) < 1 / (1 + np.exp(-2 * logit))).astype(float)
     others = {way: 1 / (1 + np.exp(-logit)) for way in WAYS}
     rows = pl.DataFrame({"day": day, "y": y, **others, "loop": 1 / (1 + np.exp(-better * logit))})
-    about = {
+    about: dict[str, Any] = {
         "run": "a",
         "action": "retrain",
         "day": date(2024, 5, 1),

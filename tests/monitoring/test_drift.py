@@ -146,6 +146,33 @@ def test_what_differs_as_much_from_day_to_day_is_no_drift() -> None:
     assert not size.alarm
 
 
+@pytest.mark.parametrize(("trained", "logged"), [(900, 18), (18, 900), (300, 300)])
+def test_rows_a_day_may_be_others_than_in_training(trained: int, logged: int) -> None:
+    """Chance is what it says, whatever the volumes: of twelve features that only vary from day to day few are beyond 5 %, and
+    a shift of one is found."""
+    contract = Contract.model_validate({
+        "model": "m", "task": "binary", "target": "y", "time": {"column": "at"},
+        "features": {f"x{i}": {"type": "number"} for i in range(12)},
+    })  # fmt: skip
+    bins, chance, seen = {name: {"edges": [-1.3, -0.5, 0.0, 0.5, 1.3]} for name in contract.features}, [], 0
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+
+        def day(rows: int, shift: float, random: np.random.Generator = random) -> dict[str, np.ndarray]:
+            means = {name: 0.3 * random.normal() + shift * (name == "x0") for name in contract.features}
+            return {name: profile.count(bins[name], random.normal(mean, size=rows)) for name, mean in means.items()}
+
+        known = {f"{FIRST - timedelta(number)}": day(trained, 0.0) for number in range(1, 100)}
+        log = {FIRST + timedelta(number): day(logged, 0.8) for number in range(WINDOW + 1)}
+        daily: Any = SimpleNamespace(contract=contract, profile={"days": known}, bins=bins)
+        found = drift.analyse(daily, Days(log, pl.DataFrame(), pl.DataFrame()))
+        chance += [shift.p for shift in found.shifts if shift.aspect == "distribution" and shift.feature != "x0"]
+        seen += "x0" in names(found)
+    assert seen == 5
+    assert np.mean(np.array(chance) <= 0.05) < 0.15
+    assert np.mean(np.array(chance) >= 0.95) < 0.15
+
+
 def test_other_weekdays_are_no_drift() -> None:
     """A log of working days alone, where size and color are others at weekends."""
     weekend = on.dt.weekday() > 5

@@ -70,9 +70,8 @@ def mlops(
         monkeypatch.setattr(sys, "argv", ["mlops", "--json", *words])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        return end.value.code if isinstance(end.value.code, int) else 0, json.loads(
-            capsys.readouterr().out.splitlines()[0]
-        )
+        code = end.value.code if isinstance(end.value.code, int) else 0
+        return code, json.loads(next(iter(capsys.readouterr().out.splitlines()), "{}"))
 
     yield run
     signal.signal(signal.SIGTERM, before)
@@ -136,7 +135,8 @@ def test_a_training_from_the_log_is_that_from_load(tracked: Environment, tmp_pat
     days = [FIRST + timedelta(each) for each in range(live_log.LIVE)]
     fresh = read_fresh(model, CONTRACT, days)
     assert fresh.problems == []
-    trained = pipeline.renew(tracked, define(tmp_path, known(rows)), "retrain", fresh.rows, lambda _: None)
+    older = define(tmp_path, live_log.rows())  # load() has rows of those days too: the log's count
+    trained = pipeline.renew(tracked, older, "retrain", fresh.rows, lambda _: None)
     assert trained.verdict.decision == "passed", trained.verdict.reasons
     assert trained.version
     train, held = (
@@ -201,6 +201,19 @@ def test_a_training_that_fails_is_recorded_and_harms_nothing(
     steps.retrain()
     assert (result("passed"), result("refused"), result("failed")) == (0, 0, 1)
     assert mlops("retrain", "--action", "forget")[0] == 2
+
+
+def test_a_training_that_is_told_to_stop_says_so_before_it_goes(
+    mlops: Run, tracked: Environment, tmp_path: Path, champion: Bundle
+) -> None:
+    """As a node that is drained tells it: otherwise it would count as running for hours."""
+    made = define(tmp_path / "models", known(live_log.rows()))
+    model = serve(tracked, champion)
+    Traffic(live_log.live(live_log.rows())).log(model)
+    stopped = "import os, signal\n\n\ndef load():\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    (made.folder / "data.py").write_text(stopped)
+    assert mlops("retrain")[0] == 143
+    assert [event.event for event in RetrainingLog(model).read()] == ["started", "failed"]
 
 
 def ready(environment: Environment, champion: Bundle, challenger: Bundle, **rules: Any) -> tuple[RegisteredModel, str]:

@@ -94,7 +94,7 @@ def test_an_answer_that_is_no_success_says_which(
 ) -> None:
     monkeypatch.setenv("MLOPS_GITHUB_TOKEN", token)
     asked = GitHub(environment.model(MODEL), repository)
-    for _ in range(2):  # it is tried again, and the step counts as failing
+    for _ in range(2):  # the next look asks again, and the step counts as failing
         with pytest.raises(UserError, match=hint):
             asked.start("retrain", "30 days")
     assert len(forge.requests) == 2

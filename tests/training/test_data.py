@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from mlops.contract import Contract, Window
+from mlops.environment import Environment
 from mlops.errors import UserError
 from tests import synthetic
 from training import data
@@ -148,3 +149,36 @@ def test_a_window_that_cannot_be_cut_is_explained(
 ) -> None:
     with pytest.raises(UserError, match=what):
         data.cut(change(rows), contract, Window.parse(window))
+
+
+def test_the_newest_days_that_have_rows_are_held_out(rows: pl.DataFrame) -> None:
+    """A shop that is closed on Sundays has rows of as many days all the same."""
+    contract = Contract.model_validate(synthetic.contract_yaml())
+    weekdays = rows.filter(pl.col("at").dt.weekday() < 6)
+    train, holdout = data.newest_windows(weekdays, contract)
+    assert train
+    assert holdout
+    held = data.cut(weekdays, contract, holdout).frame
+    assert held["at"].dt.date().n_unique() == contract.gate.min_days == 28
+    last = weekdays.select(pl.col("at").dt.date().max()).item()
+    assert (train.end, holdout.end) == (holdout.start, last + timedelta(1))
+    assert data.cut(weekdays, contract, train).frame.height + held.height == weekdays.height
+    assert data.newest_windows(weekdays, contract.model_copy(update={"time": None})) == (None, None)
+
+
+def test_rows_of_the_log_replace_those_of_load_from_their_first_day_on(
+    rows: pl.DataFrame, environment: Environment, tmp_path: Path
+) -> None:
+    """The day is that of the contract's zone; what load() cannot be read as is not made up."""
+    contract = synthetic.contract_yaml(time={"column": "at", "zone": "America/New_York", "lead_minutes": 60})
+    spoilt = rows.with_columns(heat=pl.col("heat").cast(pl.String).fill_null("calm"), y=1)
+    definition = synthetic.write_model(tmp_path, spoilt, contract)
+    first = datetime(2024, 2, 1, 5, tzinfo=UTC)  # midnight there
+    fresh = rows.filter(pl.col("at") >= first + timedelta(hours=3)).with_columns(y=0, heat_at=None, known_at=None)
+    found = data.prepare(environment, definition, fresh)
+    assert found.filter(pl.col("at") >= first)["y"].unique().to_list() == [0.0]
+    assert found.filter(pl.col("at") < first)["y"].unique().to_list() == [1.0]
+    before = spoilt.filter(pl.col("at") < first, pl.col("heat") != "calm")
+    assert found.height == before.height + fresh.height
+    assert found.filter(pl.col("at") < first)["heat"].null_count() == 0
+    assert data.prepare(environment, definition, fresh, alone=True).height == fresh.height
