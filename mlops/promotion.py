@@ -17,10 +17,10 @@ from mlops.sandbox import run_in_sandbox
 
 def release(
     model: RegisteredModel, prefix: str, why: str, mode: Mode = "full", breaking: bool = False,
-    weight: float | None = None, cohort: dict[str, str] | None = None, paused: bool = False,
+    weight: float | None = None, cohort: dict[str, str] | None = None, paused: bool = False, after: int | None = None,
 ) -> Release:  # fmt: skip
-    """Verify digest, gate and origin again, sign the approval for this environment, write the next revision. `paused`: a
-    rollout waits for a person before it advances."""
+    """Verify digest, gate and origin again, sign the approval for this environment, write the next revision. Of a rollout
+    `paused`: it waits for a person before it advances; `after`: raises ConflictError unless that revision is the last."""
     if weight is not None and mode not in ("canary", "ab"):
         raise UserError("weight", weight, f"is for --mode canary and ab; in mode {mode} one model answers all")
     digest = bundles.find(model, prefix)
@@ -43,7 +43,8 @@ def release(
         return rollout.blue_green(model, served.digest, digest, why)
     if mode in ("canary", "ab") and weight is None:
         weight = 1.0 if cohort else 0.5 if mode == "ab" else served.contract.judge.weights[0]
-    return rollout.begin(model, served.digest, digest, why, mode=mode, weight=weight, cohort=cohort, paused=paused)
+    about: dict[str, Any] = {"mode": mode, "weight": weight, "cohort": cohort, "paused": paused}
+    return rollout.begin(model, served.digest, digest, why, after, **about)
 
 
 def champion(model: RegisteredModel) -> Bundle | None:

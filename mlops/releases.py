@@ -57,6 +57,11 @@ class Release(BaseModel):
         """Whether both models score the same rows."""
         return self.mode in ("shadow", "canary", "ab")
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the judge takes the rollout on; an A/B test, a cohort and what is paused are a person's."""
+        return self.in_rollout and self.mode != "ab" and not self.cohort and not self.paused
+
 
 def describe(release: Release) -> str:
     champion, challenger = release.champion[:12], (release.challenger or "")[:12]

@@ -60,12 +60,14 @@ def _sign(model: RegisteredModel, written: Release, verdict: Verdict | None) -> 
     attest(model, "released", written.champion, environment=model.environment, details=details)
 
 
-def begin(model: RegisteredModel, champion: str, challenger: str, why: str, **more: Any) -> Release:
+def begin(
+    model: RegisteredModel, champion: str, challenger: str, why: str, after: int | None = None, **more: Any
+) -> Release:
     """Put a challenger beside the champion. If it is there already the rollout keeps its id, and every entity its model."""
     before = model.releases.current()
     same = before is not None and (before.champion, before.challenger) == (champion, challenger)
     rollout = before.rollout if before and same else secrets.token_hex(4)
-    last = model.releases.log.last()
+    last = model.releases.log.last() if after is None else after
     return write(model, champion, why, after=last, challenger=challenger, rollout=rollout, **more)
 
 

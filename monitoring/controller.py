@@ -172,12 +172,11 @@ class Controller:
         self.metrics.show(verdict)
         self.metrics.rollout.set(release.at.timestamp())
         why = "; ".join(verdict.reasons)
-        automatic = release.mode != "ab" and not release.cohort and not release.paused
         with suppress(ConflictError):
             if verdict.decision == "abort":  # before the verdict is saved: no failure to save it leaves callers exposed
                 self._wrote(rollout.abort(self._model, release, f"aborted: {why}"[:500], verdict), "abort")
             self._save(release, verdict)
-            if verdict.decision == "advance" and automatic:
+            if verdict.decision == "advance" and release.automatic:
                 next_release = rollout.advance(self._model, release, contract.judge, f"advanced: {why}"[:500], verdict)
                 self._wrote(next_release, "advance")
 

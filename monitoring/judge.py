@@ -44,6 +44,9 @@ def judge(contract: Contract, release: Release, sums: Sums) -> Verdict:
     rows_scored = int(sums.revisions["n"].sum())
     if harm := [each.why for each in checks if each.failed]:
         return Verdict("abort", harm, checks, [], rows_scored)
+    if release.automatic and loss.outcome != "pass" and (loss.n or 0) >= rules.last_days:
+        late = f"{rules.last_days} days did not show that it does no harm: {loss.why}"  # a newer model may
+        return Verdict("abort", [late], checks, [], rows_scored)
     missing = []
     if sums.unreadable:
         missing.append(f"{sums.unreadable} files of the log cannot be read")

@@ -4,11 +4,13 @@ ordinary road of a release."""
 import os
 import threading
 import time
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from mlops import promotion
 from mlops.attestations import require_gate
+from mlops.errors import ConflictError
 from mlops.registered_model import RegisteredModel
 from mlops.retraining import Event, RetrainingLog, newest_result
 from monitoring.trainer import trainer
@@ -87,6 +89,7 @@ class Loop:
 
     def release(self) -> None:
         """What the newest run brought, unless another model serves than the one that the gate compared it with."""
+        last = self._model.releases.log.last()
         newest, current = newest_result(self.events), self._model.releases.current()
         if newest is None or newest.event != "passed" or newest.digest is None or current is None or current.in_rollout:
             return
@@ -97,4 +100,5 @@ class Loop:
         if require_gate(self._model, newest.digest).details.get("champion") != champion.digest:
             return
         why, paused = f"{newest.action}: {newest.why}"[:500], champion.contract.retraining.release == "challenger"
-        promotion.release(self._model, newest.digest, why, mode="shadow", paused=paused)
+        with suppress(ConflictError):  # somebody was quicker: the next look sees what is to be done now
+            promotion.release(self._model, newest.digest, why, mode="shadow", paused=paused, after=last)

@@ -21,13 +21,13 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2370,
-    "cli": 4220,  # of them for delivery some 2,600
-    "app": 1630,
-    "training": 2435,
-    "monitoring": 1060,
-    "infra": 3970,  # of them for AWS some 2,200
-    "environments": 725,
+    "mlops": 2815,
+    "cli": 4595,  # of them for delivery some 2,600
+    "app": 1590,
+    "training": 2885,
+    "monitoring": 2785,  # of them for drift, quality and trainings some 1,100, for the status page some 500
+    "infra": 3975,  # of them for AWS some 2,200
+    "environments": 975,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}
 IMPORTS |= {part: {*BUDGET} for part in ("cli", "environments")}

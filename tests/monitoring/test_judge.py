@@ -224,5 +224,9 @@ def test_an_honest_challenger_is_not_kept_waiting_for_months(
     frame = pl.DataFrame({"day": [first + timedelta(days=day) for day in range(days)], "d": 100 * by_day})
     frame = frame.with_columns(n=100, rows=100, n0=0, n1=0, l0=0.0, l1=0.0, last=last)
     sums = replace(evidence_of(model).look(1, releases.now(), releases.now()), days=frame)
-    found = {check.name: check for check in judge(CONTRACT, record(weight=0.05), sums).checks}["loss"]
+    verdict = judge(CONTRACT, record(weight=0.05), sums)
+    found = {check.name: check for check in verdict.checks}["loss"]
     assert found.outcome == outcome, found.why
+    assert (verdict.decision == "abort") == (days == 28 and outcome != "pass"), "then it makes way for a newer model"
+    paused = judge(CONTRACT, record(weight=0.05).model_copy(update={"paused": True}), sums)
+    assert paused.decision == "inconclusive"

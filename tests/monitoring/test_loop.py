@@ -272,6 +272,24 @@ def test_a_rollout_in_progress_is_not_disturbed_and_then_it_follows(
     assert model.releases.read()[-1].challenger == digest
 
 
+def test_whoever_writes_while_it_is_verified_is_not_overruled(
+    environment: Environment, champion: Bundle, challenger: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two controllers, or a person who aborts what the other one began."""
+    model, digest = ready(environment, champion, challenger)
+    verify = promotion.run_in_sandbox
+
+    def slowly(bundle: Bundle, digest: str) -> float:
+        monkeypatch.setattr(promotion, "run_in_sandbox", verify)
+        promotion.release(environment.model(MODEL), digest, "the other one", mode="shadow")
+        promotion.rollback(environment.model(MODEL), "no")
+        return verify(bundle, digest)
+
+    monkeypatch.setattr(promotion, "run_in_sandbox", slowly)
+    assert [mode for mode, _ in released(model)] == ["full", "shadow", "full"]
+    assert model.releases.read()[1].challenger == digest
+
+
 def test_it_is_not_released_beside_another_champion_than_the_gate_saw(
     environment: Environment, champion: Bundle, challenger: Bundle
 ) -> None:

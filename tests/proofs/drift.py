@@ -241,7 +241,7 @@ def _detected(
         }
         least = min(by_feature, key=lambda name: np.mean(by_feature[name]))
         found[kind][size] = {
-            "psi": [round(value, 3) for value in sorted(_psi(given, planted[each], each.feature) for each in those)],
+            "psi": [round(of([_psi(given, planted[each], each.feature) for each in those]), 3) for of in (min, max)],
             "rate": round(float(np.mean(seen)), 3),
             "least": {least: round(float(np.mean(by_feature[least])), 3)},
         }
