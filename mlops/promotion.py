@@ -44,7 +44,7 @@ def release(
     if mode in ("canary", "ab") and weight is None:
         weight = 1.0 if cohort else 0.5 if mode == "ab" else served.contract.judge.weights[0]
     about: dict[str, Any] = {"mode": mode, "weight": weight, "cohort": cohort, "paused": paused}
-    return rollout.begin(model, served.digest, digest, why, after, **about)
+    return rollout.begin(model, served.digest, digest, why, after=after, **about)
 
 
 def champion(model: RegisteredModel) -> Bundle | None:

@@ -61,7 +61,7 @@ def _sign(model: RegisteredModel, written: Release, verdict: Verdict | None) -> 
 
 
 def begin(
-    model: RegisteredModel, champion: str, challenger: str, why: str, after: int | None = None, **more: Any
+    model: RegisteredModel, champion: str, challenger: str, why: str, *, after: int | None = None, **more: Any
 ) -> Release:
     """Put a challenger beside the champion. If it is there already the rollout keeps its id, and every entity its model."""
     before = model.releases.current()

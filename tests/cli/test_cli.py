@@ -242,8 +242,8 @@ def test_text_of_other_people_is_shown_as_they_wrote_it(mlops: Run, environment:
 def test_a_cohort_is_shown_as_it_was_written(
     mlops: Run, environment: Environment, champion: str, second_bundle: Bundle
 ) -> None:
-    challenger, how = approved(environment, second_bundle), {"mode": "canary", "weight": 1.0}
-    rollout.begin(environment.model(MODEL), champion, challenger, "try it", cohort={"color": "[/red]"}, **how)
+    model, challenger = environment.model(MODEL), approved(environment, second_bundle)
+    rollout.begin(model, champion, challenger, "try it", cohort={"color": "[/red]"}, mode="canary", weight=1.0)
     for line in ("history", "status", "rollout status"):
         code, out, err = mlops(*line.split())
         assert (code, "Traceback" in err) == (0, False)
