@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from monitoring.watch import Watched
 
 _ALL = datetime(1970, 1, 1, tzinfo=UTC)
-Report = Annotated[
-    str, typer.Option(help="html, or evidently (if it is installed).")
-]
+Report = Annotated[str, typer.Option(help="html, or evidently (if it is installed).")]
 
 
 def drift(
@@ -35,7 +33,7 @@ def drift(
     found = watched.drift
     page = write(state.model, state.environment.home / "reports", watched, report)
     value = {"decision": found.decision, "why": found.why, "days": [str(day) for day in found.days], "rows": found.rows,
-             "reference": found.reference, "shifts": [vars(shift) for shift in found.shifts],
+             "reference": found.reference, "shifts": [shift.as_dict() for shift in found.shifts],
              "untestable": found.untestable, "unreadable": found.unreadable, "report": page}  # fmt: skip
     table = Table(
         "feature",

@@ -148,7 +148,9 @@ class Judge(_Strict):
     outcomes_from: float = Field(default=0.25, gt=0, le=1)  # from this weight on outcomes must have shown no harm
     min_rows: int = Field(default=500, ge=50)  # scored by both at each weight
     min_days: int = Field(default=7, ge=2)
-    last_days: int = Field(default=28, ge=7)  # they decide: one more, ordinary interval shows that it does no harm, or it ends
+    last_days: int = Field(
+        default=28, ge=7
+    )  # they decide: one more, ordinary interval shows that it does no harm, or it ends
     maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: early ones differ
     budget_ms: float = Field(default=20, gt=0, le=10_000)  # a caller waits so long before the champion answers
     max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, non-finite, died
@@ -184,7 +186,9 @@ class Retraining(_Strict):
     cooldown_days: int = Field(default=28, ge=1)
     max_a_year: int = Field(default=12, ge=0)  # 0: never by itself
     min_rows: int = Field(default=2000, ge=100)  # fresh ones with an outcome
-    release: Literal["rollout", "challenger", "none"] = "rollout"  # of what passed the gate; challenger: paused in shadow
+    release: Literal["rollout", "challenger", "none"] = (
+        "rollout"  # of what passed the gate; challenger: paused in shadow
+    )
 
 
 class Golden(_Strict):

@@ -50,6 +50,10 @@ class Shift:
     by_day: list[float]
     alarm: bool = False
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN."""
+        return vars(self) | {"recent": None if np.isnan(self.recent) else self.recent}
+
     @property
     def name(self) -> str:
         return self.feature if self.aspect == "distribution" else f"{self.feature}:{self.aspect}"

@@ -261,9 +261,13 @@ def back(demo: Demo, better: str, first: str, rows: list[dict[str, Any]]) -> Non
 
 
 def renewed_model(demo: Demo, rows: list[dict[str, Any]]) -> None:
-    with demo.step("A model is trained from the prediction log and its outcomes, and taken to callers by itself") as step:
+    with demo.step(
+        "A model is trained from the prediction log and its outcomes, and taken to callers by itself"
+    ) as step:
         quality = demo.mlops("quality")
-        step.facts.append(f"live loss {quality['loss']['mean']:.4f}, scores lie {quality['gap']['mean']:+.3f} from outcomes")
+        step.facts.append(
+            f"live loss {quality['loss']['mean']:.4f}, scores lie {quality['gap']['mean']:+.3f} from outcomes"
+        )
         renewed = demo.mlops("retrain", "--why", "demo: a month of outcomes")["digest"]
         with demo.traffic(rows) as traffic, demo.replayed():
             wait(lambda: demo.serving().mode == "canary", "it was not rolled out")

@@ -42,7 +42,9 @@ def test_many_levels_are_not_made_dense() -> None:
 
 def test_a_forest_is_exported_as_it_was_fitted() -> None:
     """A float64 threshold lies between two float32 values: the graph must send both the same way."""
-    contract = Contract.model_validate(synthetic.contract_yaml(features={"size": {"type": "number"}}, slices=[], time=None))
+    contract = Contract.model_validate(
+        synthetic.contract_yaml(features={"size": {"type": "number"}}, slices=[], time=None)
+    )
     values = np.float32(np.random.default_rng(0).integers(0, 400, 4000) / 10)
     rows = pl.DataFrame(
         {"size": values.astype(float), "y": np.random.default_rng(1).integers(0, 2, 4000).astype(float)}

@@ -38,7 +38,13 @@ PLOTS = {
         "permutation_importance",
         "score_distribution",
     },
-    "regression": {"calibration", "loss_by_day", "permutation_importance", "score_distribution", "predicted_against_actual"},
+    "regression": {
+        "calibration",
+        "loss_by_day",
+        "permutation_importance",
+        "score_distribution",
+        "predicted_against_actual",
+    },
 }
 
 
