@@ -21,11 +21,11 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2815,
+    "mlops": 2825,
     "cli": 4595,  # of them for delivery some 2,600
     "app": 1590,
     "training": 2885,
-    "monitoring": 2785,  # of them for drift, quality and trainings some 1,100, for the status page some 500
+    "monitoring": 2795,  # of them for drift, quality and trainings some 1,100, for the status page some 500
     "infra": 3975,  # of them for AWS some 2,200
     "environments": 975,
 }
