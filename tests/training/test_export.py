@@ -136,7 +136,7 @@ def on_a_grid(rows: int, seed: int) -> pl.DataFrame:
 
 
 def test_values_between_those_of_training_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = contract(heat={"type": "number"})
+    made = contract(heat={"type": "number"}).model_copy(update={"time": None})
 
     def measured() -> float:
         fitted = estimator.fit(
