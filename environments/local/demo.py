@@ -272,6 +272,7 @@ def renewed_model(demo: Demo, rows: list[dict[str, Any]]) -> None:
         with demo.traffic(rows) as traffic, demo.replayed():
             wait(lambda: demo.serving().mode == "canary", "it was not rolled out")
             demo.mlops("rollout", "abort", "--why", "demo: enough seen")
+            time.sleep(5)  # the champion alone answers, so that this can be found in the log
         step.facts += [*demo.rollout_of(renewed), demo.none_failed(traffic)]
 
 
