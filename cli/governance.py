@@ -1,17 +1,16 @@
 """Who released what on which evidence; deletion of what is known of one entity."""
 
 import sys
-from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.terminal import state
+from cli.terminal import read_moment, state
 from mlops.contract import Contract
 from mlops.errors import UserError
-from mlops.moments import moment, shown
+from mlops.moments import shown
 from mlops.releases import describe
 
 _MARKS = {"verified": "green", "not signed": "yellow", "missing": "red", "invalid": "red"}
@@ -24,7 +23,7 @@ def audit(
     """Who released what, when, why, and on which evidence, verified again now. Exit code 2: something does not verify."""
     from mlops.audit import audit
 
-    found = list(audit(state.model, _moment("FROM", start), _moment("TO", end)))
+    found = list(audit(state.model, read_moment("FROM", start), read_moment("TO", end)))
     invalid, unsigned = [x.revision for x in found if not x.holds], [x.revision for x in found if not x.signed]
     said = f"{len(found)} records; not signed: {unsigned or 'none'}; with evidence that does not verify: {invalid or 'none'}"
     table = Table("", "at", "release", "by", "why", "evidence", caption=said)
@@ -42,13 +41,6 @@ def audit(
     state.result({"records": records, "not_signed": unsigned, "invalid": invalid}, table)
     if invalid:
         raise typer.Exit(2)
-
-
-def _moment(name: str, text: str) -> datetime:
-    try:
-        return moment(text)
-    except ValueError as error:
-        raise UserError(name, text, str(error)) from None
 
 
 def forget(

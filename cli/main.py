@@ -16,9 +16,9 @@ from typer.exceptions import TyperException
 from cli import IGNORED, bundle, governance, keys, operations, rollout, rotate, runs, watching
 from cli.cluster import Cluster
 from cli.delivery import verbs
-from cli.terminal import Why, err, state
+from cli.terminal import Why, err, read_moment, state
 from mlops.errors import GateError, UserError
-from mlops.moments import moment, shown
+from mlops.moments import shown
 from mlops.releases import Mode, describe, serving
 
 _HELP = "The life of a model: train, release, watch, roll back."
@@ -221,10 +221,7 @@ def history(
     if at:
         from monitoring.history import observed
 
-        try:
-            asked = moment(at)
-        except ValueError as error:
-            raise UserError("at", at, str(error)) from None
+        asked = read_moment("at", at)
         wanted, seen = serving(log, asked), observed(state.model, asked)
         found: list[dict[str, Any]] = [{"digest": d, "revision": r, "rows": n} for (d, r), n in seen.items()]
         value = {"at": asked, "intended": wanted.model_dump(mode="json") if wanted else None, "observed": found}

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from rich.table import Table
 from cli.cluster import Cluster
 from mlops.environment import Environment, models, only_model
 from mlops.errors import UserError
+from mlops.moments import moment
 from mlops.registered_model import RegisteredModel
 
 out = Console(width=None if sys.stdout.isatty() else 200)  # do not wrap tables when output is not a terminal
@@ -71,6 +73,14 @@ class Context:
 
 
 state = Context()
+
+
+def read_moment(name: str, text: str) -> datetime:
+    """Of the option or argument `name`."""
+    try:
+        return moment(text)
+    except ValueError as error:
+        raise UserError(name, text, str(error)) from None
 
 
 def verdict_table(title: str, verdict: dict[str, Any]) -> Table:

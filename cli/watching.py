@@ -35,16 +35,8 @@ def drift(
     value = {"decision": found.decision, "why": found.why, "days": [str(day) for day in found.days], "rows": found.rows,
              "reference": found.reference, "shifts": [shift.as_dict() for shift in found.shifts],
              "untestable": found.untestable, "unreadable": found.unreadable, "report": page}  # fmt: skip
-    table = Table(
-        "feature",
-        "tier",
-        "effect",
-        "bound",
-        "by chance",
-        "against recent",
-        "",
-        title=escape(f"{found.decision}: {found.why}"),
-    )
+    heads = ("feature", "tier", "effect", "bound", "by chance", "against recent", "")
+    table = Table(*heads, title=escape(f"{found.decision}: {found.why}"))
     for row in rows(found):
         table.add_row(*map(escape, row))
     state.result(value, table)

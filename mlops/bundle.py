@@ -3,11 +3,11 @@ import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from mlops.contract import Contract, load_contract
+from mlops.contract import Contract, Window, load_contract
 from mlops.errors import UserError, VerificationError
 from mlops.registered_model import RegisteredModel
 
@@ -52,6 +52,9 @@ class Bundle:
 
     def json(self, name: str) -> Any:
         return msgspec.json.decode(self.files[name])
+
+    def window(self, name: Literal["train", "holdout"]) -> Window:
+        return Window.parse(self.json("provenance.json")["windows"][name])
 
 
 class _Entry(msgspec.Struct):

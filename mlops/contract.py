@@ -313,8 +313,7 @@ class Contract(_Strict):
 
     @property
     def recalibration_days(self) -> int:
-        """So many that a champion was not trained on: the held-out ones, and before the first of them an intercept's window
-        and a rollout."""
+        """That a champion was not trained on: the held-out ones, and before them a rollout and an intercept's window."""
         return self.gate.min_days + self.rollout_days + self.retraining.window_days
 
     @property

@@ -5,6 +5,8 @@ from mlops.keys import Keyring
 from mlops.releases import ReleaseLog
 from mlops.store import Store
 
+SNAPSHOT = "data/{}.parquet"  # by the model's name: its training data, for trainings that cannot reach the source
+
 
 @dataclass(frozen=True)
 class RegisteredModel:

@@ -5,7 +5,7 @@ import secrets
 import socket
 from contextlib import suppress
 from datetime import date, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
@@ -19,8 +19,7 @@ from mlops.releases import author, now
 Action = Literal["recalibrate", "retrain"]
 Result = Literal["passed", "refused", "failed"]
 _LEASE = timedelta(hours=6)  # a training takes no longer; one that was killed elsewhere is given up then
-_AGAIN_DAYS = 7  # after one that brought no model
-_YEAR = 365
+_AGAIN_DAYS, _YEAR = 7, 365  # days: after one that brought no model; that the budget is for
 
 
 class Event(BaseModel):
@@ -61,9 +60,8 @@ class RetrainingLog:
         """Raises UserError if one is running or the pause is not over, ConflictError if another began at this moment."""
         if problem := pause(rules, self.read(), day):
             raise UserError("retraining", action, problem)
-        about = {"run": secrets.token_hex(4), "event": "started", "action": action, "day": day, "why": why[:1000]}
-        where = {"host": socket.gethostname(), "pid": os.getpid()}
-        event = Event.model_validate({"at": now(), "by": author()} | about | where)
+        who: dict[str, Any] = {"by": author(), "host": socket.gethostname(), "pid": os.getpid(), "at": now()}
+        event = Event(run=secrets.token_hex(4), event="started", action=action, day=day, why=why[:1000], **who)
         self._append(event)
         return event
 

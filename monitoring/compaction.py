@@ -1,7 +1,6 @@
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +9,7 @@ import polars as pl
 from mlops import log_schema
 from mlops.registered_model import RegisteredModel
 from mlops.store import Store
-from monitoring.frames import COLUMNS, KINDS, Kind, decoded, hour_of_id
+from monitoring.frames import COLUMNS, KINDS, Kind, decoded, hour_of_id, parquet
 
 _GRACE = timedelta(minutes=5)  # a segment of the hour before may be on its way
 _AT_ONCE = 200  # segments: what is in memory at a time
@@ -36,9 +35,7 @@ def compact(model: RegisteredModel, kind: str, now: datetime | None = None) -> i
             table = _table(model.store, keys, KINDS[kind])
             name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
             for hour, part in _by_hour(table, kind, folder):
-                content = BytesIO()
-                part.write_parquet(content, compression="zstd", statistics=True)
-                model.store.put(f"{kind}/{model.name}/{hour}/{revision}-{name}.parquet", content.getvalue())
+                model.store.put(f"{kind}/{model.name}/{hour}/{revision}-{name}.parquet", parquet(part))
             for key in keys:
                 model.store.delete(key)
             written += table.height

@@ -13,7 +13,7 @@ from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.log_schema import PredictionRecord, hashed
 from mlops.registered_model import RegisteredModel
-from monitoring.frames import COLUMNS
+from monitoring.frames import COLUMNS, features
 from monitoring.partitions import OUTCOMES, Partitions
 from monitoring.sums import Measures, added
 
@@ -42,7 +42,8 @@ class Daily:
         self.contract, self.profile, self.digest = bundle.contract, bundle.json("profile.json"), digest
         self.measures = Measures(self.contract, float(self.profile["target"]["scale"]))
         self.bins = logged_bins(self.contract, self.profile)
-        self._partitions = Partitions(model, _LOGGED | self._features(), self._reduce)
+        logged = [name for name in self.bins if name in self.contract.features]
+        self._partitions = Partitions(model, _LOGGED | features(self.contract, logged), self._reduce)
 
     def look(self, since: datetime, now: datetime) -> Days:
         nothing = self._reduce(pl.DataFrame(schema=self._partitions.schema), pl.DataFrame(schema=OUTCOMES))
@@ -55,12 +56,6 @@ class Daily:
         quality = added([part.quality for part in parts], ["day", "model_version"])
         ranks = added([part.ranks for part in parts], ["day", "model_version", "rank"])
         return Days(dict(sorted(counts.items())), quality, ranks, self._partitions.unreadable)
-
-    def _features(self) -> dict[str, Any]:
-        numbers = [name for name in self.bins if name != "score" and self.contract.features[name].type == "number"]
-        return {
-            f"feature.{name}": pl.Float64 if name in numbers else pl.String for name in self.bins if name != "score"
-        }
 
     def _reduce(self, rows: pl.DataFrame, outcomes: pl.DataFrame) -> Days:
         rows = rows.with_columns(day=self.measures.day)

@@ -22,6 +22,7 @@ from mlops import profile
 from mlops.contract import Contract, Window
 from mlops.errors import UserError
 from monitoring.daily import Counts, Daily, Days
+from monitoring.judge import MIN_DAY
 
 ALARM, QUIET, UNKNOWN = "drift", "quiet", "inconclusive"
 _ALPHA = 0.05
@@ -31,7 +32,6 @@ _MIN_DAYS, _MIN_REFERENCE = 5, 14
 _RECENT_DAYS = 28
 _RISING = {"missing": -1, "unknown": -2}  # their bins
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of rows by bin, inside and outside the window
-_USUAL = 0.2  # of the median day's rows: a day that has just begun is not the latest
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _windows(contract: Contract, counts: Counts, window: Window | None) -> tuple
     """The days of the window, and those before it."""
     if window is None:
         rows = {day: _rows(found) for day, found in counts.items()}
-        usual = [day for day, n in rows.items() if n >= _USUAL * float(np.median(list(rows.values())))]
+        usual = [day for day, n in rows.items() if n >= MIN_DAY * float(np.median(list(rows.values())))]
         end = max(usual, default=date.min + timedelta(366))
         start = end - timedelta(contract.drift.window_days)
     elif isinstance(window.start, date) and isinstance(window.end, date):
@@ -162,24 +162,21 @@ def _shifts(
     limits, tier = contract.drift, contract.features[name].drift if name in contract.features else "score"
     plain, even = np.concatenate([theirs, own]), np.concatenate(_evened(name, theirs, own))
     as_they_are, as_dealt = [days[:1] @ plain for days in dealt], [days @ even for days in dealt]
-    before, total = recent.sum(0), theirs.sum(0)
+    now, before, total = (days.sum(0, keepdims=True) for days in (own, recent, theirs))
     by_day = own[own.sum(1) > 0]
 
-    def shift(aspect: str, tier: str, measure: Measure, bound: float, since: Any, days: np.ndarray) -> Shift:
+    def shift(aspect: str, tier: str, measure: Measure, bound: float) -> Shift:
         effect, effects = float(measure(*as_they_are)[0]), measure(*as_dealt)
         chance = float((effects >= effects[0] - 1e-12).mean())
-        return Shift(name, aspect, tier, effect, bound, chance, float(since), days.tolist())
+        since = float(measure(now, before)[0]) if before.sum() else np.nan
+        return Shift(name, aspect, tier, effect, bound, chance, since, measure(by_day, total).tolist())
 
-    now = own.sum(0)
-    since = profile.psi(before / before.sum(), now) if before.sum() else np.nan
-    yield shift("distribution", tier, _psi, limits.max_psi, since, profile.psi(total / total.sum(), by_day))
+    yield shift("distribution", tier, _psi, limits.max_psi)
     for aspect, position in _RISING.items():
         if name == "score" or (aspect == "unknown" and "levels" not in bins):
             continue
-        since = now[position] / now.sum() - before[position] / before.sum() if before.sum() else np.nan
-        each = by_day[:, position] / by_day.sum(1) - total[position] / total.sum()
         bound = limits.max_rise_season if tier == "season" else limits.max_rise
-        yield shift(aspect, "integrity", partial(_rise, position), bound, since, each)
+        yield shift(aspect, "integrity", partial(_rise, position), bound)
 
 
 def _psi(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The drift report of Evidently, for who has it installed: rows of the window against those of the weeks before."""
 
-from datetime import UTC, datetime, time, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -9,8 +9,8 @@ from mlops.errors import UserError
 from mlops.log_schema import PredictionRecord
 from mlops.registered_model import RegisteredModel
 from mlops.releases import now
-from monitoring.frames import COLUMNS
-from monitoring.partitions import Partitions
+from monitoring.frames import COLUMNS, features
+from monitoring.partitions import Partitions, arrival
 from monitoring.sums import Measures
 from monitoring.watch import Watched
 
@@ -40,13 +40,11 @@ def write(model: RegisteredModel, file: Path, watched: Watched) -> Path:
 def _rows(model: RegisteredModel, watched: Watched) -> pl.DataFrame:
     contract, first, last = watched.contract, watched.drift.days[0] - _WEEKS, watched.drift.days[-1]
     day = Measures(contract).day
-    types = {"number": pl.Float64, "category": pl.String, "boolean": pl.String}
-    features = {f"feature.{name}": types[contract.features[name].type] for name in contract.logged["keep"]}
-    schema = {name: COLUMNS[PredictionRecord][name] for name in ("id", "at", "event", "score")} | features
+    kept = features(contract, contract.logged["keep"])
+    schema = {name: COLUMNS[PredictionRecord][name] for name in ("id", "at", "event", "score")} | kept
 
     def chosen(rows: pl.DataFrame, _: pl.DataFrame) -> pl.DataFrame:
         rows = rows.with_columns(day=day).filter(pl.col("day").is_between(first, last))
-        return rows.select("day", "score", *(pl.col(name).alias(name.removeprefix("feature.")) for name in features))
+        return rows.select("day", "score", *(pl.col(name).alias(name.removeprefix("feature.")) for name in kept))
 
-    since = datetime.combine(first, time(), UTC) - timedelta(days=2)
-    return pl.concat(Partitions(model, schema, chosen).look(since, now()))
+    return pl.concat(Partitions(model, schema, chosen).look(arrival(contract, first), now()))

@@ -1,5 +1,6 @@
 """The prediction log as data frames: segments as the app wrote them, and the Parquet that they become."""
 
+from collections.abc import Iterable
 from io import BytesIO
 from typing import Any, get_args
 
@@ -7,6 +8,7 @@ import msgspec
 import polars as pl
 
 from mlops import log_schema
+from mlops.contract import Contract
 from mlops.store import Store
 
 Kind = type[log_schema.PredictionRecord] | type[log_schema.OutcomeRecord]
@@ -22,6 +24,18 @@ def _columns(kind: Kind) -> dict[str, Any]:
 
 
 COLUMNS = {kind: _columns(kind) for kind in KINDS.values()}
+
+
+def features(contract: Contract, names: Iterable[str]) -> dict[str, Any]:
+    """The columns of these features, with one type each; a boolean is read as true or false, in words."""
+    types = {"number": pl.Float64, "category": pl.String, "boolean": pl.String}
+    return {f"feature.{name}": types[contract.features[name].type] for name in names}
+
+
+def parquet(rows: pl.DataFrame) -> bytes:
+    content = BytesIO()
+    rows.write_parquet(content, compression="zstd", statistics=True)
+    return content.getvalue()
 
 
 def decoded(content: bytes, kind: Kind) -> list[Any]:

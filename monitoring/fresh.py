@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 
 import polars as pl
 
@@ -10,13 +10,12 @@ from mlops.contract import Contract
 from mlops.log_schema import PredictionRecord
 from mlops.registered_model import RegisteredModel
 from mlops.releases import now
-from monitoring.frames import COLUMNS
-from monitoring.partitions import OUTCOMES, Partitions
+from monitoring.frames import COLUMNS, features
+from monitoring.partitions import OUTCOMES, Partitions, arrival
 from monitoring.retention import forgotten
 from monitoring.sums import Measures
 
 _LOGGED = {name: COLUMNS[PredictionRecord][name] for name in ("id", "at", "event", "entity", "caller", "score")}
-_TYPES = {"number": pl.Float64, "category": pl.String, "boolean": pl.String}
 _MIN_KNOWN = 0.5  # of the predictions: those without an outcome are not like the others
 _MAX_CHANGED = 0.01  # of the outcomes
 _MAX_BURST = 0.5  # of the rows by one caller, whose share on most days is less than half of that
@@ -49,11 +48,10 @@ def _read(model: RegisteredModel, contract: Contract, days: list[date]) -> pl.Da
         rows = rows.with_columns(day=day).filter(pl.col("day").is_in(days), ~gone(pl.col("entity")))
         return rows.join(outcomes.select("id", "value", "changed"), on="id", how="left")
 
-    features = {f"feature.{name}": _TYPES[feature.type] for name, feature in contract.features.items()}
-    nothing = reduce(pl.DataFrame(schema=_LOGGED | features), pl.DataFrame(schema=OUTCOMES))
-    lead = timedelta(days=2, minutes=contract.time.lead_minutes if contract.time else 0)
-    since = datetime.combine(min(days), time(), UTC) - lead if days else now()
-    return pl.concat([nothing, *Partitions(model, _LOGGED | features, reduce).look(since, now())]).sort("day", "id")
+    schema = _LOGGED | features(contract, contract.features)
+    nothing = reduce(pl.DataFrame(schema=schema), pl.DataFrame(schema=OUTCOMES))
+    since = arrival(contract, min(days)) if days else now()
+    return pl.concat([nothing, *Partitions(model, schema, reduce).look(since, now())]).sort("day", "id")
 
 
 def _complete(contract: Contract, rows: pl.DataFrame) -> pl.DataFrame:

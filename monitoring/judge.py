@@ -27,7 +27,10 @@ _SHAPE_ROWS, _SHAPE_Z = 200, 4.0
 _DESIGN_EFFECT = 10.0  # of rows that are correlated
 _LATELY_DAYS = 2
 _MIN_KNOWN = 0.5  # of a day's rows: a day without outcomes does not count
-_MIN_DAY = 0.2  # of the usual rows: a day that has just begun is not the latest
+MIN_DAY = 0.2  # of the usual rows: a day that has just begun is not the latest
+_OF_EITHER = pl.max_horizontal(
+    "n", pl.col("n0") + pl.col("n1")
+)  # rows with an outcome: scored by both, or by its own arm
 
 
 def judge(contract: Contract, release: Release, sums: Sums) -> Verdict:
@@ -123,17 +126,16 @@ def _shape(contract: Contract, revisions: pl.DataFrame, when: str) -> Iterator[C
     yield check(f"shift {when}", abs(shift) - half <= bound, shift, bound, why, n=int(n), low=low, high=high)
 
 
-def mature(contract: Contract, days: pl.DataFrame) -> pl.DataFrame:
-    """The days that count: over for long enough, with enough outcomes. The clock is the log's own, so that a replay of a
+def mature(contract: Contract, days: pl.DataFrame, known: pl.Expr = _OF_EITHER) -> pl.DataFrame:
+    """The days that count: over for long enough, with enough outcomes (`known` of their rows). The clock is the log's own, so that a replay of a
     month in an hour is judged as the month was."""
     if days.height == 0:
         return days
-    usual = days.filter(pl.col("rows") >= _MIN_DAY * pl.col("rows").median())
+    usual = days.filter(pl.col("rows") >= MIN_DAY * pl.col("rows").median())
     latest = float(usual["last"].max() or 0)  # ty: ignore[invalid-argument-type]
     zone = ZoneInfo(contract.zone)
     ends = [datetime.combine(day + timedelta(days=1), time(), zone).timestamp() for day in days["day"]]
     over = pl.Series(ends) + 3600 * contract.judge.maturity_hours <= latest
-    known = pl.max_horizontal("n", pl.col("n0") + pl.col("n1"))
     return days.filter(over & (known >= _MIN_KNOWN * pl.col("rows")))
 
 

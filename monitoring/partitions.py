@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import polars as pl
 
+from mlops.contract import Contract
 from mlops.log_schema import OutcomeRecord, PredictionRecord
 from mlops.registered_model import RegisteredModel
 from monitoring.frames import COLUMNS, Kind, hour_of_id, read
@@ -95,6 +96,12 @@ class Partitions(Generic[Found]):
                 self._segments[key] = frame
             frames.append(frame)
         return frames
+
+
+def arrival(contract: Contract, day: date) -> datetime:
+    """From when on the log has the rows whose event is on that day or later."""
+    lead = timedelta(days=2, minutes=contract.time.lead_minutes if contract.time else 0)
+    return datetime.combine(day, time(), UTC) - lead
 
 
 def _last(outcomes: pl.DataFrame) -> pl.DataFrame:

@@ -41,15 +41,14 @@ class Quality:
 
 
 def all_versions(days: Days) -> pl.DataFrame:
-    """By day: rows, last, n; as `judge.mature` takes them."""
-    added = days.quality.group_by("day").agg(pl.col("rows", "n").sum(), pl.col("last").max()).sort("day")
-    return added.with_columns(n0=0, n1=0)
+    """By day: rows, last, n."""
+    return days.quality.group_by("day").agg(pl.col("rows", "n").sum(), pl.col("last").max()).sort("day")
 
 
 def quality(contract: Contract, days: Days, model_version: str, unit: float) -> Quality:
     """`unit`: of the loss (the profile's)."""
-    own = days.quality.filter(pl.col("model_version") == model_version).with_columns(n0=0, n1=0)
-    own = mature(contract, own).filter(pl.col("n") > 0)
+    own = days.quality.filter(pl.col("model_version") == model_version)
+    own = mature(contract, own, pl.col("n")).filter(pl.col("n") > 0)
     if contract.task == "binary":
         gap = pl.col("score") - pl.col("value")
     else:

@@ -15,9 +15,9 @@ from pydantic import AwareDatetime, BaseModel
 from mlops import log_schema
 from mlops.append_log import AppendLog
 from mlops.contract import Contract
-from mlops.registered_model import RegisteredModel
+from mlops.registered_model import SNAPSHOT, RegisteredModel
 from mlops.releases import author, now
-from monitoring.frames import KINDS, read
+from monitoring.frames import KINDS, parquet, read
 
 SPOOLED = timedelta(hours=1)  # so long the app may hold rows that the bucket does not have yet
 _IDS = 50_000  # that fit into a record
@@ -86,7 +86,7 @@ def forget(model: RegisteredModel, contract: Contract | None, entity: str, why: 
     for key, those in (outcomes | predictions).items():
         _rewrite(model, key, those)
     if gone:
-        model.store.put(_snapshot_key(model), _parquet(snapshot))
+        model.store.put(SNAPSHOT.format(model.name), parquet(snapshot))
     return done
 
 
@@ -130,7 +130,7 @@ def _rewrite(model: RegisteredModel, key: str, ids: set[str]) -> None:
     content, gone = model.store.get(key), ids | {None}
     if content and key.endswith(".parquet"):
         kept = pl.read_parquet(BytesIO(content)).filter(~pl.col("id").is_in(list(ids)))
-        model.store.put(key, _parquet(kept))
+        model.store.put(key, parquet(kept))
     elif content:
         model.store.put(key, b"".join(each for each in content.splitlines(True) if _id(each) not in gone))
 
@@ -140,20 +140,10 @@ def _id(line: bytes) -> str | None:
     return next((msgspec.json.decode(each)["id"] for each in log_schema.lines(line)), None)
 
 
-def _snapshot_key(model: RegisteredModel) -> str:
-    return f"data/{model.name}.parquet"
-
-
 def _snapshot(model: RegisteredModel, contract: Contract | None, entity: str) -> tuple[pl.DataFrame, int]:
     """Its other rows, and how many are the entity's."""
-    rows = pl.read_parquet(BytesIO(model.store.get(_snapshot_key(model)) or _parquet(pl.DataFrame())))
+    rows = pl.read_parquet(BytesIO(model.store.get(SNAPSHOT.format(model.name)) or parquet(pl.DataFrame())))
     if contract is None or not contract.entity or set(contract.entity) - set(rows.columns):
         return rows, 0
     kept = rows.filter(entity_of(contract).eq_missing(entity).not_())
     return kept, rows.height - kept.height
-
-
-def _parquet(rows: pl.DataFrame) -> bytes:
-    content = BytesIO()
-    rows.write_parquet(content, compression="zstd", statistics=True)
-    return content.getvalue()

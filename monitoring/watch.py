@@ -3,6 +3,9 @@ new one."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Literal
+
+import polars as pl
 
 from mlops import promotion
 from mlops.bundle import Bundle
@@ -50,8 +53,8 @@ class Watched:
         """The day after the newest one of which the champion's training knew."""
         return self._until("holdout")
 
-    def _until(self, window: str) -> date | None:
-        end = Window.parse(self.champion.json("provenance.json")["windows"][window]).end
+    def _until(self, window: Literal["train", "holdout"]) -> date | None:
+        end = self.champion.window(window).end
         return end if isinstance(end, date) else None
 
 
@@ -76,7 +79,7 @@ class Watch:
         if window and isinstance(window.start, date):
             since = datetime.combine(window.start, time(), UTC) - back
         days = self._daily.look(since or at - back, at)
-        matured = mature(contract, all_versions(days))["day"].to_list()
+        matured = mature(contract, all_versions(days), pl.col("n"))["day"].to_list()
         found = self._analysed(self._daily, days, window)
         unit = self._daily.measures.unit
         current, serves = self._model.releases.current(), quality(contract, days, digest, unit)

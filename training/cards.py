@@ -85,6 +85,6 @@ def _values(contract: Contract, column: pl.Series, role: str) -> str:
 
 
 def _months(rows: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    month = pl.Series("month", data.days(rows, contract)).cast(pl.Date).dt.strftime("%Y-%m")
+    month = data.local_dates(rows, contract).dt.strftime("%Y-%m").alias("month")
     means = rows.select(month, pl.col(contract.target).cast(pl.Float64)).group_by("month")
     return means.agg(pl.len().alias("rows"), pl.col(contract.target).mean().alias("mean")).sort("month").to_dicts()

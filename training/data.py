@@ -54,7 +54,7 @@ def newest_windows(rows: pl.DataFrame, contract: Contract) -> tuple[Window, Wind
     a time."""
     if contract.time is None:
         return None, None
-    dates = _dates(rows, contract).unique().sort().to_list()
+    dates = local_dates(rows, contract).unique().sort().to_list()
     start, end = dates[-min(contract.gate.min_days, len(dates))], dates[-1] + timedelta(days=1)
     return Window(start=dates[0], end=start), Window(start=start, end=end)
 
@@ -100,10 +100,10 @@ def days(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
     """The day of each row in the contract's zone, as days since 1970; hash blocks if there is no time."""
     if contract.time is None:
         return (_hashes(frame, contract) * _HASH_BLOCKS * 1000).astype(np.int64) % _HASH_BLOCKS
-    return _dates(frame, contract).cast(pl.Int32).to_numpy()
+    return local_dates(frame, contract).cast(pl.Int32).to_numpy()
 
 
-def _dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
+def local_dates(frame: pl.DataFrame, contract: Contract) -> pl.Series:
     assert contract.time
     column = moments(frame[contract.time.column], contract.zone)
     if column.null_count():
@@ -136,7 +136,7 @@ def cut(frame: pl.DataFrame, contract: Contract, window: Window) -> Cut:
         part = _hashes(frame, contract)
         rows = frame.filter(pl.Series((part >= window.start) & (part < window.end)))
     else:
-        dates = _dates(frame, contract)
+        dates = local_dates(frame, contract)
         if not isinstance(window.start, date):
             first, last = dates.min(), dates.max()
             assert isinstance(first, date)

@@ -142,7 +142,7 @@ def comparable_champion(model: RegisteredModel, holdout: Window) -> Model | None
     champion = promotion.champion(model)
     if champion is None:
         return None
-    seen = Window.parse(champion.json("provenance.json")["windows"]["train"])
+    seen = champion.window("train")
     if type(seen.start) is type(holdout.start) and data.overlap(seen, holdout):
         hint = f"the champion {champion.digest[:12]} was trained on {seen}; choose rows that neither model has seen"
         raise UserError("holdout", str(holdout), hint)

@@ -55,7 +55,7 @@ def profile(contract: Contract, frame: pl.DataFrame, scores: np.ndarray) -> dict
 
 def _days(contract: Contract, frame: pl.DataFrame, bins: dict[str, Any]) -> dict[str, dict[str, list[int]]]:
     """Rows by day, feature and bin."""
-    frame = frame.with_columns(day=pl.Series(data.days(frame, contract), dtype=pl.Int32).cast(pl.Date))
+    frame = frame.with_columns(day=data.local_dates(frame, contract))
     found = {}
     for (day,), rows in sorted(frame.partition_by("day", as_dict=True).items())[-_DAYS:]:
         columns = {name: rows[name].to_list() if "levels" in each else rows[name].cast(pl.Float64).to_numpy()

@@ -52,11 +52,8 @@ def build(split: Split, origin: dict[str, Any], champion: Bundle) -> Candidate:
 
 
 def _not_trained_on(champion: Bundle, rows: pl.DataFrame) -> pl.DataFrame:
-    seen = Window.parse(champion.json("provenance.json")["windows"]["train"]).end
-    if not isinstance(seen, date):
-        return rows.clear()
-    days = pl.Series(data.days(rows, champion.contract), dtype=pl.Int32).cast(pl.Date)
-    return rows.filter(days >= seen)
+    seen = champion.window("train").end
+    return rows.filter(data.local_dates(rows, champion.contract) >= seen) if isinstance(seen, date) else rows.clear()
 
 
 def _as_used(

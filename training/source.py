@@ -23,6 +23,7 @@ from obstore.exceptions import BaseError
 
 from mlops.contract import RESERVED
 from mlops.errors import UserError
+from mlops.registered_model import SNAPSHOT
 from mlops.store import Store
 
 _FILE = re.compile(r"\.(csv|tsv|parquet|pq)(?:\.(gz|zst|bz2))?$", re.IGNORECASE)
@@ -204,22 +205,18 @@ def to_parquet(frame: pl.DataFrame) -> bytes:
     return content.getvalue()
 
 
-def snapshot_key(model: str) -> str:
-    return f"data/{model}.parquet"
-
-
 def put_snapshot(store: Store, model: str, content: bytes) -> str:
     """`content`: Parquet. Returns its key."""
     try:
         pl.read_parquet_schema(BytesIO(content))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
-    store.put(key := snapshot_key(model), content)
+    store.put(key := SNAPSHOT.format(model), content)
     return key
 
 
 def read_snapshot(store: Store, model: str) -> pl.DataFrame:
-    content = store.get(key := snapshot_key(model))
+    content = store.get(key := SNAPSHOT.format(model))
     if content is None:
         raise UserError("snapshot", key, "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
     return pl.read_parquet(BytesIO(content))

@@ -61,10 +61,7 @@ def live(demo: Demo, definition: ModelDefinition) -> Year:
     demo.mlops("release", first, "--why", "year: the first model")
     wait(lambda: not http(demo.environment.endpoint).get("/readyz").json()["reason"], "the first model does not answer")
     every = data.prepare(demo.environment, definition)
-    every = every.with_columns(
-        day=pl.Series(data.days(every, contract), dtype=pl.Int32).cast(pl.Date),
-        y=pl.col(contract.target).cast(pl.Float64),
-    )
+    every = every.with_columns(day=data.local_dates(every, contract), y=pl.col(contract.target).cast(pl.Float64))
     seen = data.cut(every, contract, Window.parse(FIRST)).window
     rows = every.filter(pl.col("day") >= seen.end).sort("day", maintain_order=True)
     client, log = Client(demo.environment), RetrainingLog(demo.model)

@@ -183,12 +183,17 @@ def test_what_the_gate_or_the_rows_refuse_is_recorded(
     assert len(model.store.keys(f"{model.folder}/bundles")) == bundles
 
 
+def with_traffic(tracked: Environment, tmp_path: Path, champion: Bundle) -> tuple[ModelDefinition, RegisteredModel]:
+    """A model that has served, and whose training can be changed by its folder."""
+    made, model = define(tmp_path / "models", known(live_log.rows())), serve(tracked, champion)
+    Traffic(live_log.live(live_log.rows())).log(model)
+    return made, model
+
+
 def test_a_training_that_fails_is_recorded_and_harms_nothing(
     mlops: Run, tracked: Environment, tmp_path: Path, champion: Bundle
 ) -> None:
-    made = define(tmp_path / "models", known(live_log.rows()))
-    model = serve(tracked, champion)
-    Traffic(live_log.live(live_log.rows())).log(model)
+    made, model = with_traffic(tracked, tmp_path, champion)
     (made.folder / "data.py").write_text("def load():\n    raise OSError('the warehouse is gone')\n")
     before = {key: model.store.get(key) for key in model.store.keys("")}
     code, found = mlops("retrain", "--if-due")
@@ -207,9 +212,7 @@ def test_a_training_that_is_told_to_stop_says_so_before_it_goes(
     mlops: Run, tracked: Environment, tmp_path: Path, champion: Bundle
 ) -> None:
     """As a node that is drained tells it: otherwise it would count as running for hours."""
-    made = define(tmp_path / "models", known(live_log.rows()))
-    model = serve(tracked, champion)
-    Traffic(live_log.live(live_log.rows())).log(model)
+    made, model = with_traffic(tracked, tmp_path, champion)
     stopped = "import os, signal\n\n\ndef load():\n    os.kill(os.getpid(), signal.SIGTERM)\n"
     (made.folder / "data.py").write_text(stopped)
     assert mlops("retrain")[0] == 143

@@ -19,10 +19,11 @@ from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.errors import ConflictError
-from mlops.registered_model import RegisteredModel
+from mlops.registered_model import SNAPSHOT, RegisteredModel
 from mlops.store import Store
 from monitoring import compaction, frames, retention
 from monitoring.controller import Controller
+from monitoring.frames import parquet
 from monitoring.retention import Forgotten, entity_of, forget, forgotten
 from tests import synthetic
 from tests.service import Service
@@ -46,7 +47,7 @@ def model(environment: Environment) -> RegisteredModel:
     rows = pl.DataFrame(
         {"customer": ["a", JANE, None, "b"], "size": [1.0, 2.0, 3.0, None], "note": ["x", "y", "z", ""]}
     )
-    made.store.put(retention._snapshot_key(made), retention._parquet(rows))
+    made.store.put(SNAPSHOT.format(made.name), parquet(rows))
     return made
 
 
