@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 from obstore.exceptions import BaseError
 
@@ -20,11 +21,13 @@ class Loader:
     def __init__(self, model: RegisteredModel, sandbox_memory_mb: int, loop: asyncio.AbstractEventLoop):
         self.models: dict[str, Model] = {}  # loaded, by digest
         self._model, self._memory_mb, self._loop = model, sandbox_memory_mb, loop
+        self._lock = threading.Lock()  # one at a time: each may take the memory of a model twice
 
     def load(self, release: Release, live: Live | None) -> Live:
         """Raises VerificationError; the errors of the bucket or this machine say nothing about the model."""
         try:
-            return self._load(release, live)
+            with self._lock:
+                return self._load(release, live)
         except (VerificationError, BaseError, OSError):
             raise
         except Exception as error:  # whatever else a hostile bundle causes: the release is refused

@@ -3,6 +3,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from app.auth import Auth
@@ -18,6 +19,7 @@ from mlops.releases import Release
 log = logging.getLogger("app.watcher")
 _RETRY_SECONDS = 30.0  # a repaired keyring counts without a restart; doubled each time
 _RETRY_SECONDS_MAX = 3600.0
+_AHEAD = 2  # releases loaded before their instant: each may hold a model, and a process for its challenger
 _CLOCK_SKEW = timedelta(minutes=5)
 _REPORT_SECONDS = 10.0
 
@@ -35,29 +37,36 @@ class Watcher:
         self._settings, self._model, self._auth, self._metrics = settings, model, auth, metrics
         self._access = access.access_log(model.store)
         self._log: list[Release] = []
-        self._revision = self._access_revision = -1  # -1: not read yet
+        model.releases.refuse = self._refuse
+        self._access_revision = -1  # not read yet
         self._refused: dict[int, tuple[float, float]] = {}  # revision → when to try again, and how long to wait then
         self._ahead: dict[int, Live] = {}  # by revision: loaded, to answer from an instant on
         self._swap = threading.Lock()
         self._reported: tuple[float, dict[str, object]] = 0.0, {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
-
-    def start(self) -> None:
-        self._loader = Loader(self._model, self._settings.sandbox_memory_mb, asyncio.get_running_loop())
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-        if self.live and self.live.challenger:
-            self.live.challenger.close()
-
-    def _run(self) -> None:
-        steps = {
+        every = {
             "access": self._follow_access, "releases": self._follow_releases,
             "state": self._report, "lag": self._measure,
         }  # fmt: skip
+        self._threads = [
+            threading.Thread(target=self._run, args=[steps], name=name, daemon=True)
+            for name, steps in (("watcher", every), ("ahead", {"ahead": self._load_ahead}))
+        ]
+
+    def start(self) -> None:
+        self._loader = Loader(self._model, self._settings.sandbox_memory_mb, asyncio.get_running_loop())
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        for live in (self.live, *self._ahead.values()):
+            if live and live.challenger:
+                live.challenger.close()
+
+    def _run(self, steps: dict[str, Callable[[], None]]) -> None:
         while not self._stop.is_set():
             for operation, step in steps.items():
                 try:
@@ -81,22 +90,17 @@ class Watcher:
                 self._refuse(error, revision)
 
     def _follow_releases(self) -> None:
-        if self._revision < 0:
+        log = self._model.releases
+        if log.revision == 0:
             self._refuse_strays()
-        for revision, raw in self._model.releases.log.tail(max(self._revision, 0)):
-            self._revision = revision
-            try:
-                release = releases.parse(revision, raw)
-                self._log.append(release)
-                if release.at > releases.now() + _CLOCK_SKEW:
-                    hint = "lies in the future: until then it changes nothing"
-                    raise VerificationError("future", f"release {revision}", release.at.isoformat(), hint)
-            except VerificationError as error:
-                self._refuse(error, revision)
-        self._revision = max(self._revision, 0)
+        known, self._log = self._log[-1].revision if self._log else 0, log.read()
+        for release in self._log:
+            if release.revision > known and release.at > releases.now() + _CLOCK_SKEW:
+                hint = "lies in the future: until then it changes nothing"
+                error = VerificationError("future", f"release {release.revision}", release.at.isoformat(), hint)
+                self._refuse(error, release.revision)
         self._serve_newest()
-        self._load_ahead()
-        self.reason = "" if self.live or not self._log else "no release verifies"
+        self.reason = "" if self.live or not log.revision else "no release verifies"
 
     def _refuse_strays(self) -> None:
         if strays := self._model.releases.log.listed()[1]:
@@ -109,31 +113,43 @@ class Watcher:
         while wanted := releases.serving(log_now, releases.now()):
             if self.live and self.live.release.revision >= wanted.revision:
                 return
-            due, wait = self._refused.get(wanted.revision, (0.0, _RETRY_SECONDS))
-            if time.monotonic() >= due:
-                try:
-                    self._switch(self._ahead.get(wanted.revision) or self._loader.load(wanted, self.live))
-                    self._refused.pop(wanted.revision, None)
-                    return
-                except VerificationError as error:
-                    self._refused[wanted.revision] = time.monotonic() + wait, min(2 * wait, _RETRY_SECONDS_MAX)
-                    self._refuse(error, wanted.revision)
+            if loaded := self._ahead.get(wanted.revision) or self._try(wanted):
+                self._switch(loaded)
+                return
             log_now = [release for release in log_now if release.revision != wanted.revision]
 
     def _load_ahead(self) -> None:
-        """Load what takes over at an instant, and switch then, whatever state the bucket is in at that moment."""
-        now = releases.now()
-        for release in self._log:
-            at = release.activate_at
-            if at and now < at < now + _CLOCK_SKEW and release.revision not in self._ahead:
-                try:
-                    self._ahead[release.revision] = self._loader.load(release, self.live)
-                except VerificationError as error:
-                    self._refuse(error, release.revision)
+        """Load what takes over at an instant, and switch then, whatever state the bucket is in at that moment. In a thread
+        of its own: what is in force now waits for no more than one of them."""
+        now, log_now = releases.now(), list(self._log)
+        soon = [(at, each) for each in log_now if (at := each.activate_at) and now < at < now + _CLOCK_SKEW]
+        for at, release in sorted(soon, key=lambda pair: pair[0])[:_AHEAD]:
+            if releases.serving(log_now, at) != release or release.revision in self._ahead:
+                continue
+            if loaded := self._try(release):
+                with self._swap:
+                    overtaken = self.live is not None and self.live.release.revision >= release.revision
+                    self._ahead |= {} if overtaken else {release.revision: loaded}
+                if overtaken:
+                    self._close([loaded])
                     continue
                 timer = threading.Timer((at - releases.now()).total_seconds(), self._activate, [at])
                 timer.daemon = True
                 timer.start()
+
+    def _try(self, release: Release) -> Live | None:
+        """None if it does not verify; it is tried again after a while, twice as long each time."""
+        due, wait = self._refused.get(release.revision, (0.0, _RETRY_SECONDS))
+        if time.monotonic() < due:
+            return None
+        try:
+            loaded = self._loader.load(release, self.live)
+        except VerificationError as error:
+            self._refused[release.revision] = time.monotonic() + wait, min(2 * wait, _RETRY_SECONDS_MAX)
+            self._refuse(error, release.revision)
+            return None
+        self._refused.pop(release.revision, None)
+        return loaded
 
     def _activate(self, at: datetime) -> None:
         wanted = releases.serving(list(self._log), max(at, releases.now()))
@@ -145,18 +161,24 @@ class Watcher:
             old = self.live
             if old and old.release.revision >= new.release.revision:
                 return
-            self.live = new
-        release = new.release
-        self._ahead = {revision: live for revision, live in self._ahead.items() if revision > release.revision}
-        needed = [release, *(live.release for live in self._ahead.values())]
-        self._loader.keep({digest for each in needed for digest in (each.champion, each.challenger)})
-        if old and old.challenger and old.challenger is not new.challenger:
-            threading.Thread(target=old.challenger.close, daemon=True).start()  # it may still be busy
+            release, self.live, before = new.release, new, [old, *self._ahead.values()]
+            self._ahead = {revision: live for revision, live in self._ahead.items() if revision > release.revision}
+        kept = [new, *self._ahead.values()]
+        self._loader.keep({digest for each in kept for digest in (each.release.champion, each.release.challenger)})
+        self._close(before, kept)
         self._metrics.info.clear()
         self._metrics.info.labels(self._model.name, new.model.digest).set(1)
         self._metrics.weight.set(release.weight or 0)
         extra = {"revision": release.revision, "mode": release.mode, "model_version": new.model.digest}
         log.info("serving", extra=extra)
+
+    @staticmethod
+    def _close(replaced: Iterable[Live | None], kept: Iterable[Live] = ()) -> None:
+        """The challengers that are not needed any more; they may still be busy."""
+        needed = [live.challenger for live in kept]
+        for challenger in {live.challenger for live in replaced if live}:
+            if challenger and challenger not in needed:
+                threading.Thread(target=challenger.close, daemon=True).start()
 
     def _report(self) -> None:
         """The state of this replica: blue-green waits until all of them are ready for an instant."""

@@ -1,14 +1,16 @@
+import hashlib
 from collections.abc import Callable, Iterator
 
 from mlops.errors import ConflictError, VerificationError
 from mlops.store import Store
 
-_MAX_BYTES = 2 * 1024 * 1024
+MAX_BYTES = 2 * 1024 * 1024
 _TRIES = 50
 
 
 class AppendLog:
-    """An append-only log in the bucket: one object a revision, numbered from 1 without gaps."""
+    """An append-only log in the bucket: one object a revision, numbered from 1 without gaps, a JSON object with its own
+    checksum, so that no damage makes another record of it."""
 
     def __init__(self, store: Store, prefix: str):
         self.store, self.prefix = store, prefix
@@ -17,11 +19,13 @@ class AppendLog:
         return f"{self.prefix}/{revision:08d}.json"
 
     def get(self, revision: int) -> bytes | None:
-        """None if it is not written; empty, which no reader accepts, if it is larger than any record of ours."""
+        """None if it is not written; empty, which no reader accepts, if it is damaged, unreadable or larger than any record
+        of ours."""
         try:
-            return self.store.get(self.key(revision), _MAX_BYTES)
+            raw = self.store.get(self.key(revision), MAX_BYTES)
         except VerificationError:
             return b""
+        return None if raw is None else _checked(raw)
 
     def tail(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
         """The records beyond revision `after`, up to the first that is not written."""
@@ -49,7 +53,7 @@ class AppendLog:
         for _ in range(_TRIES if after is None else 1):
             data = make(revision)
             try:
-                written = self.store.put_new(self.key(revision), data)
+                written = self.store.put_new(self.key(revision), data[:-1] + _sum(data))
             except Exception:
                 if self.get(revision) != data:
                     raise
@@ -58,3 +62,14 @@ class AppendLog:
                 return revision
             revision += 1
         raise ConflictError(self.prefix, revision, "was written by another process meanwhile; try again")
+
+
+def _sum(data: bytes) -> bytes:
+    """The last member of the object, in place of its closing brace."""
+    return b',"sha256":"%s"}' % hashlib.sha256(data).hexdigest().encode()
+
+
+def _checked(raw: bytes) -> bytes:
+    """The record without its checksum; empty if that is wrong. Records of before have none."""
+    data = raw[: -len(_sum(b""))] + b"}"
+    return data if raw == data[:-1] + _sum(data) else b"" if b',"sha256":"' in raw[len(data) - 1 :] else raw

@@ -6,17 +6,18 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from mlops.attestations import Attestation, read
+from mlops.attestations import read
+from mlops.envelope import Attestation
 from mlops.errors import VerificationError
 from mlops.registered_model import RegisteredModel
-from mlops.releases import Release, parse
+from mlops.releases import Release
 
 Found = tuple[list[Attestation], list[VerificationError]]
 
 
 class Evidence(BaseModel):
-    """An attestation as it verifies now, or what is in its place and `why` it does not count. `not signed`: a record from
-    before records were signed, or by a process without the key."""
+    """An attestation as it verifies now, or what is in its place and `why` it does not count. `not signed`: a record
+    that ends a rollout, by a process without the key."""
 
     kind: str  # the attestation's; or record, which cannot be read; or attestation, of which the kind is not known
     digest: str
@@ -43,16 +44,16 @@ class Audited(BaseModel):
 
 def audit(model: RegisteredModel, start: datetime, end: datetime) -> Iterator[Audited]:
     """The records written from `start` to before `end`; one that cannot be read counts as of the moment of that before."""
-    at, known = start, dict[str, Found]()
+    at, before, known = start, None, dict[str, Found]()
     for revision, raw in model.releases.log.tail():
         release, evidence = None, []
         try:
-            release = parse(revision, raw)
-            at = release.at
+            release, signed = model.releases.open(revision, raw, before)
+            at, before = release.at, release
         except VerificationError as error:
             evidence = [_invalid("record", "", error)]
         if release and start <= at < end:
-            evidence = list(_of_record(release, *read(model, revision)))
+            evidence = list(_of_record(release, signed, *read(model, revision)))
             for digest in filter(None, (release.champion, release.challenger)):
                 known[digest] = known.get(digest) or read(model, digest)
                 evidence += _of_bundle(digest, at, *known[digest])
@@ -60,17 +61,14 @@ def audit(model: RegisteredModel, start: datetime, end: datetime) -> Iterator[Au
             yield Audited(revision=revision, release=release, evidence=evidence)
 
 
-def _of_record(release: Release, good: list[Attestation], bad: list[VerificationError]) -> Iterator[Evidence]:
-    says = release.champion, release.model_dump(mode="json", exclude_defaults=True)
-    for each in good:
-        signed = each.digest, {key: value for key, value in each.details.items() if key != "judged"}
-        why = "" if each.kind == "judged" or signed == says else "the record is not what was signed"
-        state = "invalid" if why else "verified"
-        yield Evidence(kind=each.kind, digest=each.digest, state=state, why=why, attestation=each)
-    kinds = {each.kind for each in good}
-    if "released" not in kinds and not bad:
-        yield Evidence(kind="released", digest=release.champion, state="not signed")
-    if "judged" not in kinds and any("judged" in each.details for each in good):
+def _of_record(
+    release: Release, signed: Attestation | None, good: list[Attestation], bad: list[VerificationError]
+) -> Iterator[Evidence]:
+    state = "verified" if signed else "not signed"
+    yield Evidence(kind="released", digest=release.champion, state=state, attestation=signed)
+    verdicts = [each for each in good if each.kind == "judged"]
+    yield from (Evidence(kind="judged", digest=each.digest, state="verified", attestation=each) for each in verdicts)
+    if signed and "judged" in signed.details and not verdicts:
         yield Evidence(kind="judged", digest="", state="missing", why="the record was written because of it")
     yield from (_invalid("attestation", release.champion, error) for error in bad)
 

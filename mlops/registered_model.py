@@ -23,4 +23,4 @@ class RegisteredModel:
 
     @cached_property
     def releases(self) -> ReleaseLog:
-        return ReleaseLog(self.store, self.name)
+        return ReleaseLog(self.store, self.name, self.keyring, self.environment)

@@ -1,18 +1,23 @@
 import getpass
+import json
+import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlops.append_log import AppendLog
+from mlops.append_log import MAX_BYTES, AppendLog
+from mlops.envelope import SIGNER, Attestation, seal, verify
 from mlops.errors import VerificationError, explain
+from mlops.keys import Keyring
 from mlops.store import Store
 
+log = logging.getLogger("releases")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mode = Literal["full", "blue-green", "canary", "ab", "shadow"]
 _NEEDS = {"full": (), "shadow": ("challenger",), "blue-green": ("challenger",)}
@@ -86,9 +91,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def parse(revision: int, raw: bytes) -> Release:
+def parse(revision: int, record: object) -> Release:
     try:
-        release = Release.model_validate_json(raw)
+        release = Release.model_validate(record)
     except ValidationError as error:
         problem = explain(error)[0][:300]
         raise VerificationError("record", f"release {revision}", "unreadable", problem) from None
@@ -107,33 +112,94 @@ def serving(log: Iterable[Release], at: datetime) -> Release | None:
 
 
 class ReleaseLog:
-    """The releases of one model, oldest first. A record never changes, so each read fetches only what is new; an
-    unreadable record counts as never written."""
+    """The releases of one model, oldest first. A record never changes, so each read fetches only what is new; one that
+    does not count, as if it had never been written, is shown to `refuse`."""
 
-    def __init__(self, store: Store, model: str):
+    def __init__(self, store: Store, model: str, keyring: Keyring, environment: str):
         self.log = AppendLog(store, f"models/{model}/releases")
+        self.refuse: Callable[[VerificationError, int], object] = lambda *_: None
+        self._model, self._keyring, self._environment = model, keyring, environment
         self._releases: list[Release] = []
-        self._revision, self._lock = 0, threading.Lock()
+        self._trusted: object = None
+        self.revision = 0  # of the last record
+        self._lock = threading.Lock()
 
     def read(self) -> list[Release]:
+        """All that count. With another keyring others may, so all are read again."""
         with self._lock:
-            for revision, raw in self.log.tail(self._revision):
-                self._revision = revision
-                with suppress(VerificationError):
-                    self._releases.append(parse(revision, raw))
+            if self._trusted != (trusted := self._keyring.trusted()):
+                self._trusted, self._releases, self.revision = trusted, [], 0
+            for revision, raw in self.log.tail(self.revision):
+                self.revision = revision
+                try:
+                    before = self._releases[-1] if self._releases else None
+                    self._releases.append(self.open(revision, raw, before)[0])
+                except VerificationError as error:
+                    self.refuse(error, revision)
             return list(self._releases)
 
     def current(self) -> Release | None:
         return serving(self.read(), now())
 
-    def append(self, champion: str, why: str, mode: Mode = "full", after: int | None = None, **more: Any) -> Release:
+    def open(self, revision: int, raw: bytes, before: Release | None) -> tuple[Release, Attestation | None]:
+        """A record, and its signature. Unsigned, it can only end what `before` began: an abort must not fail for want of a
+        key, and without one nobody else gets a model to callers. Raises VerificationError."""
+        try:
+            content = dict(json.loads(raw))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise VerificationError("record", f"release {revision}", "unreadable", str(error)[:200]) from None
+        if "payload" not in content:
+            release, signed = parse(revision, content), self._beside(revision, content)
+            if signed is None and not (before and _ends(release, before)):
+                hint = "is unsigned: it counts only if it ends a rollout and leaves the champion"
+                raise VerificationError("signature", f"release {revision}", release.mode, hint)
+            return release, signed
+        signed = verify(raw, self._keyring, self._environment)
+        if (signed.kind, signed.model) != ("released", self._model):
+            hint = f"is signed, but {signed.kind} of {signed.model}"
+            raise VerificationError("record", f"release {revision}", signed.kind, hint)
+        release = parse(revision, {name: value for name, value in signed.details.items() if name != "judged"})
+        return release, signed
+
+    def _beside(self, revision: int, record: object) -> Attestation | None:
+        """The signature of a record from before they were envelopes."""
+        for key in self.log.store.keys(f"models/{self._model}/signed/{revision:08d}"):
+            with suppress(VerificationError):
+                found = verify(self.log.store.get(key, MAX_BYTES) or b"", self._keyring, self._environment)
+                said = {name: value for name, value in found.details.items() if name != "judged"}
+                if (found.kind, found.model, said) == ("released", self._model, record):
+                    return found
+        return None
+
+    def append(
+        self, champion: str, why: str, mode: Mode = "full", after: int | None = None, judged: str = "", **more: Any
+    ) -> Release:
         """Write the next revision (compare-and-set by put-if-absent). `after`: raises ConflictError unless that revision
-        is still the last; `more`: other fields of the record."""
+        is still the last; `judged`: the decision that led to it; `more`: other fields of the record. Raises UserError if
+        nobody here can sign it, unless it ends a rollout."""
         common = {"at": now(), "by": author(), "why": why, "mode": mode, "champion": champion}
         fields: dict[str, Any] = common | {"nonce": secrets.token_hex(8)} | more
 
-        def record(revision: int) -> Release:
-            return Release(revision=revision, **fields)
+        def make(revision: int) -> bytes:
+            return self._sealed(Release(revision=revision, **fields), judged)
 
-        make = lambda revision: record(revision).model_dump_json(exclude_defaults=True).encode()  # noqa: E731
-        return record(self.log.append(make, after))
+        return Release(revision=self.log.append(make, after), **fields)
+
+    def _sealed(self, release: Release, judged: str) -> bytes:
+        record = release.model_dump(mode="json", exclude_defaults=True)
+        details = record | ({"judged": judged} if judged else {})
+        about: dict[str, Any] = {"model": self._model, "digest": release.champion, "environment": self._environment, "at": release.at}
+        try:
+            payload = Attestation(kind="released", details=details, **about).payload()
+            return seal(payload, self._keyring, SIGNER["released"], self._environment).envelope
+        except Exception as error:
+            before = self.read()
+            if not (before and _ends(release, before[-1])):
+                raise
+            log.warning("revision %d is not signed: %s", release.revision, str(error)[:300])
+            return json.dumps(record).encode()
+
+
+def _ends(release: Release, before: Release) -> bool:
+    """Whether it takes the challenger away and does nothing else."""
+    return before.challenger is not None and (release.mode, release.champion) == ("full", before.champion)

@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 
+from mlops.errors import VerificationError
 from mlops.registered_model import RegisteredModel
 
+_MAX_BYTES = 64 * 1024
 _STALE_SECONDS = 30.0  # it writes at least every ten
 _GONE_SECONDS = 3600.0
 
@@ -52,6 +54,6 @@ def remove_gone(model: RegisteredModel) -> None:
 def _read(model: RegisteredModel) -> dict[str, Replica]:
     found = {}
     for key in model.store.keys(f"replicas/{model.name}"):
-        with suppress(msgspec.DecodeError):
-            found[key] = msgspec.json.decode(model.store.get(key) or b"", type=Replica)
+        with suppress(msgspec.DecodeError, VerificationError):
+            found[key] = msgspec.json.decode(model.store.get(key, _MAX_BYTES) or b"", type=Replica)
     return found

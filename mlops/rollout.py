@@ -35,29 +35,24 @@ def write(
     model: RegisteredModel, champion: str, why: str, mode: Mode = "full", after: int | None = None,
     verdict: Verdict | None = None, **more: Any,
 ) -> Release:  # fmt: skip
-    """The next record of the release log, signed; `verdict`: the judge's, if it is written because of that.
-
-    Once written it is in force: a key that is missing or a KMS that does not answer neither hides that nor delays an abort.
-    """
-    written = model.releases.append(champion, why, mode, after, **more)
-    try:
-        _sign(model, written, verdict)
-    except Exception as error:
-        log.warning("revision %d is not signed: %s", written.revision, str(error)[:300])
+    """The next record of the release log; `verdict`: the judge's, if it is written because of that, which is signed too.
+    Once the record is written it is in force: nothing that fails then hides that."""
+    written = model.releases.append(champion, why, mode, after, verdict.decision if verdict else "", **more)
+    if verdict:
+        try:
+            _attest(model, written, verdict)
+        except Exception as error:
+            log.warning("the verdict on revision %d is not signed: %s", written.revision, str(error)[:300])
     return written
 
 
-def _sign(model: RegisteredModel, written: Release, verdict: Verdict | None) -> None:
-    details: dict[str, Any] = written.model_dump(mode="json", exclude_defaults=True)
-    if verdict:
-        judged = next(each for each in model.releases.read() if each.revision == written.revision - 1)
-        found = msgspec.json.decode(msgspec.json.encode(verdict.as_dict()))  # JSON has no NaN
-        found |= {"rollout": judged.rollout, "revision": written.revision}
-        short = "passed" if verdict.decision == "advance" else "refused"
-        about = judged.challenger or judged.champion
-        attest(model, "judged", about, verdict=short, environment=model.environment, details=found)
-        details["judged"] = verdict.decision
-    attest(model, "released", written.champion, environment=model.environment, details=details)
+def _attest(model: RegisteredModel, written: Release, verdict: Verdict) -> None:
+    judged = next(each for each in model.releases.read() if each.revision == written.revision - 1)
+    found = msgspec.json.decode(msgspec.json.encode(verdict.as_dict()))  # JSON has no NaN
+    found |= {"rollout": judged.rollout, "revision": written.revision}
+    short = "passed" if verdict.decision == "advance" else "refused"
+    about = judged.challenger or judged.champion
+    attest(model, "judged", about, verdict=short, environment=model.environment, details=found)
 
 
 def begin(

@@ -6,8 +6,8 @@ from datetime import datetime
 
 import msgspec
 
-from mlops.attestations import Attestation
 from mlops.client import http
+from mlops.envelope import Attestation
 from mlops.retraining import Event, newest_result
 from monitoring.drift import Analysis, describe
 

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from mlops import access, attestations, logs, promotion, replicas, rollout
 from mlops import bundle as bundles
-from mlops.attestations import Attestation
 from mlops.contract import Contract
+from mlops.envelope import Attestation
 from mlops.environment import Environment, only_model
 from mlops.errors import ConflictError, UserError, VerificationError
 from mlops.releases import Release, now

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+from mlops.errors import VerificationError
 from mlops.registered_model import RegisteredModel
 from mlops.releases import Release
 from mlops.verdict import Check, Outcome, Verdict
@@ -40,7 +41,7 @@ class Series:
         self.rollout = release.rollout
         self._store, self._key = model.store, f"{model.folder}/verdicts/{release.rollout}/series.json"
         self._saved, self._due = self.points, 0.0
-        with suppress(msgspec.DecodeError):  # an unreadable one counts as never written
+        with suppress(msgspec.DecodeError, VerificationError):  # an unreadable one counts as never written
             self.points = self._saved = tuple(
                 msgspec.json.decode(self._store.get(self._key) or b"[]", type=list[Point])
             )

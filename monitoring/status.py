@@ -7,8 +7,8 @@ from datetime import date, datetime, timedelta
 from itertools import takewhile
 
 from mlops import replicas
-from mlops.attestations import Attestation
 from mlops.contract import Contract
+from mlops.envelope import Attestation
 from mlops.environment import Environment
 from mlops.registered_model import RegisteredModel
 from mlops.releases import Release, now, serving

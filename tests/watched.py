@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mlops import replicas, rollout
-from mlops.attestations import Attestation
+from mlops.envelope import Attestation
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.releases import Release, now

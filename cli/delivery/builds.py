@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from cli.delivery.road import Road
 from infra.images import released
-from mlops.attestations import payload, seal, unseal
+from mlops.envelope import payload, seal, unseal
 from mlops.bundle import canonical
 from mlops.environment import ROOT
 from mlops.errors import UserError, VerificationError, explain

@@ -23,6 +23,7 @@ import pytest
 from environments.local.platform import Platform, claim_port, free_port
 from mlops import access
 from mlops.environment import ROOT, Environment
+from mlops.keys import Keyring
 from mlops.releases import ReleaseLog
 from mlops.store import Store
 from tests import synthetic
@@ -115,7 +116,7 @@ def test_the_platform_from_the_first_start_to_the_last(home: Path, tmp_path: Pat
         first = Run(home, tmp_path / "models").up()
     assert f":{first.running['endpoint'].rsplit(':', 1)[1]}" in first.text
     assert first.running["endpoint"] != f"http://127.0.0.1:{wanted}", "a busy port is passed over"
-    log = ReleaseLog(Store(str(home / "bucket")), synthetic.MODEL)
+    log = ReleaseLog(Store(str(home / "bucket")), synthetic.MODEL, Keyring(home / "keys" / "keyring.json"), "local")
     (released,) = log.read()
     answer = first.curl()
     assert (answer["model_version"], answer["revision"]) == (released.champion, 1)

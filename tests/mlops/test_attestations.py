@@ -2,6 +2,7 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mlops import attestations
 from mlops.attestations import attest, require_approval, require_gate
+from mlops.envelope import Attestation, seal
 from mlops.environment import Environment
 from mlops.errors import UserError, VerificationError
 from mlops.keys import Keyring
@@ -148,10 +150,45 @@ def test_no_word_of_an_envelope_can_be_changed(
 
 @pytest.mark.parametrize("junk", [b"", b"\xff", b"[]", b"null", b"[" * 100_000, b" " * (2**20 + 1)])
 def test_junk_beside_a_valid_attestation_does_not_affect_it(signed: Environment, junk: bytes) -> None:
-    for name in ("approved-0.json", "gate-0.json", "zzz"):
+    for name in ("approved-0.json", "built-0.json", "zzz"):
         signed.store.put(f"{FOLDER}/{name}", junk)
     approval_of(signed)
     require_gate(signed.model(MODEL), DIGEST)
+
+
+def _copy_of_the_passed(signed: Environment) -> bytes:
+    """The verdict that stands there already."""
+    return json.dumps(stored(signed, "gate")[1]).encode()
+
+
+def _of_another_environment(signed: Environment) -> bytes:
+    """As if its key need not be known here."""
+    envelope = stored(signed, "approved")[1]
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    payload["predicate"]["environment"] = "prod"
+    return json.dumps(envelope | {"payload": base64.b64encode(json.dumps(payload).encode()).decode()}).encode()
+
+
+def _by_a_revoked_key(signed: Environment) -> bytes:
+    key = signed.keys.new("build")
+    body = Attestation(kind="gate", model=MODEL, digest=DIGEST, verdict="passed", at=datetime.now(UTC)).payload()
+    envelope = seal(body, signed.keys, "build", None).envelope
+    signed.keys.set_state(key.id, "revoked")
+    return envelope
+
+
+@pytest.mark.parametrize("content", [
+    lambda _: b"{}", lambda _: b"", _copy_of_the_passed, _of_another_environment, _by_a_revoked_key,
+])  # fmt: skip
+def test_no_object_in_the_place_of_a_refusal_makes_an_older_verdict_count(
+    signed: Environment, content: Callable[[Environment], bytes]
+) -> None:
+    passed, own = stored(signed, "gate")[0], content(signed)
+    attest(signed.model(MODEL), "gate", DIGEST, verdict="refused", details={"reasons": ["worse"]})
+    [refusal] = [key for key in signed.store.keys(FOLDER) if "/gate-" in key and key != passed]
+    signed.store.put(refusal, own)
+    with pytest.raises(VerificationError):
+        require_gate(signed.model(MODEL), DIGEST)
 
 
 def test_more_attestations_than_anybody_writes_are_not_read(signed: Environment) -> None:
@@ -219,7 +256,7 @@ def test_an_attestation_of_another_bundle_proves_nothing_here(signed: Environmen
     for key in signed.store.keys(FOLDER):
         signed.store.put(key.replace(DIGEST, "d" * 64), signed.store.get(key) or b"")
     for require in (require_gate, require_approval):
-        with pytest.raises(VerificationError, match="is about m aaaaaaaaaaaa"):
+        with pytest.raises(VerificationError, match="about m aaaaaaaaaaaa"):
             require(signed.model(MODEL), "d" * 64)
 
 

@@ -18,12 +18,13 @@ from mlops import promotion, rollout
 from mlops.attestations import attest, read
 from mlops.audit import Audited, Evidence, audit
 from mlops.bundle import Bundle
+from mlops.envelope import Attestation, seal
 from mlops.environment import Environment
-from mlops.errors import ConflictError
+from mlops.errors import ConflictError, UserError
 from mlops.keys import Keyring
 from mlops.registered_model import RegisteredModel
-from mlops.releases import Release
 from mlops.store import Store
+from mlops.verdict import Verdict
 from monitoring.controller import Controller
 from tests.rollout_log import Log, Rows
 from tests.service import environment as make_environment
@@ -106,11 +107,11 @@ def test_signed_records_are_not_what_an_app_reads_before_it_serves(judged: Regis
     assert ([each.kind for each in good], bad) == (["built", "gate", "approved"], [])
 
 
-def edit(model: RegisteredModel, kind: str, change: Callable[[dict[str, Any]], object], revision: int = 4) -> None:
-    key = key_of(model, kind, revision)
+def edit(model: RegisteredModel, key: str, change: Callable[[dict[str, Any]], object]) -> None:
     envelope = json.loads(model.store.get(key) or b"")
     payload = json.loads(base64.b64decode(envelope["payload"]))
     change(payload)
+    envelope.pop("sha256", None)
     envelope["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
     model.store.put(key, json.dumps(envelope).encode())
 
@@ -122,43 +123,51 @@ def key_of(model: RegisteredModel, kind: str, revision: int = 4) -> str:
 
 def rewrite(model: RegisteredModel, **changes: Any) -> None:
     """The fourth record as somebody else would have it."""
-    key = model.releases.log.key(4)
-    model.store.put(key, json.dumps(json.loads(model.store.get(key) or b"") | changes).encode())
+    edit(model, model.releases.log.key(4), lambda said: said["predicate"]["details"].update(changes))
 
 
-def copy(model: RegisteredModel, kind: str) -> None:
-    """What was signed about the third record, to the fourth."""
-    model.store.delete(key_of(model, kind))
-    source = key_of(model, kind, 3)
+def copy(model: RegisteredModel) -> None:
+    """The verdict that led to the third record, to the fourth."""
+    model.store.delete(key_of(model, "judged"))
+    source = key_of(model, "judged", 3)
     model.store.put(source.replace("/00000003/", "/00000004/"), model.store.get(source) or b"")
 
 
-def sign_by_another(model: RegisteredModel, role: str) -> None:
-    model.store.delete(key_of(model, "released"))
+def write_unsigned(model: RegisteredModel, revision: int, **changes: Any) -> None:
+    record = model.releases.read()[revision - 1].model_dump(mode="json", exclude_defaults=True)
+    model.store.put(model.releases.log.key(revision), json.dumps(record | changes).encode())
+
+
+def sign_by_another(model: RegisteredModel) -> None:
     keyring = Keyring(Path(model.keyring.path.parent, "foreign.json"), model.keyring.path.parent / "foreign")
     keyring.new("approve", "local")
-    details = judged_record(model).model_dump(mode="json", exclude_defaults=True)
-    other = RegisteredModel(model.name, model.environment, model.store, keyring)
-    attest(other, "released", details["champion"], environment="local", details=details)
+    details = model.releases.read()[3].model_dump(mode="json", exclude_defaults=True)
+    about = {"digest": details["champion"], "environment": "local", "at": datetime.now(UTC), "details": details}
+    payload = Attestation(kind="released", model=model.name, **about).payload()
+    model.store.put(model.releases.log.key(4), seal(payload, keyring, "approve", "local").envelope)
 
 
-def judged_record(model: RegisteredModel) -> Release:
-    return model.releases.read()[3]
+def put(model: RegisteredModel, content: bytes) -> None:
+    model.store.put(model.releases.log.key(4), content)
+
+
+def edit_verdict(model: RegisteredModel) -> None:
+    edit(model, key_of(model, "judged"), lambda said: said["predicate"].update(verdict="passed"))
 
 
 FORGED: dict[str, tuple[Callable[[RegisteredModel], object], list[tuple[int, str, str]]]] = {
-    "another reason": (lambda m: rewrite(m, why="it was fine"), [(4, "released", "invalid")]),
-    "another author": (lambda m: rewrite(m, by="nobody"), [(4, "released", "invalid")]),
-    "another champion": (lambda m: rewrite(m, champion=m.releases.read()[1].challenger), [(4, "released", "invalid")]),
-    "a pause that nobody wrote": (lambda m: rewrite(m, paused=True), [(4, "released", "invalid")]),
-    "a record that is none": (lambda m: m.store.put(m.releases.log.key(4), b"{"), [(4, "record", "invalid")]),
-    "a changed signature": (lambda m: edit(m, "released", lambda s: s["predicate"].update(at="2020-01-01T00:00:00Z")), [(4, "attestation", "invalid")]),
-    "a changed verdict": (lambda m: edit(m, "judged", lambda s: s["predicate"].update(verdict="passed")), [(4, "judged", "missing"), (4, "attestation", "invalid")]),
+    "another reason": (lambda m: rewrite(m, why="it was fine"), [(4, "record", "invalid")]),
+    "another author": (lambda m: rewrite(m, by="nobody"), [(4, "record", "invalid")]),
+    "another champion": (lambda m: rewrite(m, champion=m.releases.read()[1].challenger), [(4, "record", "invalid")]),
+    "a pause that nobody wrote": (lambda m: rewrite(m, paused=True), [(4, "record", "invalid")]),
+    "a record that is none": (lambda m: put(m, b"{"), [(4, "record", "invalid")]),
+    "another record": (lambda m: put(m, m.store.get(m.releases.log.key(3)) or b""), [(4, "record", "invalid")]),
+    "a changed verdict": (edit_verdict, [(4, "judged", "missing"), (4, "attestation", "invalid")]),
     "no verdict": (lambda m: m.store.delete(key_of(m, "judged")), [(4, "judged", "missing")]),
-    "the signature of another record": (lambda m: copy(m, "released"), [(4, "attestation", "invalid")]),
-    "the verdict of another record": (lambda m: copy(m, "judged"), [(4, "judged", "missing"), (4, "attestation", "invalid")]),
-    "a key that nobody knows": (lambda m: sign_by_another(m, "approve"), [(4, "attestation", "invalid")]),
-    "no signature": (lambda m: m.store.delete(key_of(m, "released")), [(4, "released", "not signed")]),
+    "the verdict of another record": (copy, [(4, "judged", "missing"), (4, "attestation", "invalid")]),
+    "a key that nobody knows": (sign_by_another, [(4, "record", "invalid")]),
+    "no signature": (lambda m: write_unsigned(m, 3), [(3, "record", "invalid")]),
+    "no signature of an abort": (lambda m: write_unsigned(m, 4, why="?"), [(4, "released", "not signed")]),
 }  # fmt: skip
 
 
@@ -168,8 +177,13 @@ def test_what_was_changed_later_is_found(judged: RegisteredModel, environment: E
     change(judged)
     again = environment.model(MODEL)
     assert faults(again) == expected
-    assert [each.holds for each in records(again)] == [True] * 3 + [how == "no signature"]
-    assert [each.signed for each in records(again)] == [True] * 3 + [how != "no signature"]
+    [(changed, _, state)] = expected[:1]
+    assert [each.holds for each in records(again)] == [
+        number != changed or state == "not signed" for number in range(1, 5)
+    ]
+    assert [each.signed for each in records(again)] == [
+        number != changed or state != "not signed" for number in range(1, 5)
+    ]
 
 
 def bundle_keys(model: RegisteredModel, kind: str) -> list[str]:
@@ -211,7 +225,7 @@ CHAIN: dict[str, tuple[Callable[[RegisteredModel], object], list[tuple[int, str,
     "no origin": (lambda m: remove(m, "built"), [(1, "built", "missing")]),
     "no approval": (lambda m: remove(m, "approved"), [(1, "approved", "missing")]),
     "a stolen build key": (lambda m: revoke(m, "build"), [(1, "built", "invalid"), (1, "gate", "invalid")]),
-    "a stolen approval key": (lambda m: revoke(m, "approve"), [(1, "attestation", "invalid"), (1, "approved", "invalid")]),
+    "a stolen approval key": (lambda m: revoke(m, "approve"), [(1, "record", "invalid")]),
     "junk beside it": (junk, [(1, "attestation", "invalid")]),
     "an approval for another environment": (approve_elsewhere, []),
     "a refusal that came later": (refuse_later, []),
@@ -242,55 +256,50 @@ def test_a_record_after_a_refusal_rests_on_nothing(released: RegisteredModel) ->
     assert of(records(released)[1], "gate")[0].why == "loss: planted"
 
 
-def test_without_the_key_all_is_as_before_but_not_signed(
+def test_without_the_key_a_rollout_can_be_ended_and_nothing_else(
     environment: Environment, judged: RegisteredModel, second_bundle: Bundle
 ) -> None:
     rollout.begin(judged, judged.releases.read()[0].champion, second_bundle.digest, "again", mode="shadow")
     for private in environment.keyring.parent.glob("approve-*.pem"):
         private.unlink()
-    rollout.set_paused(judged, True, "a holiday")
+    before = judged.store.keys(judged.releases.log.prefix)
+    with pytest.raises(UserError, match="no active private key"):
+        rollout.set_paused(judged, True, "a holiday")
+    assert judged.store.keys(judged.releases.log.prefix) == before
     assert promotion.rollback(judged, "bad").mode == "full"
-    assert faults(judged) == [(revision, "released", "not signed") for revision in (6, 7)]
+    assert faults(judged) == [(6, "released", "not signed")]
     assert all(each.holds for each in records(judged))
 
 
-def test_an_abort_is_written_before_anything_is_signed_and_whether_or_not_it_can_be(
+def test_an_abort_is_written_whether_or_not_it_can_be_signed(
     environment: Environment, released: RegisteredModel, second_bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     promotion.release(released, publish(environment, second_bundle), "better", mode="shadow")
-    rows = Rows(days=9)
-    rows.challenger = 1 - rows.challenger
-    Log(environment.store).write(released.releases.read()[1], rows)
-    seen = []
 
     def unreachable(*_: object) -> None:
-        seen.extend(environment.model(MODEL).releases.read()[2:])
         raise ConnectionError("the KMS does not answer")
 
     monkeypatch.setattr(Keyring, "signer", unreachable)
-    controller = Controller(environment, MODEL)
-    controller.judge()
-    [written] = seen
-    assert (written.mode, written.why.partition(":")[0]) == ("full", "aborted")
-    assert controller.metrics.registry.get_sample_value("mlops_release_steps_total", {"step": "abort"}) == 1
+    verdict = Verdict("abort", ["it fails"], [], [])
+    written = rollout.abort(released, released.releases.read()[1], "aborted", verdict)
+    assert (written.mode, environment.model(MODEL).releases.current()) == ("full", written)
     assert "revision 3 is not signed: the KMS does not answer" in caplog.text
     assert faults(released) == [(3, "released", "not signed")]
 
 
 def test_a_writer_that_was_too_late_signs_nothing(released: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would sign is not in the log."""
-    before = released.store.keys(f"{released.folder}/signed")
     put_new = Store.put_new
 
     def another_first(self: Store, key: str, data: bytes) -> bool:
-        put_new(self, key, data.replace(b"late", b"mine"))
+        put_new(self, key, b"{}")
         return put_new(self, key, data)
 
     monkeypatch.setattr(Store, "put_new", another_first)
     with pytest.raises(ConflictError):
-        rollout.abort(released, released.releases.read()[0], "late")
-    assert released.store.keys(f"{released.folder}/signed") == before
+        rollout.abort(released, released.releases.read()[0], "late", Verdict("abort", [], [], []))
+    assert released.store.keys(f"{released.folder}/signed") == []
 
 
 def test_the_period_begins_with_its_first_moment_and_ends_before_its_last(judged: RegisteredModel) -> None:
@@ -311,12 +320,12 @@ def test_the_command_shows_it_and_ends_with_2_if_something_does_not_verify(
     assert shown.exit_code == 0
     assert "4 records; not signed: none; with evidence that does not verify: none" in shown.output
     assert f"judged {judged.releases.read()[1].challenger[:12]} abort verified: " in shown.output  # ty: ignore[not-subscriptable]
-    judged.store.delete(key_of(judged, "released", 3))
-    rewrite(judged, why="[/red]")
+    write_unsigned(judged, 4, why="[/red]")
+    judged.store.put(judged.releases.log.key(2), b"{}")
     shown = CliRunner().invoke(app, period)
     assert (shown.exit_code, "[/red]" in shown.output) == (2, True)
     found = json.loads(CliRunner().invoke(app, ("--json", *period)).output)
-    assert (found["not_signed"], found["invalid"]) == ([3], [4])
+    assert (found["not_signed"], found["invalid"]) == ([4], [2])
     record = found["records"][2]
     assert (record["revision"], record["release"]["mode"]) == (3, "canary")
     gate = next(each for each in record["evidence"] if each["kind"] == "gate")

@@ -1,8 +1,10 @@
+import contextlib
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlops.append_log import AppendLog
@@ -83,7 +85,7 @@ def test_concurrent_appends_get_revisions_of_their_own_without_gaps(store: Store
 
     def append(number: int) -> list[tuple[int, bytes]]:
         start.wait()
-        written = [b"%d-%d" % (number, turn) for turn in range(5)]
+        written = [b'{"by":"%d-%d"}' % (number, turn) for turn in range(5)]
         return [(AppendLog(store, "log").append(lambda _, data=data: data), data) for data in written]
 
     with ThreadPoolExecutor(8) as pool:
@@ -107,8 +109,8 @@ class _Unreliable(Store):
 
 def test_a_lost_reply_is_recognised_by_what_was_written(tmp_path: Path) -> None:
     log = AppendLog(_Unreliable(str(tmp_path)), "log")
-    assert log.append(lambda revision: b"mine %d" % revision) == 1
-    assert dict(log.tail()) == {1: b"mine 1"}
+    assert log.append(lambda revision: b'{"mine":%d}' % revision) == 1
+    assert dict(log.tail()) == {1: b'{"mine":1}'}
 
 
 def test_a_lost_reply_to_a_write_that_another_won_is_an_error(tmp_path: Path) -> None:
@@ -135,6 +137,23 @@ def test_a_stray_number_changes_nothing(store: Store) -> None:
     assert log.append(lambda _: b"4") == 4
 
 
+@pytest.mark.parametrize("position", range(0, 100, 3))
+def test_a_flipped_bit_makes_no_other_record(tmp_path: Path, position: int) -> None:
+    log, record = AppendLog(Store(str(tmp_path)), "log"), b'{"expires":"2026-01-01"}'
+    log.append(lambda _: record)
+    data = bytearray(log.store.get(log.key(1)) or b"")
+    data[position] ^= 4
+    log.store.put(log.key(1), bytes(data))
+    with contextlib.suppress(msgspec.DecodeError):
+        assert msgspec.json.decode(log.get(1) or b"")["expires"] == "2026-01-01"
+
+
+def test_a_record_from_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    log = AppendLog(Store(str(tmp_path)), "log")
+    log.store.put(log.key(1), b'{"n":1}')
+    assert dict(log.tail()) == {1: b'{"n":1}'}
+
+
 def test_a_record_larger_than_any_we_write_reads_as_empty(tmp_path: Path) -> None:
     log = AppendLog(Store(str(tmp_path)), "log")
     log.append(lambda _: b" " * (2 * 2**20 + 1))
@@ -156,15 +175,15 @@ def test_a_writer_that_always_loses_gives_up_with_a_conflict(tmp_path: Path) -> 
 
 def test_a_log_is_read_from_any_revision_on(store: Store) -> None:
     log = AppendLog(store, "log")
-    for text in (b"1", b"2", b"3"):
+    for text in (b'{"n":1}', b'{"n":2}', b'{"n":3}'):
         log.append(lambda _, text=text: text)
-    assert list(log.tail(1)) == [(2, b"2"), (3, b"3")]
+    assert list(log.tail(1)) == [(2, b'{"n":2}'), (3, b'{"n":3}')]
     assert list(log.tail(3)) == []
 
 
 def test_an_append_after_another_revision_than_the_last_is_a_conflict(store: Store) -> None:
     log = AppendLog(store, "log")
-    assert [log.append(lambda _: b"1", after=0), log.append(lambda _: b"2", after=1)] == [1, 2]
+    assert [log.append(lambda _: b'{"n":1}', after=0), log.append(lambda _: b'{"n":2}', after=1)] == [1, 2]
     with pytest.raises(ConflictError, match="meanwhile"):
         log.append(lambda _: b"late", after=1)
-    assert dict(log.tail()) == {1: b"1", 2: b"2"}
+    assert dict(log.tail()) == {1: b'{"n":1}', 2: b'{"n":2}'}

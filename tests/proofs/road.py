@@ -11,8 +11,6 @@ from typing import Any
 
 import polars as pl
 
-from mlops.releases import ReleaseLog
-from mlops.store import Store
 from tests import synthetic
 from tests.delivery.forge import Forge
 from tests.delivery.fork import STAGES, Fork
@@ -153,7 +151,7 @@ class Story:
         return self.fork.deployments(stage)[-1]["build"]["artifacts"]["wheel"]
 
     def champion(self, stage: str) -> str:
-        current = ReleaseLog(Store(str(self.fork.folder / stage / "bucket")), synthetic.MODEL).current()
+        current = self.fork.environment(stage).model(synthetic.MODEL).releases.current()
         return current.champion if current else ""
 
     def mlops(self, stage: str, *words: str, data: str | None = None) -> str:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import httpx
 from environments.local.platform import free_port
 from mlops.environment import ROOT
 from mlops.errors import ConflictError
+from mlops.keys import Keyring
 from mlops.releases import ReleaseLog
 from mlops.store import Store
 
@@ -127,9 +129,13 @@ BUCKETS = {"a folder": folder, "moto": moto, "VersityGW": versitygw, "Azurite": 
 _NEEDS = {"VersityGW": "versitygw", "Azurite": "azurite-blob"}
 
 
-def write(url: str, writer: int, records: int) -> list[tuple[int, str]]:
+def release_log(url: str, keyring: Path) -> ReleaseLog:
+    return ReleaseLog(Store(url), "m", Keyring(keyring), "local")
+
+
+def write(url: str, keyring: Path, writer: int, records: int) -> list[tuple[int, str]]:
     """Revision and champion of each record."""
-    log, written = ReleaseLog(Store(url), "m"), []
+    log, written = release_log(url, keyring), []
     for number in range(records):
         champion = f"{writer:032x}{number:032x}"
         while True:
@@ -142,11 +148,12 @@ def write(url: str, writer: int, records: int) -> list[tuple[int, str]]:
 
 
 def contend(url: str, writers: int, records: int) -> dict[str, int]:
-    with multiprocessing.get_context("spawn").Pool(writers) as pool:
-        told = [
-            pair for pairs in pool.starmap(write, [(url, each, records) for each in range(writers)]) for pair in pairs
-        ]
-    log = ReleaseLog(Store(url), "m").read()
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(writers) as pool:
+        keyring = Path(folder, "keyring.json")
+        Keyring(keyring).new("approve", "local")
+        shares = [(url, keyring, each, records) for each in range(writers)]
+        told = [pair for pairs in pool.starmap(write, shares) for pair in pairs]
+        log = release_log(url, keyring).read()
     kept = {(release.revision, release.champion) for release in log}
     return {
         "records": len(log),

@@ -1,0 +1,54 @@
+"""Releases that take over at an instant are loaded before it, and hold up nothing."""
+
+from datetime import timedelta
+
+import psutil
+
+from app.challenger import Challenger
+from mlops import promotion, releases
+from mlops.bundle import Bundle
+from mlops.environment import Environment
+from tests import synthetic
+from tests.service import Service
+
+
+def challengers(service: Service) -> int:
+    commands = [child.cmdline() for child in psutil.Process(service.process.pid).children(recursive=True)]
+    return sum(Challenger.__module__ in command for command in commands)
+
+
+def test_many_rollouts_dated_ahead_neither_delay_a_rollback_nor_stay(
+    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+) -> None:
+    model = environment.model(synthetic.MODEL)
+    first, second = (synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle))
+    for digest in (first, second):
+        promotion.release(model, digest, "now")
+    with Service(environment, synthetic.MODEL) as service:
+        service.serves(2)
+        for minute in range(12):
+            at = releases.now() + timedelta(minutes=2 + minute / 10)
+            shadow = {"mode": "shadow", "challenger": first, "rollout": f"r{minute}", "activate_at": at}
+            model.releases.append(second, "ahead", **shadow)
+        service.until(lambda: challengers(service) > 0)
+        back = model.releases.append(first, "back")
+        service.serves(back.revision)
+        service.until(lambda: challengers(service) == 0)
+
+
+def test_no_more_than_two_are_loaded_ahead_and_the_nearest_ones(
+    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+) -> None:
+    model = environment.model(synthetic.MODEL)
+    first, second = (synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle))
+    for digest in (first, second):
+        promotion.release(model, digest, "now")
+    instants = [releases.now() + timedelta(seconds=seconds) for seconds in (20, 60, 100, 140)]
+    for at in instants:
+        model.releases.append(
+            second, "ahead", mode="shadow", challenger=first, rollout=at.isoformat(), activate_at=at
+        )
+    with Service(environment, synthetic.MODEL) as service:
+        service.until(lambda: challengers(service) == 2)
+        service.serves(3)
+        assert challengers(service) <= 3, "that in force, and two ahead"
