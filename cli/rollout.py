@@ -127,7 +127,7 @@ def _judged(verb: str) -> tuple[Release, Verdict]:
 
     release, verdict = examine(state.model)
     state.announce(f"rollout {verb}")
-    save_verdict(state.model, release, verdict.as_dict())
+    save_verdict(state.model, release, verdict)
     return release, verdict
 
 

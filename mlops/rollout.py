@@ -4,22 +4,24 @@ one record of the release log."""
 import logging
 import secrets
 import time
-from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
 import msgspec
 
 from mlops import releases, replicas
 from mlops.attestations import attest
 from mlops.contract import Judge
-from mlops.errors import UserError
+from mlops.errors import UserError, VerificationError
 from mlops.registered_model import RegisteredModel
 from mlops.releases import Mode, Release
-from mlops.verdict import Verdict
+from mlops.verdict import DECISIONS, Verdict
 
 log = logging.getLogger("rollout")
 _CONFIRM_SECONDS = 60.0
+_MAX_VERDICT = 1024 * 1024
 _LEAD = timedelta(seconds=6)  # every replica has read the record by then: it polls every two seconds
 
 
@@ -106,17 +108,45 @@ def first_record(log: Iterable[Release], release: Release) -> Release:
     return next(each for each in log if (each.champion, each.challenger, each.rollout) == same)
 
 
-def save_verdict(model: RegisteredModel, release: Release, verdict: dict[str, Any]) -> None:
+def _verdicts(model: RegisteredModel, rollout: str | None) -> str:
+    return f"{model.folder}/verdicts/{rollout}"
+
+
+def save_verdict(model: RegisteredModel, release: Release, verdict: Verdict) -> None:
     """The last verdict of each decision under this release is kept."""
-    key = f"{model.folder}/verdicts/{release.rollout}/{release.revision:08d}-{verdict['decision']}.json"
-    model.store.put(key, msgspec.json.encode({"at": releases.now(), "revision": release.revision} | verdict))
+    key = f"{_verdicts(model, release.rollout)}/{release.revision:08d}-{verdict.decision}.json"
+    said = {"at": releases.now(), "revision": release.revision} | verdict.as_dict()
+    model.store.put(key, msgspec.json.encode(said))
+
+
+class _Dated(msgspec.Struct):
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+Said = tuple[datetime, Verdict, bytes]  # as it was saved
+
+
+def _said(model: RegisteredModel, keys: Iterable[str]) -> Iterator[Said]:
+    """Damaged verdicts are none."""
+    for key in keys:
+        with suppress(msgspec.DecodeError, VerificationError):
+            raw = model.store.get(key, _MAX_VERDICT) or b""
+            yield msgspec.json.decode(raw, type=_Dated).at, msgspec.json.decode(raw, type=Verdict), raw
+
+
+def newest_verdict(model: RegisteredModel, release: Release) -> tuple[datetime, Verdict] | None:
+    """The judge's last one under this release, and when it was made."""
+    folder = _verdicts(model, release.rollout)
+    found = _said(model, (f"{folder}/{release.revision:08d}-{decision}.json" for decision in DECISIONS))
+    newest = max(found, key=lambda said: said[0], default=None)
+    return newest and newest[:2]
 
 
 def read_verdicts(model: RegisteredModel, rollout: str | None) -> list[dict[str, Any]]:
     """Oldest first."""
-    names = model.store.keys(f"{model.folder}/verdicts/{rollout}")
-    keys = [key for key in names if key.endswith(".json") and not key.endswith("/series.json")]
-    return sorted((msgspec.json.decode(model.store.get(key) or b"{}") for key in keys), key=lambda each: each["at"])
+    keys = [key for key in model.store.keys(_verdicts(model, rollout)) if key.endswith(".json")]
+    found = _said(model, (key for key in keys if not key.endswith("/series.json")))
+    return [msgspec.json.decode(raw) for _, _, raw in sorted(found, key=lambda said: said[0])]
 
 
 def blue_green(model: RegisteredModel, blue: str, green: str, why: str) -> Release:

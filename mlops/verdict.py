@@ -2,6 +2,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Outcome = Literal["pass", "fail", "inconclusive"]
+DECISIONS = ("abort", "advance", "inconclusive")  # of the judge
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`decision`: passed or refused (gate); advance, abort or inconclusive (judge). `rows`: scored by both models."""
+    """`decision`: passed or refused (gate), or one of DECISIONS. `rows`: scored by both models."""
 
     decision: str
     reasons: list[str]

@@ -1,12 +1,11 @@
-"""The control loop of an environment: judges the challenger and advances or aborts its rollout; compacts the prediction
-log, mirrors the release log into MLflow, watches its dependencies.
+"""The control loop of an environment: judges the challenger, compacts and analyses the prediction log, mirrors the release
+log into MLflow, watches its dependencies. It reads what callers sent, so it has no key that signs: see the approver.
 
 Two controllers do no harm, and one that was killed continues where it was: every step starts from the state it finds.
 """
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -14,18 +13,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from obstore.exceptions import BaseError
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from mlops import access, attestations, logs, promotion, replicas, rollout
+from mlops import access, attestations, promotion, replicas, rollout
 from mlops import bundle as bundles
 from mlops.contract import Contract
 from mlops.envelope import Attestation
 from mlops.environment import Environment, only_model
-from mlops.errors import ConflictError, UserError, VerificationError
+from mlops.errors import VerificationError
 from mlops.releases import Release, now
 from mlops.tracking import Tracking, reachable
-from mlops.verdict import Verdict
-from monitoring import alerts, status
+from mlops.verdict import DECISIONS, Verdict
+from monitoring import alerts, server, status
 from monitoring.alerts import Alert
 from monitoring.analysis import evidence_for, judge_now
 from monitoring.compaction import compact, waiting
@@ -35,10 +35,12 @@ from monitoring.loop import Loop
 from monitoring.page import Site
 from monitoring.retention import expire
 from monitoring.series import Series
+from monitoring.steps import Step, Steps
 
 log = logging.getLogger("controller")
 _PORT = 9100
-_TICK_SECONDS = 2.0
+_BLIND = 5  # looks
+_REPEAT_SECONDS = 10.0
 _URGENT, _SHOWN = "judge", ("access", "alerts", "status")
 
 
@@ -53,10 +55,9 @@ class Metrics:
             return Counter(name, about, labels, registry=registry)
 
         self.up = gauge("mlops_dependency_up", "Whether it answers: tracking, database, bucket", "dependency")
-        self.seconds = gauge("mlops_controller_step_seconds", "Duration of the step's last run", "step")
-        self.success = gauge("mlops_controller_last_success_timestamp_seconds", "The step's last success", "step")
-        self.failures = counter("mlops_controller_failures", "Steps that failed", "step")
         self.compacted = counter("mlops_compacted_rows", "Rows of the log written as Parquet", "kind")
+        self.lost = counter("mlops_log_lost_rows", "Lines and rows of the log that are no records of ours", "kind")
+        self.damaged = counter("mlops_log_damaged_files", "Files of the log that were set aside as damaged", "kind")
         self.deleted = counter("mlops_retention_deleted_objects", "Files of the log older than it is kept", "kind")
         self.waiting = gauge("mlops_segments_waiting", "Segments of closed hours that are not Parquet yet", "kind")
         self.trained = gauge("mlops_last_training_timestamp_seconds", "The gate's last verdict", "model")
@@ -67,14 +68,11 @@ class Metrics:
         self.high = gauge("mlops_judge_high", "Upper bound of the estimate", "criterion")
         self.bound = gauge("mlops_judge_bound", "The bound that the criterion is compared with", "criterion")
         self.evidence = gauge("mlops_judge_rows", "Rows that both models scored")
-        self.steps = counter("mlops_release_steps", "Records that the controller wrote", "step")
         self.rollout = gauge("mlops_rollout_step_timestamp_seconds", "Start of the rollout's current step; 0: none")
         self.released = gauge("mlops_released_timestamp_seconds", "The newest release record", "model")
-        for step in ("advance", "abort"):
-            self.steps.labels(step)
 
     def show(self, verdict: Verdict | None) -> None:
-        for decision in ("abort", "advance", "inconclusive"):
+        for decision in DECISIONS:
             self.decision.labels(decision).set(verdict is not None and verdict.decision == decision)
         for gauge in (self.estimate, self.low, self.high, self.bound):
             gauge.clear()
@@ -107,7 +105,8 @@ class Controller:
         self._judged: dict[str, Attestation | None] = {}  # by key of the bucket; None: not trusted
         self._rollout: tuple[str, Contract, Evidence] | None = None
         self._saved: tuple[int, Verdict] | None = None
-        every: list[tuple[str, float, Callable[[], None]]] = [
+        self._repeat, self._blind = 0.0, 0
+        every: list[Step] = [
             (_URGENT, 2, self.judge),
             ("dependencies", 10, self.watch),
             ("mirror", 10, self.mirror),
@@ -115,75 +114,51 @@ class Controller:
             ("compact", 60, self.compact),
             ("analyse", 2, self.loop.analyse),
             ("retrain", 10, self.loop.retrain),
-            ("release", 10, self.loop.release),
             ("access", 4, self.follow_keys),
             *([("alerts", 15, self.follow_alerts)] if alertmanager else []),
             ("status", 2, self.show),
         ]
-        self._steps = {step: (seconds, run) for step, seconds, run in every}
-        self._due = dict.fromkeys(self._steps, 0.0)
-        for step in self._steps:  # so that a step which never succeeds counts as stalled
-            self.metrics.success.labels(step).set_to_current_time()
-            self.metrics.failures.labels(step)
+        self.steps = Steps(every, self.metrics.registry)
 
     def run(self, stop: threading.Event) -> None:
         """The judge has a thread of its own, and so has the page: neither must wait for compaction."""
-        shown = [step for step in self._steps if step in _SHOWN]
-        others = [step for step in self._steps if step != _URGENT and step not in _SHOWN]
-        threads = [threading.Thread(target=self._run, args=(stop, each), daemon=True) for each in ([_URGENT], shown)]
-        for thread in threads:
-            thread.start()
-        self._run(stop, others)
-        for thread in threads:
-            thread.join(timeout=5)
-
-    def _run(self, stop: threading.Event, steps: list[str]) -> None:
-        while not stop.is_set():
-            self.tick(steps)
-            stop.wait(_TICK_SECONDS)
-
-    def tick(self, steps: list[str] | None = None) -> None:
-        """Run what is due. A failed step is repeated when it is due again, and delays no other."""
-        for step in steps or self._steps:
-            seconds, run = self._steps[step]
-            started = time.monotonic()
-            if started < self._due[step]:
-                continue
-            try:
-                run()
-                self.metrics.success.labels(step).set_to_current_time()
-            except Exception as error:
-                self.metrics.failures.labels(step).inc()
-                log.warning("step failed", extra={"step": step, "error": str(error)[:300]})
-            self.metrics.seconds.labels(step).set(time.monotonic() - started)
-            self._due[step] = time.monotonic() + seconds
+        self.steps.run(stop, [_URGENT], [step for step in _SHOWN if step != "alerts" or self._alertmanager])
 
     def judge(self) -> None:
-        """Judge the rollout in progress, and write the record that follows. A record written meanwhile takes precedence."""
+        """Judge the rollout in progress. If that fails again and again nobody sees the harm that it does, so it ends; not if
+        the bucket is out of reach, when callers have the champion of before anyway."""
         release = self._model.releases.current()
+        try:
+            self._look(release)
+            self._blind = 0
+        except BaseError:
+            raise
+        except Exception as error:
+            self._blind += 1
+            if release and release.in_rollout and self._blind >= _BLIND:
+                why = f"the judge could not look {self._blind} times in a row: {str(error)[:200]}"
+                rollout.save_verdict(self._model, release, Verdict("abort", [why], [], []))
+            raise
+
+    def _look(self, release: Release | None) -> None:
         if release is None or not release.in_rollout:
             self._rollout = self._saved = None
             self.metrics.show(None)
             if ended := status.newest_rollout(self._model.releases.read()):
                 self._follow(ended).save(at_once=True)
             return
-        contract, evidence = self._evidence(release)
-        verdict = judge_now(self._model, release, contract, evidence)
+        verdict = judge_now(self._model, release, *self._evidence(release))
+        self._save(release, verdict)
         self.metrics.show(verdict)
         self.metrics.rollout.set(release.at.timestamp())
-        why = "; ".join(verdict.reasons)
-        with suppress(ConflictError):
-            if verdict.decision == "abort":  # before the verdict is saved: no failure to save it leaves callers exposed
-                self._wrote(rollout.abort(self._model, release, f"aborted: {why}"[:500], verdict), "abort")
-            self._save(release, verdict)
-            if verdict.decision == "advance" and release.automatic:
-                next_release = rollout.advance(self._model, release, contract.judge, f"advanced: {why}"[:500], verdict)
-                self._wrote(next_release, "advance")
 
     def _save(self, release: Release, verdict: Verdict) -> None:
-        if (release.revision, verdict) != self._saved:
-            rollout.save_verdict(self._model, release, verdict.as_dict())
-            self._saved = release.revision, verdict
+        """For the approver, who acts on it. Repeated, so that it sees that the judge still looks."""
+        new = self._saved is None or (release.revision, verdict) != self._saved[:2]
+        if new or time.monotonic() > self._repeat:
+            rollout.save_verdict(self._model, release, verdict)
+            self._saved, self._repeat = (release.revision, verdict), time.monotonic() + _REPEAT_SECONDS
+        if new:
             self._follow(release).add(now(), release, verdict)
         self._follow(release).save()
 
@@ -199,11 +174,6 @@ class Controller:
         if self._rollout is None or self._rollout[0] != name:
             self._rollout = name, *evidence_for(self._model, release.champion)
         return self._rollout[1:]
-
-    def _wrote(self, release: Release, step: str) -> None:
-        self.metrics.steps.labels(step).inc()
-        kept = release.model_dump(include={"revision", "mode", "weight", "why"})
-        log.warning("release", extra={"step": step, **kept})
 
     def watch(self) -> None:
         up = {"tracking": reachable(self._tracking), "bucket": _works(lambda: self._model.store.get("is-it-there"))}
@@ -239,7 +209,10 @@ class Controller:
 
     def compact(self) -> None:
         for kind in KINDS:
-            self.metrics.compacted.labels(kind).inc(compact(self._model, kind))
+            done = compact(self._model, kind)
+            self.metrics.compacted.labels(kind).inc(done.rows)
+            self.metrics.lost.labels(kind).inc(done.lost)
+            self.metrics.damaged.labels(kind).inc(done.damaged)
             self.metrics.waiting.labels(kind).set(len(waiting(self._model, kind)))
         replicas.remove_gone(self._model)
         champion = promotion.champion(self._model)
@@ -288,22 +261,13 @@ def _works(attempt: Callable[[], object]) -> bool:
     return True
 
 
-def main() -> None:
-    logs.configure()
-    stop = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: stop.set())
+def main(stop: threading.Event) -> None:
     watched = (os.environ.get(name, "") for name in ("MLOPS_DATABASE", "MLOPS_ALERTMANAGER"))
     controller = Controller(Environment.load(), os.environ.get("MLOPS_MODEL") or only_model(), *watched)
-    port = int(os.environ.get("MLOPS_CONTROLLER_PORT", _PORT))
-    host = os.environ.get("MLOPS_HOST", "0.0.0.0")  # noqa: S104
     sys.setswitchinterval(0.001)  # seconds that the page waits at most for a thread that computes; the default is 5 ms
-    controller.site.serve(host, port)
+    controller.site.serve(*server.address(_PORT))
     controller.run(stop)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+    server.run(main)

@@ -1,16 +1,12 @@
-"""The loop closes here: the log is analysed, a model is trained when the contract says so, and what passed the gate goes the
-ordinary road of a release."""
+"""The loop closes here: the log is analysed, and a model is trained when the contract says so. What passed the gate goes the
+ordinary road of a release (the approver)."""
 
 import os
 import threading
 import time
-from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from mlops import promotion
-from mlops.attestations import require_gate
-from mlops.errors import ConflictError
 from mlops.registered_model import RegisteredModel
 from mlops.retraining import Event, RetrainingLog, newest_result
 from monitoring.trainer import trainer
@@ -86,19 +82,3 @@ class Loop:
             self._metrics.result.labels(result).set(newest is not None and newest.event == result)
         if self.watched and self._trainer and (wanted := due(self.watched, self.events)):
             self._trainer.start(*wanted)
-
-    def release(self) -> None:
-        """What the newest run brought, unless another model serves than the one that the gate compared it with."""
-        last = self._model.releases.log.last()
-        newest, current = newest_result(self.events), self._model.releases.current()
-        if newest is None or newest.event != "passed" or newest.digest is None or current is None or current.in_rollout:
-            return
-        champion = promotion.champion(self._model)
-        released = {digest for each in self._model.releases.read() for digest in (each.champion, each.challenger)}
-        if champion is None or newest.digest in released or champion.contract.retraining.release == "none":
-            return
-        if require_gate(self._model, newest.digest).details.get("champion") != champion.digest:
-            return
-        why, paused = f"{newest.action}: {newest.why}"[:500], champion.contract.retraining.release == "challenger"
-        with suppress(ConflictError):  # somebody was quicker: the next look sees what is to be done now
-            promotion.release(self._model, newest.digest, why, mode="shadow", paused=paused, after=last)

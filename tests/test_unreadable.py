@@ -111,7 +111,7 @@ def test_the_judge_advances_nothing_over_a_log_that_it_cannot_read_and_stays_at_
     assert hidden != shown
     refusing.keys.add(hidden)
     controller = Controller(remote, MODEL)
-    controller.tick(["judge"])
+    controller.steps.tick(["judge"])
     failures = controller.metrics.registry.get_sample_value("mlops_controller_failures_total", {"step": "judge"})
     decided = controller.metrics.registry.get_sample_value("mlops_judge_decision", {"decision": "inconclusive"})
     assert (failures, decided) == (0, 1)

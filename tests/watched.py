@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from mlops import replicas, rollout
-from mlops.envelope import Attestation
 from mlops.contract import Contract
+from mlops.envelope import Attestation
 from mlops.environment import Environment
 from mlops.releases import Release, now
 from mlops.retraining import Event
@@ -118,7 +118,7 @@ def snapshot(environment: Environment, state: str) -> Snapshot:
             verdict = look(watched.random, n, harmful and weight == 0.05, weight)
             series.add(now() - timedelta(minutes=150 - n), record, verdict)
     series.save(at_once=True)
-    rollout.save_verdict(watched.model, record, verdict.as_dict())
+    rollout.save_verdict(watched.model, record, verdict)
     found |= {"series": series, "days": days([first, second, challenger], [20, 45, 49])}
     if harmful:
         watched.release(second, f"aborted: {'; '.join(verdict.reasons)}", timedelta(minutes=150 - len(series.points)))

@@ -212,7 +212,7 @@ def better_model(demo: Demo, first: dict[str, Any], rows: list[dict[str, Any]]) 
 
 
 def harmful_model(demo: Demo, worse: str, better: str, rows: list[dict[str, Any]]) -> None:
-    with demo.step("The refused model, forced in front of callers, is aborted by the controller") as step:
+    with demo.step("The refused model, forced in front of callers, is aborted by the judge") as step:
         attest(demo.model, "gate", worse, verdict="passed")
         with demo.traffic(rows) as traffic, demo.replayed():
             demo.mlops("release", worse, "--mode", "canary", "--weight", "0.25", "--why", "demo: forced")

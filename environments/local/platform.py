@@ -1,4 +1,4 @@
-"""The embedded environment: MLflow, controller and app as processes of this machine, over one folder."""
+"""The embedded environment: MLflow, controller, approver and app as processes of this machine, over one folder."""
 
 import contextlib
 import fcntl
@@ -62,7 +62,7 @@ class Platform:
         self._running = self.home / "running.json"
         self._stop_leftovers()
         self.environment = Environment.load(environment.name)
-        wanted = {"app": 8080, "mlflow": 5001, "controller": 9100}
+        wanted = {"app": 8080, "mlflow": 5001, "controller": 9100, "approver": 9101}
         self._claims = {name: claim_port(port) for name, port in wanted.items()}
         self._ports = {name: port for name, (port, _) in self._claims.items()}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -147,14 +147,19 @@ class Platform:
         bucket = environment.bucket if "://" in environment.bucket else Path(environment.bucket).absolute().as_uri()
         # Relative, since a path may contain what means something in a URI.
         mlflow += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", f"{bucket}/mlflow"]
-        controller = {"MODEL": self.model, "CONTROLLER_PORT": ports["controller"]}
-        controller |= {"HOST": "127.0.0.1", "HOME": str(self.home), "TRAINER": "local"}
+        common = {"MODEL": self.model, "HOST": "127.0.0.1", "HOME": str(self.home)}
+        controller = common | {"CONTROLLER_PORT": ports["controller"], "TRAINER": "local"}
+        approver = common | {"CONTROLLER_PORT": ports["approver"]}
         app = {
             "ENV": environment.name, "MODEL": self.model, "BUCKET": environment.bucket, "KEYRING": environment.keyring,
             "PORT": ports["app"], "REPLICA": "app", "SPOOL": self.home / "spool",
         }  # fmt: skip
-        modules = {"mlflow": (mlflow, _MLFLOW), "controller": (["monitoring.controller"], _variables(controller))}
-        return modules | {"app": (["app"], _variables(app))}
+        return {
+            "mlflow": (mlflow, _MLFLOW),
+            "controller": (["monitoring.controller"], _variables(controller)),
+            "approver": (["monitoring.approver"], _variables(approver)),
+            "app": (["app"], _variables(app)),
+        }
 
     def _make_keys(self) -> None:
         """What is missing; nothing that exists changes."""

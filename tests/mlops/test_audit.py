@@ -25,7 +25,7 @@ from mlops.keys import Keyring
 from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 from mlops.verdict import Verdict
-from monitoring.controller import Controller
+from tests.control import Control
 from tests.rollout_log import Log, Rows
 from tests.service import environment as make_environment
 from tests.synthetic import MODEL, publish
@@ -51,7 +51,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle, seco
         current, rows = model.releases.read()[-1], Rows(days=9, seed=bad)
         rows.challenger = 1 - rows.challenger if bad else rows.challenger
         Log(environment.store).write(current, rows)
-        Controller(environment, MODEL).judge()
+        Control(environment, MODEL).judge()
     return environment
 
 

@@ -41,13 +41,13 @@ def test_a_failed_step_is_counted_and_delays_no_other(
     def broken() -> None:
         raise OSError("the bucket is unreachable")
 
-    monkeypatch.setitem(controller._steps, "mirror", (10.0, broken))
-    controller.tick()
+    monkeypatch.setitem(controller.steps._steps, "mirror", (10.0, broken))
+    controller.steps.tick()
     registry = controller.metrics.registry
     assert value(registry, "mlops_controller_failures_total", step="mirror") == 1
     assert value(registry, "mlops_compacted_rows_total", kind="predictions") == 2
     assert value(registry, "mlops_last_gate_passed", model=MODEL) == 1
-    controller.tick()  # none of them is due yet
+    controller.steps.tick()  # none of them is due yet
     assert value(registry, "mlops_controller_failures_total", step="mirror") == 1
 
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -25,8 +26,8 @@ from mlops import promotion, releases, rollout
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.retraining import RetrainingLog
-from monitoring.controller import Controller
 from tests import synthetic
+from tests.control import Control
 from tests.load import Load
 from tests.monitoring.test_rules import DASHBOARDS, EXPOSITION, PROMETHEUS, panels
 from tests.service import Service, environment
@@ -45,16 +46,19 @@ PANEL = {
 
 
 @pytest.fixture
-def controller(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Controller, str]]:
-    """With the address of its series."""
+def control(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Control, dict[str, str]]]:
+    """With the addresses of its series."""
     monkeypatch.setenv("MLOPS_ANALYSIS_SECONDS", "0")
-    made = Controller(service.environment, synthetic.MODEL)
-    port = free_port(19400 + os.getpid() % 97)
-    server, thread = start_http_server(port, "127.0.0.1", made.metrics.registry)
-    yield made, f"127.0.0.1:{port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    made = Control(service.environment, synthetic.MODEL)
+    registries = {"controller": made.controller.metrics.registry, "approver": made.approver.registry}
+    with ExitStack() as running:
+        addresses = {}
+        for name, registry in registries.items():
+            server, thread = start_http_server(port := free_port(19400 + os.getpid() % 97), "127.0.0.1", registry)
+            for end in (server.server_close, thread.join, server.shutdown):
+                running.callback(end)
+            addresses[name] = f"127.0.0.1:{port}"
+        yield made, addresses
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def others() -> Iterator[str]:
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, str], others: str) -> Iterator[str]:
+def prometheus(tmp_path: Path, service: Service, control: tuple[Control, dict[str, str]], others: str) -> Iterator[str]:
     """With the rules of the platform, but without their intervals and delays."""
     rules = tmp_path / "rules"
     rules.mkdir()
@@ -91,7 +95,7 @@ def prometheus(tmp_path: Path, service: Service, controller: tuple[Controller, s
         text = re.sub(r"\n +(interval|for): .*", "", file.read_text())
         (rules / file.name).write_text(text.replace("[7d:1h]", "[7d:1s]"))
     address = f"127.0.0.1:{free_port(19500 + os.getpid() % 97)}"
-    jobs = {"serving": service.url.removeprefix("http://"), "controller": controller[1], "prometheus": address}
+    jobs = {"serving": service.url.removeprefix("http://"), **control[1], "prometheus": address}
     jobs |= dict.fromkeys(EXPOSITION, others)
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -175,7 +179,9 @@ def firing(prometheus: str) -> set[tuple[str, str | None]]:
     return {(each["labels"]["alertname"], each["labels"].get("feature")) for each in found if each["state"] == "firing"}
 
 
-def test_every_panel_shows_something(service: Service, controller: tuple[Controller, str], prometheus: str) -> None:
+def test_every_panel_shows_something(
+    service: Service, control: tuple[Control, dict[str, str]], prometheus: str
+) -> None:
     assert len(PANEL) > 60
     report_days(service, days=9, rows=60)
     missing, deadline = PANEL, time.monotonic() + 60
@@ -185,7 +191,7 @@ def test_every_panel_shows_something(service: Service, controller: tuple[Control
             prediction = service.predict(synthetic.request(color="violet", heat=None))["predictions"][0]
             service.http.post("/outcomes", json={"outcomes": [{"id": prediction["id"], "value": 1}]})
             httpx.post(f"{service.url}/predict", json={})  # without a key
-            controller[0].tick()
+            control[0].tick()
             time.sleep(0.5)
             missing = {query: panel for query, panel in missing.items() if not has_data(prometheus, query)}
     assert missing == {}

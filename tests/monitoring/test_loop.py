@@ -27,6 +27,7 @@ from mlops.environment import Environment
 from mlops.errors import VerificationError
 from mlops.registered_model import RegisteredModel
 from mlops.retraining import RetrainingLog
+from monitoring.approver import Approver
 from monitoring.fresh import read_fresh
 from monitoring.loop import Loop
 from tests import live_log, synthetic
@@ -116,13 +117,13 @@ def test_a_gap_in_the_log_becomes_a_recalibrated_challenger(
     steps.analyse()
     steps.retrain()
     assert (result("passed"), result("refused"), result("failed")) == (1, 0, 0)
-    steps.release()
+    Approver(model).release()
     release = model.releases.current()
     assert release
     assert (release.mode, release.champion, release.challenger) == ("shadow", champion.digest, found["digest"])
     assert release.why.startswith("recalibrate: scores lie -0.")
     assert not release.paused
-    steps.release()
+    Approver(model).release()
     assert len(model.releases.read()) == 2
 
 
@@ -166,7 +167,7 @@ def test_what_the_gate_or_the_rows_refuse_is_recorded(
     steps, result = loop(model)
     steps.retrain()
     assert (result("passed"), result("refused"), result("failed")) == (0, 1, 0)
-    steps.release()
+    Approver(model).release()
     assert len(model.releases.read()) == 1
     with pytest.raises(VerificationError, match="refused by the gate"):
         promotion.release(model, found["digest"], "all the same")
@@ -239,7 +240,7 @@ def challenger() -> Bundle:
 def released(model: RegisteredModel) -> list[tuple[str, bool]]:
     steps, _ = loop(model)
     steps.retrain()
-    steps.release()
+    Approver(model).release()
     return [(each.mode, each.paused) for each in model.releases.read()]
 
 

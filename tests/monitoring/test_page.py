@@ -32,6 +32,7 @@ from mlops.store import Store
 from mlops.verdict import Verdict, check
 from monitoring import alerts, charts
 from monitoring.alerts import Alert
+from monitoring.approver import Approver
 from monitoring.controller import Controller
 from monitoring.drift import Shift
 from monitoring.page import Site
@@ -431,6 +432,7 @@ def test_the_controller_shows_what_it_judges_and_what_became_of_it(
     faulty.fault = ["error"] * len(faulty.y)
     log.write(release, faulty)
     controller.judge()
+    Approver(model).decide()
     controller.judge()  # nothing is in rollout any more: the series is saved
     again = Controller(environment, synthetic.MODEL)
     again.judge()
@@ -519,13 +521,13 @@ def alertmanager() -> Iterator[str]:
 
 def test_alerts_are_those_of_alertmanager_as_long_as_it_answers(environment: Environment, alertmanager: str) -> None:
     controller = Controller(environment, watched.NAME, alertmanager=alertmanager)
-    controller.tick(["alerts"])
+    controller.steps.tick(["alerts"])
     text = text_of(environment, controller)
     assert "ServingDown, SpoolFilling" in text
     assert "of ServingDown" in text
     assert "Watchdog" not in text
-    controller._alertmanager, controller._due["alerts"] = "http://127.0.0.1:1", 0
-    controller.tick(["alerts"])
+    controller._alertmanager, controller.steps._due["alerts"] = "http://127.0.0.1:1", 0
+    controller.steps.tick(["alerts"])
     text = text_of(environment, controller)
     assert "alertmanager does not answer" in text
     assert "ServingDown" not in text

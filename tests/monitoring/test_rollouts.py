@@ -13,7 +13,7 @@ from mlops.bundle import Bundle
 from mlops.environment import Environment
 from mlops.releases import Mode, Release
 from mlops.store import Store
-from monitoring.controller import Controller
+from tests.control import Control
 from tests.proofs import closed
 from tests.proofs import rollouts as canaries
 from tests.rollout_log import Log, Rows
@@ -44,7 +44,7 @@ def steps(environment: Environment) -> list[tuple[str, float | None]]:
 
 
 def test_an_honest_challenger_is_promoted_step_by_step(environment: Environment, digests: list[str]) -> None:
-    controller, log = Controller(environment, MODEL), Log(environment.store)
+    controller, log = Control(environment, MODEL), Log(environment.store)
     begin(environment, digests)
     for step in range(6):
         controller.judge()
@@ -65,7 +65,7 @@ def test_an_honest_challenger_is_promoted_step_by_step(environment: Environment,
     assert {verdict["decision"] for verdict in verdicts} == {"inconclusive", "advance"}
     assert all(check["why"] for verdict in verdicts for check in verdict["checks"])
     controller.judge()
-    assert controller.metrics.registry.get_sample_value("mlops_rollout_step_timestamp_seconds") == 0
+    assert controller.controller.metrics.registry.get_sample_value("mlops_rollout_step_timestamp_seconds") == 0
 
 
 def inverted(seed: int = 0) -> Rows:
@@ -80,18 +80,18 @@ def test_a_bad_one_is_aborted_and_the_log_has_the_reason(
 ) -> None:
     release = begin(environment, digests, "canary" if weight else "shadow", weight=weight)
     Log(environment.store).write(release, inverted())
-    controller = Controller(environment, MODEL)
+    controller = Control(environment, MODEL)
     controller.judge()
     last = now_serving(environment)
     assert (last.mode, last.champion) == ("full", digests[0])
     assert "correlate" in last.why
-    assert controller.metrics.registry.get_sample_value("mlops_release_steps_total", {"step": "abort"}) == 1
+    assert controller.approver.registry.get_sample_value("mlops_release_steps_total", {"step": "abort"}) == 1
 
 
 def test_a_paused_rollout_may_be_aborted_but_advances_only_when_resumed(
     environment: Environment, digests: list[str]
 ) -> None:
-    controller, log = Controller(environment, MODEL), Log(environment.store)
+    controller, log = Control(environment, MODEL), Log(environment.store)
     begin(environment, digests)
     paused = rollout.set_paused(environment.model(MODEL), True, "let me see")
     log.write(paused, Rows(days=9))
@@ -120,7 +120,7 @@ def test_an_a_b_test_and_a_cohort_are_ended_by_people(environment: Environment, 
         rows = Rows(days=20)
         rows.challenger = rows.y * 0.8 + 0.1  # it knows the outcome
         Log(environment.store).write(release, rows)
-        Controller(environment, MODEL).judge()
+        Control(environment, MODEL).judge()
         assert now_serving(environment).revision == release.revision
         promotion.rollback(environment.model(MODEL), "next")
 
@@ -130,7 +130,7 @@ def test_two_controllers_write_one_record(
 ) -> None:
     release = begin(environment, digests)
     Log(environment.store).write(release, Rows(days=9))
-    one, other = Controller(environment, MODEL), Controller(environment, MODEL)
+    one, other = Control(environment, MODEL), Control(environment, MODEL)
     put_new, again = Store.put_new, [other.judge]
 
     def the_other_first(self: Store, key: str, data: bytes) -> bool:
@@ -160,12 +160,12 @@ def test_a_controller_killed_at_any_call_to_the_bucket_continues(
         with pytest.MonkeyPatch.context() as patch:
             died = _dies_at(patch, call)
             try:
-                Controller(environment, MODEL).judge()
+                Control(environment, MODEL).judge()
                 died = False
             except Killed:
                 died = True
         assert len(steps(environment)) in (2, 3)
-    Controller(environment, MODEL).judge()
+    Control(environment, MODEL).judge()
     assert call > 5
     assert steps(environment)[2:] == ([("full", None)] if bad else [("canary", 0.01)])
 

@@ -16,7 +16,7 @@ from mlops.bundle import Bundle
 from mlops.releases import Mode, Release
 from mlops.rollout import begin
 from mlops.store import Store
-from monitoring.controller import Controller
+from tests.control import Control
 from tests.rollout_log import Log, Rows
 from tests.service import environment
 from tests.synthetic import build
@@ -36,7 +36,7 @@ class Rollout:
         self.model.releases.append(self.digests[0], "first")
         mode: Mode = "canary" if weight else "shadow"
         begin(self.model, *self.digests, "test", mode=mode, weight=weight)
-        self.controller = Controller(here, self.model.name)
+        self.control = Control(here, self.model.name)
 
     @property
     def now(self) -> Release:
@@ -55,12 +55,12 @@ def prove(folder: Path, times: int = TIMES) -> dict[str, Any]:
             with fault(rollout, number):
                 for _ in range(3):
                     with suppress(Exception, Killed):
-                        rollout.controller.judge()
+                        rollout.control.judge()
             advanced += _advanced(rollout, before)
         found[name] = advanced
     control = Rollout(folder / "control", bundle, _WEIGHT)
     Log(control.store).write(control.now, _rows())
-    control.controller.judge()
+    control.control.judge()
     control_advanced = control.now.weight == 1.0
     advanced = sum(found.values())
     reason = (

@@ -27,6 +27,7 @@ from mlops import promotion
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.retraining import Event, RetrainingLog
+from monitoring.approver import Approver
 from monitoring.loop import Loop
 from tests import live_log, synthetic
 from tests.live_log import Traffic
@@ -89,7 +90,7 @@ class Live:
         registry = CollectorRegistry()
         loop = Loop(self.place.model, registry, Flag())
         loop.retrain()
-        loop.release()
+        Approver(self.place.model).release()
         shown = [
             each for each in ("failed", "refused", "passed") if registry.get_sample_value(_METRIC, {"result": each})
         ]

@@ -19,8 +19,8 @@ from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.releases import Release
-from monitoring.controller import Controller
 from tests import planted, synthetic
+from tests.control import Control
 from tests.load import Answer, Load
 from tests.service import Service, environment
 
@@ -115,8 +115,8 @@ def _first_upload(here: Environment, release: Release) -> float:
 
 
 @contextmanager
-def controller(here: Environment) -> Generator[Controller]:
-    stop, running = threading.Event(), Controller(here, synthetic.MODEL)
+def controller(here: Environment) -> Generator[Control]:
+    stop, running = threading.Event(), Control(here, synthetic.MODEL)
     thread = threading.Thread(target=running.run, args=[stop])
     thread.start()
     yield running

@@ -215,7 +215,7 @@ def _until_promoted(given: Problem, rollout: Rollout, start: int, champion: int,
             if not release.in_rollout:
                 return number if release.champion == rollout.digests[1] else None
             write(rollout.store, given, release, half, champion, challenger)
-            rollout.controller.judge()
+            rollout.control.judge()
     return None
 
 
