@@ -1,10 +1,9 @@
-# syntax=docker/dockerfile:1
 # Targets: app, mlflow, training. The libraries of training are a layer on those of mlflow.
-ARG PYTHON=docker.io/library/python:3.13-slim-bookworm
+ARG PYTHON=docker.io/library/python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e
 FROM ${PYTHON} AS base
 RUN python -m venv --without-pip /venv
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/platform PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    PIP_REQUIRE_HASHES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/venv/bin/python PIP_QUIET=1
+    PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all: PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/venv/bin/python PIP_QUIET=1
 WORKDIR /platform
 
 FROM base AS app

@@ -8,7 +8,9 @@ export UV_PYTHON_DOWNLOADS ?= never
 # Otherwise every command would compile its libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
-UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+# That of requirements/: another one would fetch the builder of this project, whose hash nobody knows.
+PINNED := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements/uv.txt)
+UV := $(shell test "$$(uv --version 2>/dev/null | cut -d ' ' -f 2)" = $(PINNED) && command -v uv || echo .uv/bin/uv)
 # As a prerequisite: a path elsewhere could contain a space.
 OWN_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
@@ -36,21 +38,21 @@ install: $(INSTALLED) $(INSTALLED_INFRA) ## create .venv and .venv-infra
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
 
-$(INSTALLED): requirements/dev.txt pyproject.toml | $(OWN_UV)
+$(INSTALLED): requirements/dev.txt requirements/build.txt pyproject.toml | $(OWN_UV)
 	@case "$$(uname -s)-$$(uname -m)" in \
 	  Linux-x86_64|Linux-aarch64|Darwin-arm64) ;; \
 	  *) echo "$$(uname -sm) is not supported: use Linux (x86_64, aarch64), macOS 14+ on Apple silicon, or WSL2"; exit 2 ;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "Python is %d.%d: use 3.11 to 3.14 (make install PYTHON=python3.12)" % sys.version_info[:2])'
 	"$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv
-	"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
-	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
+	"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes --build-constraints requirements/build.txt requirements/dev.txt
+	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --no-index --editable .
 	@touch $@
 
 # Pulumi's programs have their own environments, with pip in them: the CLI asks it which plugins to fetch.
-.venv-infra/$(HERE) .venv-aws/$(HERE): .venv-%/$(HERE): requirements/%.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
-	"$(UV)" venv --quiet --clear --seed --python "$(PYTHON)" .venv-$*
-	"$(UV)" pip install --quiet --python .venv-$*/bin/python --require-hashes --requirements requirements/$*.txt
-	"$(UV)" pip install --quiet --python .venv-$*/bin/python --no-deps --editable .
+.venv-infra/$(HERE) .venv-aws/$(HERE): .venv-%/$(HERE): requirements/%.txt requirements/build.txt pyproject.toml $(INSTALLED) | $(OWN_UV)
+	"$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv-$*
+	"$(UV)" pip install --quiet --python .venv-$*/bin/python --require-hashes --no-build --requirements requirements/$*.txt --requirements requirements/build.txt
+	"$(UV)" pip install --quiet --python .venv-$*/bin/python --no-deps --no-index --editable .
 	@touch $@
 
 aws: install $(INSTALLED_AWS) ## and .venv-aws
@@ -107,7 +109,8 @@ lock: | $(OWN_UV) ## renew requirements/; make lock LOCK=--upgrade: with newer v
 	"$(UV)" $(COMPILE) $(LOCK) $(foreach part,$(PARTS),--group .lock/pyproject.toml:$(part)) .lock/pyproject.toml -o requirements/constraints.txt
 	for part in $(PARTS); do "$(UV)" $(COMPILE) --generate-hashes \
 	  --constraint requirements/constraints.txt --group .lock/pyproject.toml:$$part .lock/pyproject.toml -o requirements/$$part.txt || exit 1; done
-	"$(UV)" $(COMPILE) $(LOCK) --generate-hashes --group .lock/pyproject.toml:uv -o requirements/uv.txt
+	for tool in uv build checks; do "$(UV)" $(COMPILE) $(LOCK) --generate-hashes \
+	  --group .lock/pyproject.toml:$$tool -o requirements/$$tool.txt || exit 1; done
 	rm -rf .lock
 
 clean: ## remove the virtual environments and all local data (.mlops)

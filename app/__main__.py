@@ -6,10 +6,10 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.main import create_app
-from app.protocol import Protocol
 from app.settings import Settings
 from mlops import logs
 from mlops.errors import UserError, explain
+from mlops.protocol import limited
 
 
 def return_memory() -> None:
@@ -37,10 +37,8 @@ def main() -> None:
         sys.exit(str(error))
     freeze_collector()
     sys.setswitchinterval(0.001)  # seconds that requests wait at most for the log writer's thread; the default is 5 ms
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, http=Protocol,
-        log_config=None, access_log=False, timeout_graceful_shutdown=20,
-    )  # fmt: skip
+    limits = limited(settings.max_body_bytes)
+    uvicorn.run(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=20, **limits)
 
 
 main()

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from app.batch import Scores
+from mlops import sandbox
 from mlops.bundle import Bundle
 
 log = logging.getLogger("app.challenger")
@@ -178,7 +179,13 @@ class Challenger:
         ours, theirs = socket.socketpair()
         address = [str(theirs.fileno()), self._folder.name, str(self._memory_mb)]
         command = [sys.executable, "-m", "app.challenger", *address]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=sandbox.ENVIRONMENT,
+            start_new_session=True,
+        )
         theirs.close()
         try:
             ours.settimeout(_START_SECONDS)
@@ -192,8 +199,7 @@ class Challenger:
             raise
 
     def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        sandbox.end(self._process)
 
 
 def _receive(connection: socket.socket) -> bytes:
@@ -209,10 +215,9 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     from mlops.model import Model
-    from mlops.sandbox import limit_memory
 
     os.nice(10)  # the champion goes first when CPU is short
-    limit_memory(memory_mb)
+    sandbox.limit_memory(memory_mb)
     bundle = Bundle.unpacked(folder)
     model = Model(bundle, "")
     model.warm(bundle)

@@ -67,6 +67,4 @@ class Loader:
             raise VerificationError("challenger", f"bundle {digest[:12]}", name, hint) from None
 
     def _verified(self, digest: str) -> Bundle:
-        verified = bundle.read(self._model, digest)
-        run_in_sandbox(verified, digest, self._memory_mb)
-        return verified
+        return run_in_sandbox(bundle.read(self._model, digest), digest, self._memory_mb).bundle

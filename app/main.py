@@ -1,54 +1,57 @@
 import asyncio
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.routing import Match
 
 from app.auth import Auth
 from app.bins import Bins
+from app.budget import Budget, Held, header
 from app.errors import HttpError
 from app.metrics import Metrics
-from app.outcomes import Outcomes, OutcomesIn, OutcomesOut
-from app.predict import Answer, Predict, header, read_body
+from app.openapi import openapi
+from app.outcomes import Outcomes
+from app.pages import OpenPages, send_body
+from app.predict import Predict
 from app.prediction_log import PredictionLog
 from app.settings import Settings
 from app.shadow import Shadow
 from app.watcher import Watcher
 from mlops.access import Scope
 from mlops.keys import Keyring
+from mlops.protocol import KEY
 from mlops.registered_model import RegisteredModel
-from mlops.rows import moment_schema
 from mlops.store import Store
 
 log = logging.getLogger("app.access")
 _REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
-_REFUSALS = {"401": "no valid API key", "403": "wrong scope", "429": "rate limit", "503": "overloaded, or no model"}
-_INVALID = {"413": "too large", "422": "a field is invalid"}
 _SCOPES: dict[str, Scope] = {"/outcomes": "outcomes"}  # of the others: predict
 _OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
 _STATIC = "/static"  # of the page /docs
+_STRANGERS, _WAIT_SECONDS = 300, 0.25  # requests without a key in a second, and how long one more is held back
+Answers = Callable[[bytearray, str], Awaitable[bytes]]  # a body, and the id of its API key
 
 
 def create_app(settings: Settings) -> "Service":
     store, metrics = Store(settings.bucket), Metrics()
     auth, bins = Auth(metrics), Bins(metrics.registry)
-    model = RegisteredModel(settings.model, settings.env, store, Keyring(settings.keyring))
+    model = RegisteredModel(
+        settings.model, settings.env, store, Keyring(settings.keyring), settings.log_key.get_secret_value()
+    )
     watcher = Watcher(settings, model, auth, metrics)
-    prediction_log = PredictionLog(settings, store, metrics, bins)
+    prediction_log = PredictionLog(settings, model, metrics, bins)
     shadow = Shadow(prediction_log, metrics)
-    outcomes = Outcomes(watcher, prediction_log, metrics)
+    outcomes = Outcomes(watcher, prediction_log, metrics, model.log_key)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -65,17 +68,6 @@ def create_app(settings: Settings) -> "Service":
     async def refuse(_: Any, error: HttpError) -> JSONResponse:
         return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
-    @pages.exception_handler(RequestValidationError)
-    async def name_the_field(_: Any, error: RequestValidationError) -> Response:
-        faults = [{name: fault[name] for name in ("loc", "msg", "type")} for fault in error.errors()]
-        # Plain ASCII without the input, which may hold what JSON cannot: NaN, half a character.
-        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
-
-    @pages.post("/outcomes", tags=["outcomes"])
-    def receive(body: OutcomesIn) -> OutcomesOut:
-        """Report the true values of earlier predictions."""
-        return outcomes.receive(body.outcomes)
-
     @pages.get("/model", tags=["model"])
     def served_model() -> dict[str, Any]:
         """The release that is served, and its contract."""
@@ -86,11 +78,11 @@ def create_app(settings: Settings) -> "Service":
         return {"release": release.model_dump(mode="json"), "contract": contract.model_dump(mode="json")}
 
     @pages.get("/healthz", tags=["probes"])
-    def healthz() -> dict[str, bool]:
+    async def healthz() -> dict[str, bool]:
         return {"alive": True}
 
     @pages.get("/readyz", tags=["probes"])
-    def readyz(response: Response) -> dict[str, Any]:
+    async def readyz(response: Response) -> dict[str, Any]:
         response.status_code = 503 if watcher.reason else 200
         return {"ready": not watcher.reason, "reason": watcher.reason or ("" if watcher.live else "no model released")}
 
@@ -98,44 +90,31 @@ def create_app(settings: Settings) -> "Service":
     def scrape() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    pages.openapi = partial(_openapi, pages, pages.openapi, watcher)
-    predict = Predict(settings, watcher, auth, prediction_log, shadow, metrics)
-    return Service(pages, predict, auth, metrics, settings.max_body_bytes)
-
-
-def _openapi(pages: FastAPI, generate: Callable[[], dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
-    """FastAPI's schema, and `/predict` as the served contract defines it."""
-    pages.openapi_schema = None  # that contract may have changed
-    schema: Any = generate()
-    types: list[Any] = [Answer, *([watcher.live.model.schema.Request] if watcher.live else [])]
-    shapes, components = msgspec.json.schema_components(
-        types, schema_hook=moment_schema, ref_template="#/components/schemas/{name}"
-    )
-    content = [{"application/json": {"schema": shape}} for shape in (*shapes, {})]
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    schema["security"] = [{"key": []}]
-    responses: dict[str, Any] = {status: {"description": text} for status, text in (_REFUSALS | _INVALID).items()}
-    responses["200"] = {"description": "A prediction a row", "content": content[0]}
-    operation: dict[str, Any] = {"tags": ["predictions"], "summary": "Predict one row or many", "responses": responses}
-    operation["requestBody"] = {"required": True, "content": content[1]}
-    schema["paths"] = {"/predict": {"post": operation}, **schema["paths"]}
-    for operations in schema["paths"].values():
-        for each in operations.values():
-            for status, text in _REFUSALS.items():
-                each["responses"].setdefault(status, {"description": text})
-    return schema
+    pages.openapi = partial(openapi, pages, pages.openapi, watcher)
+    predict = Predict(settings, watcher, prediction_log, shadow, metrics, model.log_key)
+    bare: dict[str, Answers] = {"/predict": predict.answer, "/outcomes": partial(asyncio.to_thread, outcomes.receive)}
+    return Service(pages, OpenPages(pages, watcher), bare, auth, Budget(settings), metrics)
 
 
 class Service:
-    """The outermost ASGI application: routes /predict past FastAPI, measures and logs every response."""
+    """The outermost ASGI application: decides who is heard and how much of it, measures and logs every response."""
 
-    def __init__(self, pages: FastAPI, predict: Predict, auth: Auth, metrics: Metrics, max_body_bytes: int):
-        self._pages, self._predict, self._auth, self._metrics = pages, predict, auth, metrics
-        self._max_body_bytes = max_body_bytes
+    def __init__(
+        self,
+        pages: FastAPI,
+        open_pages: OpenPages,
+        bare: dict[str, Answers],
+        auth: Auth,
+        budget: Budget,
+        metrics: Metrics,
+    ):
+        self._pages, self._open, self._bare = pages, open_pages, bare
+        self._auth, self._budget, self._metrics = auth, budget, metrics
+        self._second, self._strangers = 0, 0
+        metrics.bytes_held.set_function(lambda: budget.held)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._pages(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
@@ -151,14 +130,12 @@ class Service:
             await send(message)
 
         try:
-            if encoding := header(scope, b"content-encoding"):
-                raise HttpError(415, f"content-encoding {encoding[:40]!r} is not supported: send the body as it is")
-            if scope["path"] == "/predict":
-                await self._predict(scope, receive, send_with_id)
-            else:
-                await self._page(scope, receive, send_with_id)
-        except HttpError as error:
-            await JSONResponse({"detail": error.detail}, error.status, error.headers)(scope, receive, send_with_id)
+            try:
+                await self._answer(scope, receive, send_with_id)
+            except HttpError as error:
+                if KEY not in scope["state"]:
+                    started += await self._pace()
+                await JSONResponse({"detail": error.detail}, error.status, error.headers)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             self._metrics.answered(scope["path"], scope["method"], status, seconds)
@@ -167,11 +144,65 @@ class Service:
                 extra = {"id": request_id.decode(), "path": scope["path"][:100], "status": status}
                 log.warning("request failed", extra=extra | {"ms": round(seconds * 1000, 2)})
 
-    async def _page(self, scope: Any, receive: Any, send: Any) -> None:
-        """FastAPI would read a body of any size, and before authentication. What is not named open is closed."""
-        if scope["path"] not in _OPEN and not scope["path"].startswith(f"{_STATIC}/"):
-            self._auth.check(header(scope, b"authorization"), _SCOPES.get(scope["path"], "predict"))
-        parts = [{"type": "http.request", "body": bytes(await read_body(receive, self._max_body_bytes))}]
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """What is not named open is closed, and no body is read without a key."""
+        path, answers = scope["path"], self._bare.get(scope["path"])
+        if answers is None:
+            self._find(scope)
+        elif scope["method"] != "POST":
+            raise HttpError(405, "POST a JSON body", {"allow": "POST"})
+        if encoding := header(scope, b"content-encoding"):
+            raise HttpError(415, f"content-encoding {encoding[:40]!r} is not supported: send the body as it is")
+        authorization = header(scope, b"authorization")
+        if answers is None and (path in _OPEN or path.startswith(f"{_STATIC}/")):
+            await self._open.answer(scope, send, fresh=await self._known(authorization))
+            return
+        caller = self._auth.check(authorization, _SCOPES.get(path, "predict"))
+        scope["state"][KEY] = caller
+        with Held(self._budget, caller) as held:
+            body = await held.read(scope, receive)
+            if answers is None:
+                await self._page(scope, body, receive, send)
+                return
+            answer = await answers(body, caller)
+            held.add(len(answer))
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send_body(send, answer)
+
+    def _find(self, scope: Any) -> None:
+        """Raises HttpError 404 or 405 at a fraction of what FastAPI takes for it."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        fits = {route.matches({**scope, "method": method})[0]: route for route in self._pages.routes}
+        if Match.FULL in fits:
+            return
+        if Match.PARTIAL in fits:
+            raise HttpError(
+                405, "Method Not Allowed", {"allow": ", ".join(getattr(fits[Match.PARTIAL], "methods", "GET"))}
+            )
+        raise HttpError(404, "Not Found")
+
+    async def _known(self, authorization: str) -> bool:
+        """Whether somebody with a key asks; a stranger waits if there are many."""
+        with suppress(HttpError):
+            if authorization:
+                self._auth.check(authorization, "predict")
+                return True
+        await self._pace()
+        return False
+
+    async def _pace(self) -> float:
+        """Seconds that a stranger had to wait: none, as long as they are few. Callers with a key never do."""
+        second = int(time.monotonic())
+        self._strangers = self._strangers + 1 if second == self._second else 1
+        self._second = second
+        wait = _WAIT_SECONDS if self._strangers > _STRANGERS else 0.0
+        if wait:
+            await asyncio.sleep(wait)
+        return wait
+
+    async def _page(self, scope: Any, body: bytearray, receive: Any, send: Any) -> None:
+        parts = [{"type": "http.request", "body": bytes(body)}]
 
         async def receive_again() -> Any:
             return parts.pop() if parts else await receive()

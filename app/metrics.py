@@ -9,9 +9,10 @@ FAULTS = ("error", "nan", "slow", "died", "busy", "dropped")
 _LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 # Present from the start: Prometheus sees no increase in the first value of a series.
 _PRESENT = {
-    "outcomes": ("accepted", "late", "duplicate", "contradictory", "unknown"),
+    "outcomes": ("accepted", "late", "duplicate", "contradictory", "foreign", "excess", "unknown"),
     "log_dropped": ("queue", "spool", "disk"),
     "bucket_errors": ("access", "releases", "lag", "log", "state"),
+    "score_failed": ("error", "nan"),
     "challenger_rows": ("scored", *FAULTS),
 }
 
@@ -26,7 +27,9 @@ class Metrics:
         self.requests = counter("http_requests", "Requests answered", ["route", "method", "status"])
         self.duration = histogram("http_request_duration_seconds", "Time to answer", ["route"])
         self.in_flight = gauge("mlops_requests_in_flight", "Prediction requests being answered")
+        self.bytes_held = gauge("mlops_bytes_in_flight", "Bytes of bodies and large answers of requests with a key")
         self.predictions = counter("mlops_predictions", "Rows scored for callers")
+        self.score_failed = counter("mlops_score_failed", "Requests that the champion could not score", ["reason"])
         self.outcomes = counter("mlops_outcomes", "Outcomes received", ["result"])
         self.auth_refused = counter("mlops_auth_refused", "Requests refused by authentication", ["reason"])
         self.logged = counter("mlops_log_rows", "Rows written to the local spool", ["kind"])

@@ -3,12 +3,12 @@ import json
 import math
 import re
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 
 from app.assignment import gets_challenger
-from app.auth import Auth
 from app.batch import Batch
 from app.challenger import Challenger
 from app.errors import HttpError, retry_after
@@ -17,10 +17,11 @@ from app.prediction_log import PredictionLog
 from app.settings import Settings
 from app.shadow import Shadow
 from app.watcher import Watcher
-from mlops.log_schema import new_id
-from mlops.rows import RowSchema
+from mlops.log_key import LogKey
+from mlops.model import Model
 
-_INLINE_ROWS = 64  # more would hold up the other requests: they go to a thread
+_INLINE_ROWS, _INLINE_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they go to a thread
+_LONGEST_PATH = 300  # characters of a path of ours; a longer one is a caller's text that looks like one
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
@@ -37,58 +38,64 @@ class Answer(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
+_CONSTANTS = {name: type(name, (), {})() for name in ("NaN", "Infinity", "-Infinity")}
 _STEP = re.compile(r"\[(\d+)\]|\.([^.\[\]`]+)")
 
 
 class Predict:
-    """`POST /predict` as a bare ASGI application: validation compiled from the contract, then the graph."""
+    """`POST /predict` past FastAPI: validation compiled from the contract, then the graph."""
 
     def __init__(
-        self, settings: Settings, watcher: Watcher, auth: Auth, log: PredictionLog, shadow: Shadow, metrics: Metrics
+        self, settings: Settings, watcher: Watcher, log: PredictionLog, shadow: Shadow, metrics: Metrics, key: LogKey
     ):
-        self._settings, self._watcher, self._auth, self._metrics = settings, watcher, auth, metrics
-        self._log, self._shadow = log, shadow
+        self._settings, self._watcher, self._metrics = settings, watcher, metrics
+        self._log, self._shadow, self._new_id = log, shadow, key.new_id
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
         self._threads = asyncio.Semaphore(2)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def answer(self, body: bytearray, caller: str) -> bytes:
+        """Raises HttpError."""
         if self._in_flight >= self._settings.max_in_flight:
             raise retry_after(503, "too many requests in flight", 1)
         self._in_flight += 1
         try:
-            body = await self._answer(scope, receive)
+            return await self._answer(body, caller)
         finally:
             self._in_flight -= 1
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: Any, receive: Any) -> bytes:
-        if scope["method"] != "POST":
-            raise HttpError(405, "POST a JSON body", {"allow": "POST"})
-        caller = self._auth.check(header(scope, b"authorization"), "predict")
-        body = await read_body(receive, self._settings.max_body_bytes)
+    async def _answer(self, body: bytearray, caller: str) -> bytes:
         live = self._watcher.live
         if live is None:
             raise retry_after(503, self._watcher.reason or "no model released", 5)
-        model = live.model
-        request = _decode(body, model.schema)
+        small = len(body) <= _INLINE_BYTES
+        request = decode(body, live.model.schema) if small else await self._aside(decode, body, live.model.schema)
         rows: list[Any] = request.rows
-        if len(rows) <= _INLINE_ROWS:
-            scores = model.score(rows)
-        else:
-            async with self._threads:
-                scores = await asyncio.to_thread(model.score, rows)
-        if not all(map(math.isfinite, scores)):
-            raise HttpError(500, "the model returned a non-finite score")
-        batch = Batch(live, time.time(), [new_id() for _ in rows], rows, scores, request.key, caller)
+        small = len(rows) <= _INLINE_ROWS
+        scores, ids = self._score(live.model, rows) if small else await self._aside(self._score, live.model, rows)
+        batch = Batch(live, time.time(), ids, rows, scores, request.key, caller)
         self._metrics.predictions.inc(len(rows))
         if live.challenger is None:
             self._log.add(batch)
         else:
             await self._ask_challenger(batch, live.challenger)
-        return _encode(_response(batch))
+        return _encoded(batch) if small else await self._aside(_encoded, batch)
+
+    async def _aside(self, work: Callable[..., Any], *told: Any) -> Any:
+        """In a thread: what takes long would hold up the other requests."""
+        async with self._threads:
+            return await asyncio.to_thread(work, *told)
+
+    def _score(self, model: Model, rows: list[Any]) -> tuple[list[float], list[str]]:
+        try:
+            scores = model.score(rows)
+        except Exception as error:  # whatever these rows do to the graph is their caller's alone
+            self._metrics.score_failed.labels("error").inc()
+            raise HttpError(500, f"the model failed on these rows: {type(error).__name__}") from None
+        if not all(map(math.isfinite, scores)):
+            self._metrics.score_failed.labels("nan").inc()
+            raise HttpError(500, "the model returned a non-finite score")
+        return scores, [self._new_id() for _ in rows]
 
     async def _ask_challenger(self, batch: Batch, challenger: Challenger) -> None:
         """The rows assigned to the challenger wait for it, as long as the budget allows; it scores the others later."""
@@ -108,6 +115,10 @@ class Predict:
             self._shadow.add(batch)
 
 
+def _encoded(batch: Batch) -> bytes:
+    return _encode(_response(batch))
+
+
 def _response(batch: Batch) -> Answer:
     """The answer's model version is that of the first row."""
     versions, scores, predictions = batch.answered()
@@ -118,29 +129,22 @@ def _response(batch: Batch) -> Answer:
     return answer
 
 
-def header(scope: Any, wanted: bytes) -> str:
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
+class Schema(Protocol):
+    """What the body of a request must be."""
+
+    @property
+    def Request(self) -> Any: ...  # noqa: N802 (it is a type)
+    @property
+    def decode(self) -> Callable[[bytearray], Any]: ...
+    def convert(self, values: Any, kind: Any) -> Any: ...
 
 
-async def read_body(receive: Any, limit: int) -> bytearray:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HttpError(400, "client disconnected")
-        body += message.get("body", b"")
-        if len(body) > limit:
-            detail = f"the body is larger than {limit} bytes; send fewer rows at a time"
-            raise HttpError(413, detail, {"connection": "close"})
-        if not message.get("more_body"):
-            return body
-
-
-def _decode(body: bytearray, schema: RowSchema) -> Any:
+def decode(body: bytearray, schema: Schema, example: str = '{"rows": [{…}]}') -> Any:
+    """Raises HttpError 422 that names the first field at fault."""
     try:
         return schema.decode(body)
     except msgspec.ValidationError as error:
-        outside = "" if " - at `$" in str(error) else '; send {"rows": [{…}]}'
+        outside = "" if " - at `$" in str(error) else f"; send {example}"
         raise invalid(f"{error}{outside}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid(_not_a_number(body, schema) or f"not valid JSON: {error}") from None
@@ -149,18 +153,20 @@ def _decode(body: bytearray, schema: RowSchema) -> Any:
 def invalid(message: str) -> HttpError:
     """422 in FastAPI's form; msgspec ends its messages with the path: … - at `$.rows[0].temp`."""
     text, at, path = message.rpartition(" - at `$")
-    text = text if at else message
-    loc = ["body", *(int(index) if index else name for index, name in _STEP.findall(path if at else ""))]
+    if not at or len(path) > _LONGEST_PATH:
+        text, path = message, ""
+    loc = ["body", *(int(index) if index else name for index, name in _STEP.findall(path))]
     if "`" in text and ("unknown field" in text or "required field" in text):
         loc.append(text[text.index("`") + 1 : text.rindex("`")][:100])
     return HttpError(422, [{"loc": loc, "msg": text[:300], "type": "value_error"}])
 
 
-def _not_a_number(body: bytearray, schema: RowSchema) -> str:
-    """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither."""
-    if b"NaN" in body or b"Infinity" in body:
+def _not_a_number(body: bytearray, schema: Schema) -> str:
+    """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither, or
+    is so large that finding it out costs more than the answer is worth."""
+    if len(body) <= _INLINE_BYTES and (b"NaN" in body or b"Infinity" in body):
         try:
-            schema.convert(json.loads(body, parse_constant=lambda name: type(name, (), {})()), schema.Request)
+            schema.convert(json.loads(body, parse_constant=lambda name: _CONSTANTS[name]), schema.Request)
         except msgspec.ValidationError as error:
             return str(error)
         except (ValueError, RecursionError):

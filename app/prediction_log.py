@@ -1,13 +1,15 @@
 import contextlib
 import fcntl
+import hashlib
 import logging
+import os
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -18,8 +20,8 @@ from app.metrics import Metrics
 from app.settings import Settings
 from mlops import log_schema
 from mlops.errors import UserError
-from mlops.log_schema import OutcomeRecord, PredictionRecord, hashed
-from mlops.store import Store
+from mlops.log_schema import OutcomeRecord, PredictionRecord
+from mlops.registered_model import RegisteredModel
 
 log = logging.getLogger("app.prediction_log")
 _QUEUED_ROWS = 200_000
@@ -37,14 +39,36 @@ class _Place(NamedTuple):
 
 
 class _Segment:
-    def __init__(self, spool: Path, key: str):
+    """A file of the spool named by its key in the bucket, `KEY.open`; `KEY.log` once it is whole, with its SHA-256."""
+
+    def __init__(self, spool: Path, place: _Place, model: str):
+        key = log_schema.segment_key(place.kind, model, place.hour * 3600.0, place.revision, secrets.token_hex(8))
         self.path = spool / f"{quote(key, safe='')}.open"
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (lives until the segment closes)
         self.opened, self.bytes = time.monotonic(), 0
 
     def close(self) -> None:
         self.file.close()
-        self.path.rename(self.path.with_suffix(".log"))
+        _finish(self.path)
+
+
+def _finish(path: Path) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    path.rename(path.with_name(f"{path.stem.rpartition('-')[0]}-{digest}.log.log"))
+
+
+def _vital(run: Callable[[], None]) -> Callable[[], None]:
+    """A replica that logs nothing must not go on answering: it ends, and its successor adopts the spool."""
+
+    def running() -> None:
+        try:
+            run()
+        except BaseException:  # a panic is no Exception
+            log.critical("the prediction log has ended, and this process with it", exc_info=True)
+            os._exit(1)
+
+    return running
 
 
 class PredictionLog:
@@ -53,8 +77,9 @@ class PredictionLog:
     A request only appends to the queue. What does not fit (queue, spool or disk full) is dropped and counted.
     """
 
-    def __init__(self, settings: Settings, store: Store, metrics: Metrics, bins: Bins):
-        self._settings, self._store, self._metrics, self._bins = settings, store, metrics, bins
+    def __init__(self, settings: Settings, model: RegisteredModel, metrics: Metrics, bins: Bins):
+        self._settings, self._store, self._metrics, self._bins = settings, model.store, metrics, bins
+        self._hashed = model.log_key.hashed
         self._spool = settings.spool
         self._spool.mkdir(parents=True, exist_ok=True)
         self._lock = open(self._spool / "lock", "w", encoding="utf-8")  # noqa: SIM115 (held for life)
@@ -68,11 +93,11 @@ class PredictionLog:
         self._open: dict[_Place, _Segment] = {}
         self._seen: set[_Place] = set()
         for orphan in self._spool.glob("*.open"):  # of a predecessor that was killed
-            orphan.rename(orphan.with_suffix(".log"))
+            _finish(orphan)
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._write_loop, name="log-writer", daemon=True),
-            threading.Thread(target=self._upload_loop, name="log-uploader", daemon=True),
+            threading.Thread(target=_vital(self._write_loop), name="log-writer", daemon=True),
+            threading.Thread(target=_vital(self._upload_loop), name="log-uploader", daemon=True),
         ]
 
     def start(self) -> None:
@@ -98,7 +123,7 @@ class PredictionLog:
         while not self._stop.wait(_WRITE_SECONDS):
             try:
                 self._write()
-            except Exception:  # these rows are lost, later ones are not
+            except Exception:  # of segments; rows are lost one by one, and counted
                 log.exception("write failed")
         self._write(close=True)
 
@@ -112,7 +137,7 @@ class PredictionLog:
             lines.setdefault(place, []).extend(self._lines(item))
         for place, batch in lines.items():
             self._append(place, batch)
-        self._count_bins([item for item in items if isinstance(item, Batch)])
+        self._count_bins([item for item in items if isinstance(item, Batch) and len(item.scores) == len(item.rows)])
         for place, segment in list(self._open.items()):
             life = self._settings.segment_seconds if place in self._seen else _FIRST_SEGMENT_SECONDS
             old = time.monotonic() - segment.opened > life or place.hour != int(time.time() // 3600)
@@ -122,11 +147,18 @@ class PredictionLog:
                 segment.close()
 
     def _lines(self, item: Batch | OutcomeRecord) -> Iterator[bytes]:
-        """A row that cannot be written is lost alone, and counted."""
-        answered = item.answered() if isinstance(item, Batch) else ([], [], [])
+        """What cannot be written is lost alone, and counted: a row, or all of one request."""
+        try:
+            answered = item.answered() if isinstance(item, Batch) else ([], [], [])
+        except Exception:
+            self._metrics.log_dropped.labels("error").inc(_rows(item))
+            log.exception("a request cannot be written")
+            return
         for position in range(_rows(item)):
             try:
-                line = log_schema.line(_record(item, position, *answered) if isinstance(item, Batch) else item)
+                line = log_schema.line(
+                    _record(item, position, self._hashed, *answered) if isinstance(item, Batch) else item
+                )
             except Exception:
                 self._metrics.log_dropped.labels("error").inc()
                 log.exception("a row cannot be written")
@@ -142,9 +174,7 @@ class PredictionLog:
             return
         try:
             if place not in self._open:
-                model, name = self._settings.model, secrets.token_hex(8)
-                key = log_schema.segment_key(place.kind, model, place.hour * 3600.0, place.revision, name)
-                self._open[place] = _Segment(self._spool, key)
+                self._open[place] = _Segment(self._spool, place, self._settings.model)
             written = self._open[place].file.write(data) or 0
             self._open[place].bytes += written
             whole = data.count(b"\n", 0, written)
@@ -199,12 +229,13 @@ def _rows(item: Batch | OutcomeRecord) -> int:
 
 
 def _record(
-    batch: Batch, position: int, versions: list[str], scores: list[float], predictions: list[float]
-) -> PredictionRecord:
+    batch: Batch, position: int, hashed: Callable[[str, Any], str],
+    versions: list[str], scores: list[float], predictions: list[float],
+) -> PredictionRecord:  # fmt: skip
     contract, row = batch.live.model.contract, batch.rows[position]
     values = msgspec.structs.asdict(row)
     kept = {name: values[name] for name in contract.logged["keep"] if values[name] is not None}
-    kept |= {name: hashed(values[name]) for name in contract.logged["hash"] if values[name] is not None}
+    kept |= {name: hashed(name, values[name]) for name in contract.logged["hash"] if values[name] is not None}
     result = batch.results[position] if batch.results else None
     score, seconds, fault = result or Result(None, None, None)
     return PredictionRecord(

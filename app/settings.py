@@ -1,6 +1,8 @@
 import socket
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -14,6 +16,7 @@ class Settings(BaseSettings):
     bucket: str
     keyring: Path
     spool: Path
+    log_key: Annotated[SecretStr, Field(min_length=32)]  # of mlops.log_key
     host: str = "127.0.0.1"
     port: int = 8080
     poll_seconds: float = 2.0
@@ -21,6 +24,7 @@ class Settings(BaseSettings):
     segment_bytes: int = 8 * 2**20
     spool_bytes: int = 256 * 2**20
     max_body_bytes: int = 8 * 2**20
-    max_in_flight: int = 256
+    max_bytes_in_flight: int = 64 * 2**20  # of bodies and large answers; a quarter of it for one API key
+    max_in_flight: int = 256  # predictions being made; a quarter of it for one API key
     sandbox_memory_mb: int = 512
     replica: str = socket.gethostname()

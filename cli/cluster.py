@@ -1,4 +1,4 @@
-"""An environment on a cluster: its commands run in the controller's pod, so kubectl is the only way in."""
+"""An environment on a cluster: its commands run in the pods of controller and approver, so kubectl is the only way in."""
 
 import atexit
 import base64
@@ -20,7 +20,19 @@ from mlops.environment import ROOT
 from mlops.errors import UserError
 from mlops.releases import author
 
-_CONTROLLER = "deploy/controller"
+_CONTROLLER, _APPROVER = "deploy/controller", "deploy/approver"
+# Commands that sign, or write what is trusted. They read no row that a caller sent; the controller runs the others.
+APPROVING = (
+    "release",
+    "rollback",
+    "rollout pause",
+    "rollout resume",
+    "rollout promote",
+    "rollout abort",
+    "bundle import",
+    "api-key new",
+    "api-key revoke",
+)
 
 
 @dataclass(frozen=True)
@@ -114,19 +126,14 @@ class Cluster:
         images = [image for node in nodes for image in node["status"].get("images", [])]
         return {name for image in images for name in image.get("names") or []}
 
-    def run(self, words: Sequence[str], data: bytes | None = None) -> int:
-        """An `mlops` command in the controller's pod; its output is ours, and its exit code is returned."""
-        self._wait_for(_CONTROLLER)
-        command = [
-            "env",
-            f"MLOPS_BY={author()}",
-            f"MLOPS_COMMAND=mlops --env {self.name}",
-            "python",
-            "-m",
-            "cli",
-            *words,
-        ]
-        return subprocess.run(self.kubectl("exec", "-i", _CONTROLLER, "--", *command), input=data).returncode
+    def run(self, command: str, words: Sequence[str], data: bytes | None = None) -> int:
+        """`command`, as `mlops --help` names it, with all its `words`, in the pod that may run it; its output is ours, and
+        its exit code is returned."""
+        where = _APPROVER if command in APPROVING else _CONTROLLER
+        self._wait_for(where)
+        told = ["env", f"MLOPS_BY={author()}", f"MLOPS_COMMAND=mlops --env {self.name}"]
+        run = self.kubectl("exec", "-i", where, "--", *told, "python", "-m", "cli", *words)
+        return subprocess.run(run, input=data).returncode
 
     def train(self, words: Sequence[str]) -> int:
         """`mlops train` or `retrain` as a Job from the CronJob's template; its log is followed to the end, its exit code

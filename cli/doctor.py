@@ -18,6 +18,7 @@ import pulumi
 
 from cli.cluster import Cluster
 from infra.aws.settings import WITHOUT_EKS
+from infra.identities import IDENTITIES, TRACKING_USERS
 from infra.images import TARGETS
 from infra.render import AWS, PLATFORM, render
 from mlops.environment import ROOT
@@ -25,6 +26,8 @@ from mlops.errors import UserError
 
 Problems = Iterator[UserError]
 _EXAMPLES = {"000000000000": "the 12 digits of your AWS account", "192.0.2.0/24": "the addresses that you come from"}
+# Settings that name several Secrets, by how each of these ends.
+_EACH = {"bucket.secret": tuple(IDENTITIES), "tracking.secret": TRACKING_USERS}
 _SKEW_SECONDS = 240  # AWS refuses requests that are five minutes off
 # Service, code, what it counts, how many the environment needs at first.
 _QUOTAS = (
@@ -284,9 +287,10 @@ def _cluster(cluster: Cluster) -> Problems:
         path for path in settings if path.lower().endswith("secret") and settings[path] and settings[path] != "secret"
     ]
     for path in named:
-        if not cluster.ask("get", "secret", settings[path], "--ignore-not-found", "-o", "name"):
-            hint = f"is missing: kubectl -n {settings['namespace']} create secret generic {settings[path]} …"
-            yield UserError(path, settings[path], hint)
+        for secret in [f"{settings[path]}-{identity}" for identity in _EACH.get(path, ())] or [settings[path]]:
+            if not cluster.ask("get", "secret", secret, "--ignore-not-found", "-o", "name"):
+                hint = f"is missing: kubectl -n {settings['namespace']} create secret generic {secret} …"
+                yield UserError(path, secret, hint)
     if settings["cluster.kind"] == "kubeconfig" and not settings["storageClass"]:
         classes = json.loads(cluster.ask("get", "storageclass", "-o", "json"))["items"]
         marks = [each["metadata"].get("annotations", {}) for each in classes]

@@ -61,7 +61,9 @@ def forget(
     again = (
         f"run it again after {shown(done.at + retention.SPOOLED)}: the app may hold rows that are not in the bucket yet"
     )
-    counts = ", ".join(f"{count} {name}" for name, count in done.found.items())
+    if damaged := done.found["damaged"]:
+        again = f"{damaged} damaged files may have more: delete them (damaged/ in the bucket), and run it again"
+    counts = ", ".join(f"{count} {name}" for name, count in done.found.items() if name != "damaged")
     text = f"deleted: {counts}; {'complete: nothing was left' if done.complete else again}"
     state.result(done.model_dump(mode="json", include={"at", "by", "why", "found", "complete"}), text)
 

@@ -23,6 +23,10 @@ def build(
     """Returns target → image: in a registry by digest, and only built if it has none of that content; else on this
     machine, by a tag that names the content. `options`: of the build."""
     tool, made = builder(), {}
+    if base := os.environ.get("MLOPS_PYTHON"):  # where the Dockerfile's cannot be pulled
+        if registry and "@sha256:" not in base:
+            raise UserError("MLOPS_PYTHON", base, "name it by digest: what is built on it is pushed")
+        options = [*options, "--build-arg", f"PYTHON={base}"]
     command = [tool, *(["bud", "--layers", "--network", "host"] if tool == "buildah" else ["build"]), *options]
     command += ["--platform", platform] if platform else []
     architecture = platform.rpartition("/")[2] or _ARCHITECTURES.get(os.uname().machine, os.uname().machine)

@@ -4,11 +4,12 @@ import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError
 from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
@@ -17,7 +18,7 @@ from cli import IGNORED, bundle, governance, keys, operations, rollout, rotate, 
 from cli.cluster import Cluster
 from cli.delivery import verbs
 from cli.terminal import Why, err, read_moment, state
-from mlops.errors import GateError, UserError
+from mlops.errors import GateError, UserError, VerificationError
 from mlops.moments import shown
 from mlops.releases import Mode, describe, serving
 
@@ -76,7 +77,14 @@ def common(
     elif verb == "signing-key" and "list" not in words:
         context.with_resource(cluster.keyring())
     else:
-        raise typer.Exit(cluster.run(words))
+        raise typer.Exit(cluster.run(_command(context, words), words))
+
+
+def _command(context: typer.Context, words: list[str]) -> str:
+    """`release`, `rollout pause`: a verb, with what it does if it has several."""
+    verb = context.invoked_subcommand or ""
+    group = getattr(getattr(context.command, "commands", {}).get(verb), "commands", {})
+    return " ".join([verb, *[word for word in words[words.index(verb) + 1 :] if word in group][:1]])
 
 
 @app.command()
@@ -191,8 +199,9 @@ def release(
     if done.weight and done.weight < 1:
         from monitoring.analysis import few_entities
 
-        if warning := few_entities(state.model, done.weight):
-            err.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
+        with suppress(PermissionDeniedError, VerificationError):  # in a cluster who signs cannot read the log
+            if warning := few_entities(state.model, done.weight):
+                err.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
     late = replicas.wait_for(state.model, done.revision, wait) if wait else []
     text = f"revision {done.revision}: {describe(done)}"
     if done.revision == 1 and (state.environment.home / "running.json").exists():
@@ -353,7 +362,7 @@ def snapshot(file: Annotated[Path | None, typer.Argument(help="Parquet; load() i
     content = file.read_bytes() if file else to_parquet(load_definition(name).load())
     if state.cluster:
         words = [*["--json"] * state.as_json, "--model", name, "snapshot", "/dev/stdin"]
-        raise typer.Exit(state.cluster.run(words, content))
+        raise typer.Exit(state.cluster.run("snapshot", words, content))
     key = put_snapshot(state.environment.store, name, content)
     state.result({"key": key, "bytes": len(content)}, f"{len(content)} bytes in {key}")
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,9 +17,10 @@ from mlops.environment import Environment, models, only_model
 from mlops.errors import UserError
 from mlops.moments import moment
 from mlops.registered_model import RegisteredModel
+from mlops.terminal import Terminal
 
-out = Console(width=None if sys.stdout.isatty() else 200)  # do not wrap tables when output is not a terminal
-err = Console(stderr=True)
+out = Terminal(width=None if sys.stdout.isatty() else 200)  # do not wrap tables when output is not a terminal
+err = Terminal(stderr=True)
 Why = Annotated[str, typer.Option(help="The reason; it stays in the release log.")]
 
 
@@ -62,7 +62,8 @@ class Context:
         """Print the target before staging or prod is changed."""
         environment = self.environment
         if environment.name not in ("local", "dev", "kind"):
-            err.print(f"{verb} in [bold]{environment.name}[/]: bucket {environment.bucket}, model {self.model_name}")
+            place = f"bucket {environment.bucket}, model {self.model_name}"
+            err.print(f"{verb} in [bold]{escape(environment.name)}[/]: {escape(place)}")
 
     def result(self, value: dict[str, Any], text: str | Table) -> None:
         if self.as_json:

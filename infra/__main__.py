@@ -1,9 +1,10 @@
-"""The platform on one cluster: keys, bucket and database, tracking, serving behind its proxy, controller, training,
-monitoring."""
+"""The platform on one cluster: keys, bucket and database, tracking, serving behind its proxy, controller, approver,
+training, monitoring."""
 
 import pulumi
 
 from infra.components.alertmanager import Alertmanager
+from infra.components.approver import Approver
 from infra.components.bucket import Bucket
 from infra.components.controller import Controller
 from infra.components.database import Database
@@ -38,6 +39,7 @@ if settings.tracking.kind == "bundled":
 Serving("serving", platform, bucket)
 Proxy("proxy", platform, network)
 Controller("controller", platform, bucket)
+Approver("approver", platform, bucket)
 Training("training", platform, bucket)
 
 if settings.monitoring.kind == "bundled":

@@ -5,7 +5,9 @@ import pulumi
 from infra.aws.outputs import Outputs
 from infra.identities import SECRETS, TRACKING_USERS, Secrets
 from infra.ports import PORTS
-from infra.settings import Settings
+from infra.settings import Database, Settings
+
+CA = "/database-ca"  # where `database.ca` is mounted
 
 
 class Connections:
@@ -17,13 +19,14 @@ class Connections:
         database, bucket, tracking = settings.database, settings.bucket, settings.tracking
         # An RDS instance has the same name inside the cluster as a bundled database: infra/components/eks.py
         self.database_host = database.host if database.kind == "external" else "database"
-        user = f"{database.user}@" if database.kind == "external" else ""  # else PGUSER
-        server = f"postgresql+psycopg://{user}{self.database_host}:{database.port}"
-        self.backend, self.auth = f"{server}/mlflow", f"{server}/mlflow_auth"  # the password is in PGPASSWORD
+        self.backend, self.auth = "postgresql+psycopg:///mlflow", "postgresql+psycopg:///mlflow_auth"
+        host = aws.database_host if aws and database.kind == "rds" else self.database_host  # as its certificate has it
+        self.database: dict[str, pulumi.Input[str]] = {"PGHOST": host, "PGPORT": str(database.port)} | _tls(database)
+        if database.kind == "external":  # else it is in a Secret, as PGPASSWORD is
+            self.database["PGUSER"] = database.user
         self.tracking = f"http://tracking:{PORTS['tracking']}" if tracking.kind == "bundled" else tracking.url
         endpoint = f"http://bucket:{PORTS['bucket']}" if bucket.kind == "bundled" else bucket.endpoint
         region: pulumi.Input[str] = bucket.region
-        self.database = {"PGSSLMODE": "require"} if database.kind == "rds" else {}
         self.bucket_url: pulumi.Input[str] = bucket.url
         if aws and bucket.kind == "s3":
             self.bucket_url, region, endpoint = aws.bucket_url, aws.region, ""
@@ -71,12 +74,26 @@ class Connections:
         """The Secret that stands for a bundled one; empty: there is none; None: the bundled one is there."""
         settings = self._settings
         if name.startswith("bucket-"):
-            external = settings.bucket.secret if variable.startswith("AWS_") else ""
+            external = _own(settings.bucket.secret, name) if variable.startswith("AWS_") else ""
             return {"bundled": None, "s3": "", "external": external}[settings.bucket.kind]
         if name == "database":  # of its administrator
             return None if settings.database.kind == "bundled" else ""
         if name == "database-user" and settings.database.kind == "external":
             return settings.database.secret if variable == "PGPASSWORD" else ""
         if name in {f"tracking-{user}" for user in TRACKING_USERS} and settings.tracking.kind == "external":
-            return settings.tracking.secret
+            return _own(settings.tracking.secret, name)
         return None
+
+
+def _own(brought: str, bundled: str) -> str:
+    """What stands for `bucket-serving`: a Secret that no other workload has either."""
+    return brought and f"{brought}-{bundled.partition('-')[2]}"
+
+
+def _tls(database: Database) -> dict[str, str]:
+    if database.kind == "bundled":
+        return {}
+    if database.kind == "rds" and not database.ca:  # its authority is no public one
+        return {"PGSSLMODE": "require"}
+    authority = f"{CA}/ca.pem" if database.ca else "/etc/ssl/certs/ca-certificates.crt"
+    return {"PGSSLMODE": database.sslmode, "PGSSLROOTCERT": authority}

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from infra.render import AWS, PLATFORM, Rendered, render
+from infra.settings import amount
 from mlops.errors import UserError
 
 PRICES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "prices.yaml").read_text("utf-8"))
 _HOURS = PRICES["hours"]
-_UNITS = {"m": 1e-3, "": 1.0, "Ki": 2**10, "M": 1e6, "Mi": 2**20, "G": 1e9, "Gi": 2**30, "Ti": 2**40}
 # Of a node, what Kubernetes and the system need for themselves; and metrics-server, twice.
 _RESERVED_CPU, _RESERVED_GIB = 0.1, 0.9
 _ADD_ONS = (0.2, 0.4)
@@ -39,7 +39,7 @@ def cheaper(environment: str, used: dict[str, float]) -> list[str]:
     cloud, found = render(environment, project=AWS), []
     settings = PLATFORM.settings(environment)
     for name, unit in (("cpu", 1), ("memory", 2**30)):
-        asked = _quantity(settings["serving"][name]) / unit
+        asked = amount(settings["serving"][name]) / unit
         if 0 < used.get(name, 0) < asked / 2:
             found.append(f"serving.{name}: asks for {asked:.2f}, used at most {used[name]:.2f} in a week")
     gateways = [r for r in cloud.of_aws if r.type == "aws:ec2/natGateway:NatGateway"]
@@ -99,7 +99,7 @@ def _in_cluster(rendered: Rendered, settings: dict[str, str]) -> Iterator[Line]:
     disks = count * PRICES["node_gigabytes"] * PRICES["volume_gb_month"]
     yield Line("disk of a node", count, round(disks, 2))
     claims = [
-        _quantity(claim["spec"]["resources"]["requests"]["storage"]) / 2**30
+        amount(claim["spec"]["resources"]["requests"]["storage"]) / 2**30
         for thing in objects
         for claim in thing.get("spec", {}).get("volumeClaimTemplates", [])
     ]
@@ -133,13 +133,6 @@ def _requests(objects: list[dict[str, Any]]) -> tuple[float, float]:
             replicas = thing["spec"].get("replicas") or least[thing["metadata"]["name"]]
             for container in thing["spec"]["template"]["spec"]["containers"]:
                 asked = container["resources"]["requests"]
-                cpus += replicas * _quantity(asked["cpu"])
-                gigabytes += (
-                    replicas * _quantity(asked.get("memory", container["resources"]["limits"]["memory"])) / 2**30
-                )
+                cpus += replicas * amount(asked["cpu"])
+                gigabytes += replicas * amount(asked.get("memory", container["resources"]["limits"]["memory"])) / 2**30
     return cpus, gigabytes
-
-
-def _quantity(text: str) -> float:
-    number = text.rstrip("kKMGTim")
-    return float(number) * _UNITS[text[len(number) :]]

@@ -14,7 +14,8 @@ OWNER = "mlflow_owner"
 
 
 def create(uri: str, auth_uri: str) -> None:
-    """With this version's schema, and MLflow's users. PGUSER and PGPASSWORD log in; where an administrator is known, it
+    """With this version's schema, and MLflow's users. What the addresses leave out (host, user, password, TLS) is in libpq's
+    variables, PGHOST and so on; where an administrator is known, it
     makes that user, whose password changes by `mlops rotate`, and never by itself."""
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
     from mlflow.store.db.utils import _initialize_tables, _upgrade_db, create_sqlalchemy_engine_with_retry
@@ -70,7 +71,7 @@ def _administrator() -> dict[str, Any]:
 def _connect(uri: str, login: dict[str, Any]) -> Any:
     import psycopg
 
-    server = urlsplit(uri)._replace(scheme="postgresql", path="/postgres").geturl()
+    server = f"postgresql://{urlsplit(uri).netloc}/postgres"
     return psycopg.connect(server, autocommit=True, connect_timeout=5, **login)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-# Keys of the bucket by identity. None may delete a bundle, an attestation or a release; who trains writes no release.
+# Keys of the bucket by identity. None may delete a bundle, an attestation or a release. Who trains writes no release, nor
+# does who reads what callers sent; who approves reads nothing of that. All may list names, which is all a rollback asks for.
 IDENTITIES = {
     "serving": {"read": ["models/*", "access/*"], "write": ["predictions/*", "outcomes/*", "replicas/*"]},
     "training": {
@@ -10,7 +11,22 @@ IDENTITIES = {
         "write": [f"models/*/{each}/*" for each in ("bundles", "attestations", "reports", "retrainings")],
     },
     "tracking": {"read": ["mlflow/*"], "write": ["mlflow/*"], "delete": ["mlflow/*"]},
-    "controller": {"read": ["*"], "write": ["*"], "delete": ["predictions/*", "outcomes/*", "replicas/*"]},
+    "controller": {
+        "read": ["*"],
+        "write": [
+            *(f"models/*/{each}/*" for each in ("verdicts", "retrainings", "forgotten")),
+            *("data/*", "predictions/*", "outcomes/*", "damaged/*"),
+        ],
+        "delete": ["predictions/*", "outcomes/*", "damaged/*", "replicas/*"],
+    },
+    "approver": {
+        "read": ["models/*", "replicas/*", "access/*"],
+        # A model from another environment is imported here: a bundle, with the attestations of its training.
+        "write": [
+            *(f"models/*/{each}/*" for each in ("bundles", "attestations", "releases", "signed", "verdicts")),
+            "access/*",
+        ],
+    },
     "setup": {"read": ["access/*"], "write": ["access/*"]},
 }
 ACTIONS = {"read": "s3:GetObject", "write": "s3:PutObject", "delete": "s3:DeleteObject"}
@@ -42,6 +58,7 @@ _SERVER: Secrets = {
     "MLFLOW_AUTH_ADMIN_PASSWORD": ("tracking-admin", "password"),
     "MLFLOW_FLASK_SERVER_SECRET_KEY": ("tracking-admin", "secret-key"),
 }
+_LOG_KEY: Secrets = {"MLOPS_LOG_KEY": ("log-key", "key")}
 _USERS = {f"{user.upper()}_PASSWORD": _login(user)["MLFLOW_TRACKING_PASSWORD"] for user in TRACKING_USERS}
 _IDENTITIES = {name: key for each in ("root", *IDENTITIES) for name, key in _bucket(each, each.upper()).items()}
 # The credentials in the environment of each workload.
@@ -53,7 +70,8 @@ SECRETS: dict[str, Secrets] = {
     | {"ADMIN_PASSWORD": ("tracking-admin", "password")} | _USERS,
     "setup-bucket": {"CLIENT_KEY": ("client-key", "client.key")} | _IDENTITIES | _bucket("setup"),
     "tracking": _DATABASE | _SERVER | _bucket("tracking"),
-    "serving": _bucket("serving"),
-    "training": _bucket("training") | _login("training"),
-    "controller": _bucket("controller") | _login("controller"),
+    "serving": _bucket("serving") | _LOG_KEY,
+    "training": _bucket("training") | _login("training") | _LOG_KEY,
+    "controller": _bucket("controller") | _login("controller") | _LOG_KEY,
+    "approver": _bucket("approver"),
 }  # fmt: skip

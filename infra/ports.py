@@ -6,6 +6,7 @@ PORTS = {
     "database": 5432,
     "tracking": 5000,
     "controller": 9100,
+    "approver": 9101,
     "prometheus": 9090,
     "alertmanager": 9093,
     "grafana": 3000,

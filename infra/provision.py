@@ -28,6 +28,7 @@ from mlops.environment import Environment
 from mlops.errors import UserError
 from mlops.keys import Keyring, Role, kms_key
 
+_USER = 65532  # of our images, as the Dockerfile has it
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -59,8 +60,11 @@ class Cluster:
         return answer.json()
 
 
+_USERS = {"for-grafana": 472, "for-serving": 0, "for-database": 0, "for-bucket": 0}  # of those containers
+
+
 class Folder:
-    """The same as files: `<name>/<key>`."""
+    """The same as files: `<name>/<key>`, each for its reader alone."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -70,9 +74,13 @@ class Folder:
             return
         new = self._path / f"{name}.new"
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        new.mkdir(0o700, parents=True)
         for key, value in data.items():
+            (new / key).touch(0o600)
             (new / key).write_text(value, "utf-8")
+        if name.startswith("for-") and os.geteuid() == 0:
+            for path in (new, *new.iterdir()):
+                os.chown(path, user := _USERS.get(name, _USER), user)
         new.rename(self._path / name)
 
     def secret(self, name: str) -> dict[str, str]:
@@ -96,18 +104,25 @@ def keys(target: Cluster | Folder, environment: str) -> None:
         key_id = f"{identity}-{secrets.token_hex(4)}"
         pair = {"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
         target.create("secrets", f"bucket-{identity}", pair)
+    target.create("secrets", "log-key", {"key": secrets.token_hex(32)})
     target.create("secrets", "client-key", {"client.key": access.new_secret()})
     target.create("secrets", "grafana", {"password": secrets.token_hex(16)})
 
 
 def files(folder: Folder) -> None:
-    """For containers without a cluster: the environment variables of each, and folders with signing keys."""
+    """For containers without a cluster: a folder for each, with its environment variables and keys, and nobody else's."""
+    read, keyring = folder.secret, folder.secret("keyring")
+    more = {
+        "serving": keyring,
+        "training": keyring | read("signing-build"),
+        "controller": keyring | read("client-key"),
+        "approver": keyring | read("signing-approve"),
+    }
     for workload, variables in SECRETS.items():
-        values = {name: folder.secret(secret)[key] for name, (secret, key) in variables.items()}
-        text = "".join(f"export {name}={value}\n" for name, value in values.items())
-        folder.create("files", f"{workload}-env", {"env": text})
-    for role, more in (("build", {}), ("approve", folder.secret("client-key"))):
-        folder.create("files", f"keys-{role}", folder.secret("keyring") | folder.secret(f"signing-{role}") | more)
+        lines = [f"export {name}={read(secret)[key]}\n" for name, (secret, key) in variables.items()]
+        folder.create("files", f"for-{workload}", {"env": "".join(lines)} | more.get(workload, {}))
+    for workload in ("database", "grafana"):
+        folder.create("files", f"for-{workload}", read(workload))
 
 
 def _signing_key(role: Role, environment: str | None) -> dict[str, str]:
@@ -146,13 +161,13 @@ def _bundled_bucket(name: str, endpoint: str) -> None:
 
 
 def policy(bucket: str, users: dict[str, str]) -> dict[str, Any]:
-    """The bucket's policy; `users`: identity → principal."""
+    """The policy of `bucket`, which may be a prefix of one; `users`: identity → principal."""
     statements = [
         {
             "Effect": "Allow",
             "Principal": {"AWS": [users[identity]]},
             "Action": [action],
-            "Resource": [f"arn:aws:s3:::{bucket}{key}" for key in keys],
+            "Resource": [f"arn:aws:s3:::{bucket if key else bucket.partition('/')[0]}{key}" for key in keys],
         }
         for identity in IDENTITIES
         for action, keys in grants(identity)
@@ -179,7 +194,15 @@ def _versity_user(session: Any, endpoint: str, user: str, secret: str) -> None:
         raise UserError("bucket user", user, f"was not created: {answer.status_code} {answer.text[:200]}")
 
 
-def main(step: str) -> None:
+def _print_policy(bucket: str, *principals: str) -> None:
+    """For a bucket that was brought along: its owner sets it."""
+    users = dict(each.partition("=")[::2] for each in principals)
+    if missing := [identity for identity in IDENTITIES if not users.get(identity)]:
+        raise UserError("principal", ", ".join(missing), "name one of each: policy BUCKET serving=PRINCIPAL …")
+    print(json.dumps(policy(bucket, users), indent=1))
+
+
+def main(step: str, *words: str) -> None:
     if step == "keys":
         keys(Cluster(), os.environ["MLOPS_ENV"])
     elif step == "folder":
@@ -192,12 +215,14 @@ def main(step: str) -> None:
         bucket(Environment.load(), os.environ["CLIENT_KEY"])
     elif step == "retire":
         databases.retire(os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["RETIRED_USER"])
+    elif step == "policy" and words:
+        _print_policy(*words)
     else:
-        raise UserError("step", step, "use keys, folder, database, retire or bucket")
+        raise UserError("step", step, "use keys, folder, database, retire, bucket or policy")
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(*sys.argv[1:])
     except UserError as error:
         sys.exit(str(error))

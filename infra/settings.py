@@ -1,4 +1,6 @@
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -7,7 +9,9 @@ from infra import images
 from infra.configuration import PROTECTED, Group, Labels, Name, ProgramSettings, pairs
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})$")]
+Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?$")]
+_UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 Port = Annotated[int, Field(ge=1, le=65535)]
 # Hardly any password matches this pattern, so one pasted here by mistake goes nowhere.
 SecretName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
@@ -25,13 +29,39 @@ UrlOrSecret = Annotated[str, Field(pattern=r"^(https?://\S+|secret)?$"), AfterVa
 HostPort = Annotated[str, Field(pattern=r"^([\w.-]+:[0-9]+)?$")]
 Mirror = Annotated[str, Field(pattern=r"^([\w.:-]+(/[\w./-]+)?)?$")]
 Cron = Annotated[str, Field(pattern=r"^((\S+\s+){4}\S+)?$")]
-CidrPorts = Annotated[str, Field(pattern=r"^([0-9./]+:[0-9]+(,[0-9./]+:[0-9]+)*)?$")]
+
+
+def _networks(listed: str) -> str:
+    for address in filter(None, listed.split(",")):
+        try:
+            network = ipaddress.IPv4Network(address.partition(":")[0])
+        except ValueError as error:
+            raise PydanticCustomError("network", "{error}", {"error": str(error)}) from None
+        if network.subnet_of(LINK_LOCAL) and ":" in address:
+            raise PydanticCustomError("network", "reaches 169.254.0.0/16, where a node's credentials are")
+    return listed
+
+
+LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
+_CIDR, _NUMBER = r"[0-9]+(\.[0-9]+){3}/[0-9]+", "[0-9]+"
+CidrPorts = Annotated[str, Field(pattern=rf"^({_CIDR}:{_NUMBER}(,{_CIDR}:{_NUMBER})*)?$"), AfterValidator(_networks)]
+Cidrs = Annotated[str, Field(pattern=rf"^({_CIDR}(,{_CIDR})*)?$"), AfterValidator(_networks)]
+_APP_MB = 512  # of a replica's own: 100 for code, the rest for two champions and what callers send
+_LEAST_MB = 128
+INTERPRETER_MB = 100  # of each child process, before it has a model
+LOAD_BALANCER = "mlops-alb"  # class of an Ingress that EKS gives a load balancer of its own
+
+
+def amount(quantity: str) -> float:
+    number = quantity.rstrip("kKMGTim")
+    return float(number) * _UNITS[quantity[len(number) :]]
 
 
 class Cluster(Group):
     kind: Literal["kubeconfig", "eks"]
     context: str
     domain: str
+    dns: Cidrs
 
 
 class Nodes(Group):
@@ -76,6 +106,8 @@ class Database(Group):
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
     secret: SecretName
     size: Quantity
+    sslmode: Literal["verify-full", "require"]
+    ca: SecretName
 
 
 class Tracking(Group):
@@ -93,8 +125,13 @@ class Serving(Group):
     cpu: Quantity
     memory: Quantity
     node_port: Annotated[int, Field(ge=0, le=65535)]
-    canary_image: str
+    canary_image: Image | Literal[""]
     canary_replicas: Annotated[int, Field(ge=1)]
+
+    @property
+    def sandbox_mb(self) -> int:
+        """What a model may take in each of the two child processes of a replica, the challenger's and the sandbox."""
+        return int(amount(self.memory) / 2**20 - _APP_MB) // 2 - INTERPRETER_MB
 
 
 class Ingress(Group):
@@ -169,6 +206,11 @@ class Settings(ProgramSettings):
         """Whether something of it is made by infra/aws."""
         return self.cluster.kind == "eks"
 
+    @property
+    def load_balancer(self) -> bool:
+        """Whether an Ingress gets one from EKS, which has the certificate."""
+        return self.ingress.enabled and self.on_aws and self.ingress.class_ in ("", LOAD_BALANCER)
+
     def problems(self) -> dict[str, bool]:
         database, tracking, serving, alerts = self.database, self.tracking, self.serving, self.alerts
         smallest, people = serving.min_replicas, bool(alerts.slack_channel or alerts.email_to)
@@ -180,11 +222,11 @@ class Settings(ProgramSettings):
             "tracking.kind is external: needs tracking.url": tracking.kind == "external" and not tracking.url,
             f"serving.maxReplicas is {serving.max_replicas}: must be at least serving.minReplicas, {smallest}":
                 serving.max_replicas < smallest,
+            f"serving.memory is {serving.memory}: leaves {serving.sandbox_mb} MB for a model; at least {_LEAST_MB}":
+                serving.sandbox_mb < _LEAST_MB,
             "serving.scaleOn is keda: needs monitoring.prometheus, or the bundled monitoring": serving.scale_on == "keda"
             and elsewhere and not self.monitoring.prometheus,
             "ingress.enabled is true: needs ingress.host": ingress.enabled and not ingress.host,
-            "ingress.certificate is empty: an internet-facing load balancer needs one":
-                ingress.enabled and self.on_aws and ingress.scheme == "internet-facing" and not ingress.certificate,
             "ingress.class is empty: needs one where clusterScope is false": ingress.enabled
             and self.on_aws and not self.cluster_scope and not ingress.class_,
             "alerts.slackChannel, alerts.emailTo: need alerts.secret": people and not alerts.secret,
@@ -199,9 +241,31 @@ class Settings(ProgramSettings):
             problems[f"{name}.kind is {managed}: needs cluster.kind eks; elsewhere use external"] = (
                 kind == managed and not self.on_aws
             )
-        for name in images.TARGETS:
-            image, hint = getattr(self.images, name), "outside kind it must be named by digest (mlops images --push)"
-            problems[f"images.{name} is {image or 'empty'}: {hint}"] = (
-                self.environment != "kind" and "@sha256:" not in image
+        return problems | ({} if self.environment == "kind" else self._open_to_others())
+
+    def _open_to_others(self) -> dict[str, bool]:
+        """Problems of an environment that is no cluster of this machine."""
+        ingress, alerts, problems = self.ingress, self.alerts, dict[str, bool]()
+        named = self.images.model_dump(by_alias=True, exclude={"mirror", "pull_secret"})
+        named = {f"images.{name}": image for name, image in named.items()}
+        for name, image in (named | {"serving.canaryImage": self.serving.canary_image or "@sha256:"}).items():
+            hint = "outside kind it must be named by digest"
+            hint += " (mlops images --push)" if name.rpartition(".")[2] in images.TARGETS else ": NAME:TAG@sha256:…"
+            problems[f"{name} is {image or 'empty'}: {hint}"] = "@sha256:" not in image
+        certificate, missing = "certificate" if self.load_balancer else "tlsSecret", "needs one outside kind"
+        chosen = ingress.certificate if self.load_balancer else ingress.tls_secret
+        problems[f"ingress.{certificate} is empty: {missing}; without TLS API keys are read on the way"] = (
+            ingress.enabled and not chosen
+        )
+        problems["serving.nodePort: only for kind; it has no TLS, use ingress"] = bool(self.serving.node_port)
+        addresses = {"bucket.endpoint": self.bucket.endpoint, "tracking.url": self.tracking.url}
+        addresses |= {"alerts.webhook": alerts.webhook, "alerts.heartbeat": alerts.heartbeat}
+        for name, url in addresses.items():
+            problems[f"{name} is {url}: outside the cluster it must be https"] = url.startswith("http:") and not (
+                self._inside(url)
             )
         return problems
+
+    def _inside(self, url: str) -> bool:
+        host = urlsplit(url).hostname or ""
+        return "." not in host or host.endswith((".svc", f".svc.{self.cluster.domain}"))

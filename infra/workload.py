@@ -9,11 +9,13 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.component import Component
+from infra.connections import CA
 from infra.platform import Platform
 from infra.ports import PORTS
 from infra.settings import Settings
 
 NAME = "app.kubernetes.io/name"
+Mounts = Mapping[str, str]  # path → volume
 _USER = 65532  # of every image that is ours, and what others run as too
 _WRITABLE = ("scratch", "data", "spool")
 
@@ -67,6 +69,13 @@ class Workload(KubernetesComponent):
     def volume(self, name: str, source: Any = None, size: str = "1Gi") -> None:
         """Without a `source`: an empty folder of that size."""
         self.volumes.append({"name": name, **(source or {"empty_dir": {"size_limit": size}})})
+
+    def database_ca(self) -> Mounts:
+        """The authority that signed the database's certificate, where the settings name it."""
+        if not (name := self.settings.database.ca):
+            return {}
+        self.volume("database-ca", {"config_map": {"name": name}})
+        return {CA: "database-ca"}
 
     def pod(self, container: Any, track: str = "stable", **more: Any) -> Any:
         """`track` tells a code canary from the rest; it is in selectors, which never change."""
@@ -156,9 +165,6 @@ def probe(path: str, port: int, period: int, failures: int | None = None) -> Any
     """HTTP; `period` in seconds, `failures` until it counts (Kubernetes' default: 3)."""
     timing = {"period_seconds": period, "failure_threshold": failures}
     return without_none({"http_get": {"path": path, "port": port}, "timeout_seconds": 3, **timing})
-
-
-Mounts = Mapping[str, str]  # path → volume
 
 
 def container(name: str, image: str, cpu: str, memory: str, mounts: Mounts | None = None, **more: Any) -> Any:

@@ -14,6 +14,7 @@ from mlops.registered_model import RegisteredModel
 FILES = ("model.onnx", "contract.json", "profile.json", "golden.json", "card.md", "provenance.json")
 MAX_BYTES = 256 * 1024 * 1024  # of the model
 _MAX_TEXT = 4 * 1024 * 1024  # of each other file: the process that serves parses them
+_MAX_CONTRACT = 512 * 1024  # of contract.json, whose every fault is told: that takes a thousand times its bytes
 MAX_ROWS = 10_000  # of a request
 MAX_WATCHED = 40
 _MAX_BINS = 100  # a feature: each is a series
@@ -64,6 +65,15 @@ class _Entry(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     files: dict[str, _Entry]
+
+
+class _Golden(msgspec.Struct):
+    rows: list[dict[str, str | float | bool | None]]
+    scores: list[float]
+
+
+class _Provenance(msgspec.Struct):
+    windows: dict[str, str] = {}
 
 
 class _Bins(msgspec.Struct):
@@ -136,8 +146,9 @@ def read(model: RegisteredModel, digest: str) -> Bundle:
     if stray := {key.removeprefix(f"{where}/") for key in model.store.keys(where)} - {*FILES, "manifest.json"}:
         raise refusal("files", sorted(stray)[0][:80], "is not listed in the manifest")
     for name, entry in entries.items():
-        if name != "model.onnx" and entry.bytes > _MAX_TEXT:
-            raise refusal("size", name, f"has {entry.bytes} bytes, {_MAX_TEXT} are allowed")
+        limit = {"model.onnx": MAX_BYTES, "contract.json": _MAX_CONTRACT}.get(name, _MAX_TEXT)
+        if entry.bytes > limit:
+            raise refusal("size", name, f"has {entry.bytes} bytes, {limit} are allowed")
     files = {}
     for name, entry in entries.items():
         files[name] = _fetch(model, f"{where}/{name}", entry.bytes)
@@ -150,10 +161,14 @@ def read(model: RegisteredModel, digest: str) -> Bundle:
         raise refusal("contract", "contract.json", str(error)) from None
     if contract.model != model.name:
         raise refusal("contract", contract.model, f"is another model's contract, not that of {model.name!r}")
-    try:
-        msgspec.json.decode(files["profile.json"], type=_Profile).fits(contract)
-    except (ValueError, RecursionError) as error:
-        raise refusal("profile", "profile.json", str(error)[:200]) from None
+    kinds: dict[str, Any] = {"profile": _Profile, "golden": _Golden, "provenance": _Provenance}
+    for name, kind in kinds.items():
+        try:
+            found = msgspec.json.decode(files[f"{name}.json"], type=kind)
+            if isinstance(found, _Profile):
+                found.fits(contract)
+        except (ValueError, RecursionError) as error:
+            raise refusal(name, f"{name}.json", str(error)[:200]) from None
     return bundle
 
 

@@ -44,7 +44,10 @@ def _check_zone(name: str) -> str:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_DAYS = 36_500  # a hundred years: dates that far away still exist
 
 
 class Feature(_Strict):
@@ -81,7 +84,7 @@ class Time(_Strict):
 
     column: str
     zone: Annotated[str, AfterValidator(_check_zone)] = "UTC"
-    lead_minutes: int = Field(default=0, ge=0)
+    lead_minutes: int = Field(default=0, ge=0, le=_DAYS * 24 * 60)
 
 
 class Window(_Strict):
@@ -127,7 +130,7 @@ class Gate(_Strict):
     margin: float = 0.04  # upper 95 % bound of the loss difference to the champion
     point_margin: float = 0.02  # and its point estimate
     slice_margin: float = 0.04
-    min_days: int = 28
+    min_days: int = Field(default=28, le=_DAYS)
     min_slice_rows: int = 200
     min_slice_days: int = 10
     min_auc: float = 0.6
@@ -147,11 +150,11 @@ class Judge(_Strict):
     weights: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.05, 0.25, 0.5, 1.0]
     outcomes_from: float = Field(default=0.25, gt=0, le=1)  # from this weight on outcomes must have shown no harm
     min_rows: int = Field(default=500, ge=50)  # scored by both at each weight
-    min_days: int = Field(default=7, ge=2)
+    min_days: int = Field(default=7, ge=2, le=_DAYS)
     last_days: int = Field(
-        default=28, ge=7
+        default=28, ge=7, le=_DAYS
     )  # they decide: one more, ordinary interval shows that it does no harm, or it ends
-    maturity_hours: float = Field(default=24, ge=0)  # younger outcomes are biased: early ones differ
+    maturity_hours: float = Field(default=24, ge=0, le=_DAYS * 24)  # younger outcomes are biased: early ones differ
     budget_ms: float = Field(default=20, gt=0, le=10_000)  # a caller waits so long before the champion answers
     max_fault_rate: float = Field(default=0.001, gt=0, lt=1)  # raised, non-finite, died
     max_slow_rate: float = Field(default=0.05, gt=0, lt=1)  # slower than the budget
@@ -179,11 +182,11 @@ class Drift(_Strict):
 class Retraining(_Strict):
     """When the platform makes a new model by itself, from the prediction log and its outcomes."""
 
-    every_days: int = Field(default=30, ge=0)  # a training by the calendar; 0: none
+    every_days: int = Field(default=30, ge=0, le=_DAYS)  # a training by the calendar; 0: none
     max_gap: float = Field(default=0.03, gt=0)  # between scores and matured outcomes: beyond it, it is recalibrated
     min_z: float = Field(default=3.0, gt=0)  # and beyond chance, in standard errors by day
-    window_days: int = Field(default=14, ge=7)
-    cooldown_days: int = Field(default=28, ge=1)
+    window_days: int = Field(default=14, ge=7, le=_DAYS)
+    cooldown_days: int = Field(default=28, ge=1, le=_DAYS)
     max_a_year: int = Field(default=12, ge=0)  # 0: never by itself
     min_rows: int = Field(default=2000, ge=100)  # fresh ones with an outcome
     release: Literal["rollout", "challenger", "none"] = (
@@ -222,18 +225,20 @@ class Contract(_Strict):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     time: Time | None = None
     outcome_at: str | None = None  # the data's column that says when the label became known
-    entity: list[str] = []
-    after: list[str] = []  # columns known only after the prediction
-    features: dict[Name, Feature] = Field(min_length=1)
-    slices: list[str] = []
+    entity: list[str] = Field(default=[], max_length=4)  # of them the log has a text, which is bounded
+    after: list[str] = Field(default=[], max_length=1000)  # columns known only after the prediction
+    features: dict[Name, Feature] = Field(min_length=1, max_length=1000)
+    slices: list[str] = Field(default=[], max_length=1000)
     windows: Windows = Windows(train=Window(start=0.0, end=0.7), holdout=Window(start=0.7, end=1.0))
     quarantine_limit: float = Field(default=0.01, ge=0, le=1)
-    retention_days: int | None = Field(default=None, ge=1)  # of the prediction log and its outcomes; None: for ever
+    retention_days: int | None = Field(
+        default=None, ge=1, le=_DAYS
+    )  # of the prediction log and its outcomes; None: for ever
     gate: Gate = Gate()
     judge: Judge = Judge()
     drift: Drift = Drift()
     retraining: Retraining = Retraining()
-    golden: list[Golden] = []
+    golden: list[Golden] = Field(default=[], max_length=1000)
 
     @field_validator("task", mode="before")
     @classmethod
@@ -257,6 +262,12 @@ class Contract(_Strict):
             f"features.{name}.known_at is {feature.known_at!r}: needs a 'time' to be compared with"
             for name, feature in self.features.items()
             if feature.known_at not in ("request", "after") and not self.time
+        ]
+        faults += [
+            f"features.{name}.log is {self.features[name].log!r}: it is in 'entity', which the log keeps to find a person's "
+            "rows; make entity a column without meaning (an id), or keep it"
+            for name in self.entity
+            if name in self.features and self.features[name].log != "keep"
         ]
         faults += [
             f"slices: {name!r} is not a category or boolean among the features"

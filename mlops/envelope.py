@@ -130,5 +130,3 @@ def unseal(
         if key.state == "revoked":
             raise VerificationError("revoked", "signature", key_id, "was made by a revoked key")
     return found
-
-

@@ -52,8 +52,14 @@ class Environment(BaseModel):
     def keys(self) -> Keyring:
         return Keyring(self.keyring)
 
+    @property
+    def log_key(self) -> str:
+        """MLOPS_LOG_KEY, or the one that the embedded platform made; empty if there is neither."""
+        kept = self.keyring.parent / "log.key"
+        return os.environ.get("MLOPS_LOG_KEY") or (kept.read_text("utf-8").strip() if kept.exists() else "")
+
     def model(self, name: str) -> RegisteredModel:
-        return RegisteredModel(name, self.name, self.store, self.keys)
+        return RegisteredModel(name, self.name, self.store, self.keys, self.log_key)
 
 
 def models() -> list[str]:

@@ -1,4 +1,13 @@
+import re
+
 from pydantic import BaseModel, ValidationError
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """With its control characters, and those that turn or hide what follows, as escapes that can be seen."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class UserError(Exception):
@@ -8,7 +17,7 @@ class UserError(Exception):
 
     def __init__(self, key: str, value: object, hint: str):
         self.key, self.value, self.hint = key, value, hint
-        super().__init__(f"{key} is {value!r}: {hint}")
+        super().__init__(visible(f"{key} is {value!r}: {hint}"))
 
 
 class VerificationError(UserError):

@@ -1,14 +1,26 @@
 """The records of the prediction log and of the outcomes, and segments of them that a crash cannot make unreadable."""
 
 import hashlib
-import os
-import time
+import re
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
+
+# What no record exceeds, so that nothing which reads them has to expect more.
+MAX_TEXT = 200  # characters of a category
+FLOAT32 = 3.4e38  # a number: what a graph's inputs and outputs can hold
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Short = Annotated[str, Meta(max_length=64)]
+Entity = Annotated[str, Meta(max_length=1000)]
+Number = Annotated[float, Meta(ge=-FLOAT32, le=FLOAT32)]
+Seconds = Annotated[float, Meta(ge=0, le=86400 * 365 * 10)]
+Unix = Annotated[float, Meta(ge=0, le=datetime(2200, 1, 1, tzinfo=UTC).timestamp())]
+Revision = Annotated[int, Meta(ge=0, lt=2**31)]
+Features = Annotated[dict[Text, Text | Number | bool | None], Meta(max_length=1000)]
 
 
 class PredictionRecord(msgspec.Struct, omit_defaults=True):
@@ -19,41 +31,44 @@ class PredictionRecord(msgspec.Struct, omit_defaults=True):
     why the challenger has none (error, nan, slow, died) or was not called (busy, dropped). `caller`: the id of the API key.
     """
 
-    id: str
-    at: float
-    revision: int
-    model_version: str
-    score: float
-    prediction: float
-    features: dict[str, Any]
-    entity: str | None = None
-    event: float | None = None
-    arm: int | None = None
-    champion_score: float | None = None
-    challenger_score: float | None = None
-    challenger_seconds: float | None = None
-    fault: str | None = None
-    caller: str | None = None
+    id: Short
+    at: Unix
+    revision: Revision
+    model_version: Short
+    score: Number
+    prediction: Number
+    features: Features
+    entity: Entity | None = None
+    event: Unix | None = None
+    arm: Annotated[int, Meta(ge=0, le=1)] | None = None
+    champion_score: Number | None = None
+    challenger_score: Number | None = None
+    challenger_seconds: Seconds | None = None
+    fault: Short | None = None
+    caller: Text | None = None
 
 
 class OutcomeRecord(msgspec.Struct):
-    """The true value of a prediction's target; `at` is when it was received, in Unix seconds."""
+    """The true value of a prediction's target; `at` is when it was received, in Unix seconds, `caller` the API key's id."""
 
-    id: str
-    value: float
-    at: float
+    id: Short
+    value: Number
+    at: Unix
+    caller: Text | None = None
 
 
-def hashed(value: Any) -> str:
-    """What the log has of a feature that the contract hashes."""
-    return hashlib.sha256(str(value).encode()).hexdigest()[:16]
+Record = PredictionRecord | OutcomeRecord
+Kind = type[PredictionRecord] | type[OutcomeRecord]
 
 
 _encode = msgspec.json.Encoder().encode
+_decode: dict[Kind, Any] = {kind: msgspec.json.Decoder(kind).decode for kind in (PredictionRecord, OutcomeRecord)}
 
 
-def line(record: PredictionRecord | OutcomeRecord) -> bytes:
+def line(record: Record) -> bytes:
+    """Raises msgspec.ValidationError where readers would not take it: beyond the bounds, or not finite."""
     body = _encode(record)
+    _decode[type(record)](body)
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
@@ -64,25 +79,25 @@ def lines(segment: bytes) -> Iterator[bytes]:
             yield raw[9:]
 
 
+def records(segment: bytes, kind: Kind) -> tuple[list[Any], int]:
+    """The records of a segment, and the number of its lines that are none; the last one may have been cut short."""
+    found, lost, decode = [], 0, _decode[kind]
+    for raw in segment.splitlines(keepends=True):
+        try:
+            [body] = lines(raw)
+            found.append(decode(body))
+        except (ValueError, RecursionError):  # no such line; or what it has is no record
+            lost += raw.endswith(b"\n")
+    return found, lost
+
+
 def segment_key(kind: str, model: str, at: float, revision: int, name: str) -> str:
-    """`predictions/<model>/<day>/<hour>/<revision>-<name>.log`: hour and revision are known from a listing."""
+    """`predictions/<model>/<day>/<hour>/<revision>-<name>.log`: hour and revision are known from a listing. `name`: the
+    SHA-256 of the content, once it is whole."""
     return f"{kind}/{model}/{datetime.fromtimestamp(at, UTC):%Y-%m-%d/%H}/{revision:08d}-{name}.log"
 
 
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562): sorts by time, so that an outcome finds the hour of its prediction."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def id_time(prediction_id: str) -> float | None:
-    """When a prediction was made, in Unix seconds; None if this is not a UUIDv7."""
-    text = prediction_id.replace("-", "")
-    if len(prediction_id) != 36 or len(text) != 32 or text[12] != "7":
-        return None
-    try:
-        return (int(text, 16) >> 80) / 1000
-    except ValueError:
-        return None
+def intact(key: str, content: bytes) -> bool:
+    """Whether a file of the log has the content that it is named by; the names of before tell none."""
+    told = re.search(r"-([0-9a-f]{64})\.\w+$", key)
+    return told is None or told[1] == hashlib.sha256(content).hexdigest()

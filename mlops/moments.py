@@ -14,9 +14,11 @@ def moment(value: str | date, zone: str = "UTC") -> datetime:
         except ValueError:
             raise ValueError(f"{value[:40]!r} is no time: write ISO 8601 (2024-05-01, 2024-05-01T12:00:00Z)") from None
     at = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
-    if not _YEARS[0] < at.year < _YEARS[1]:
-        raise ValueError(f"{at:%Y-%m-%d} is not between 1970 and 2200")
-    return (at if at.tzinfo else at.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
+    if _YEARS[0] < at.year < _YEARS[1]:
+        found = (at if at.tzinfo else at.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
+        if _YEARS[0] < found.year < _YEARS[1]:  # a zone moves a time over the edge
+            return found
+    raise ValueError(f"{at:%Y-%m-%d} is not between 1970 and 2200")
 
 
 def shown(at: datetime) -> str:

@@ -188,7 +188,12 @@ class ReleaseLog:
     def _sealed(self, release: Release, judged: str) -> bytes:
         record = release.model_dump(mode="json", exclude_defaults=True)
         details = record | ({"judged": judged} if judged else {})
-        about: dict[str, Any] = {"model": self._model, "digest": release.champion, "environment": self._environment, "at": release.at}
+        about: dict[str, Any] = {
+            "model": self._model,
+            "digest": release.champion,
+            "environment": self._environment,
+            "at": release.at,
+        }
         try:
             payload = Attestation(kind="released", details=details, **about).payload()
             return seal(payload, self._keyring, SIGNER["released"], self._environment).envelope

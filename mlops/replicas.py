@@ -54,6 +54,6 @@ def remove_gone(model: RegisteredModel) -> None:
 def _read(model: RegisteredModel) -> dict[str, Replica]:
     found = {}
     for key in model.store.keys(f"replicas/{model.name}"):
-        with suppress(msgspec.DecodeError, VerificationError):
+        with suppress(ValueError, VerificationError):
             found[key] = msgspec.json.decode(model.store.get(key, _MAX_BYTES) or b"", type=Replica)
     return found

@@ -129,7 +129,7 @@ Said = tuple[datetime, Verdict, bytes]  # as it was saved
 def _said(model: RegisteredModel, keys: Iterable[str]) -> Iterator[Said]:
     """Damaged verdicts are none."""
     for key in keys:
-        with suppress(msgspec.DecodeError, VerificationError):
+        with suppress(ValueError, VerificationError):
             raw = model.store.get(key, _MAX_VERDICT) or b""
             yield msgspec.json.decode(raw, type=_Dated).at, msgspec.json.decode(raw, type=Verdict), raw
 

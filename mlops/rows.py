@@ -8,10 +8,10 @@ import numpy as np
 
 from mlops.bundle import MAX_ROWS
 from mlops.contract import Contract, Feature
+from mlops.log_schema import FLOAT32, MAX_TEXT, Number, Text
 from mlops.moments import moment
 
-FLOAT32 = 3.4e38  # what the graph's inputs can hold
-MAX_TEXT = 200  # characters of a category
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Moment(str):
@@ -36,7 +36,7 @@ def _type(feature: Feature, levels: Sequence[str]) -> Any:
     if feature.type == "boolean":
         kind: Any = bool
     elif feature.type == "number":
-        low, high = feature.range or (-FLOAT32, FLOAT32)
+        low, high = (min(max(bound, -FLOAT32), FLOAT32) for bound in feature.range or (-FLOAT32, FLOAT32))
         kind = Annotated[float, msgspec.Meta(ge=low, le=high, description=feature.description or None)]
     elif feature.unknown == "reject":
         kind = Literal[tuple(levels)]  # ty: ignore[invalid-type-form]
@@ -48,7 +48,8 @@ def _type(feature: Feature, levels: Sequence[str]) -> Any:
 class RowSchema:
     """A contract compiled: the type of a request, and its rows as the graph's inputs.
 
-    The API, batch scoring and training all turn rows into arrays here, so that they cannot differ.
+    The API, batch scoring and training all turn rows into arrays here, so that they cannot differ. Every column is
+    bounded, and so is what the log has of a row: `log_schema` names the bounds.
     """
 
     def __init__(self, contract: Contract, levels: Mapping[str, Sequence[str]]):
@@ -59,13 +60,15 @@ class RowSchema:
             feature = contract.features[name]
             fields.append((name, _type(feature, levels.get(name, ())), *([None] if feature.missing else [])))
         event = contract.time.column if contract.time else ""
-        fields += [(name, (Moment if name == event else str | int | float) | None, None) for name in contract.context]
+        fields += [
+            (name, (Moment if name == event else Text | _Integer | Number) | None, None) for name in contract.context
+        ]
         self.Row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True)
         self._numbers = len(contract.numbers)
         self._missing = any(contract.features[name].missing for name in contract.categories)
         rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]
         about = "keeps a caller with one model if the contract names no entity"
-        key = Annotated[str, msgspec.Meta(max_length=200, description=about)]
+        key = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, description=about)]
         fields = [("rows", rows), ("key", key | None, None)]
         self.Request = msgspec.defstruct("PredictRequest", fields, forbid_unknown_fields=True)
         self._hook = partial(_read_moment, contract.zone)

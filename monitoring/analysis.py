@@ -83,7 +83,7 @@ def _champion_daily_std(model: RegisteredModel, evidence: Evidence) -> tuple[flo
 
 def few_entities(model: RegisteredModel, weight: float) -> str:
     """A warning if the entities of the last day are too few for a share of `weight`, or ''."""
-    n = read_log(model, "predictions", now() - timedelta(days=1), PredictionRecord, _ENTITIES)["entity"].n_unique()
+    n = read_log(model, "predictions", now() - timedelta(days=1), _ENTITIES).rows["entity"].n_unique()
     if not 0 < n * weight < _FEW:
         return ""
     shares = ", ".join(f"{position / n:.0%}" for position in range(min(n, 4)))

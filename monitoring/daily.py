@@ -11,13 +11,13 @@ import polars as pl
 from mlops import profile
 from mlops.bundle import Bundle
 from mlops.contract import Contract
-from mlops.log_schema import PredictionRecord, hashed
+from mlops.log_schema import PredictionRecord
 from mlops.registered_model import RegisteredModel
 from monitoring.frames import COLUMNS, features
 from monitoring.partitions import OUTCOMES, Partitions
 from monitoring.sums import Measures, added
 
-_LOGGED = {name: COLUMNS[PredictionRecord][name] for name in ("id", "at", "event", "model_version", "score")}
+_LOGGED = {name: COLUMNS[PredictionRecord][name] for name in ("id", "at", "event", "model_version", "score", "caller")}
 _SCORE_BINS = 200  # of a ranking: with so many the AUC is exact to three digits
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 Counts = dict[date, dict[str, np.ndarray]]  # rows by day, feature and bin
@@ -42,6 +42,9 @@ class Daily:
         self.contract, self.profile, self.digest = bundle.contract, bundle.json("profile.json"), digest
         self.measures = Measures(self.contract, float(self.profile["target"]["scale"]))
         self.bins = logged_bins(self.contract, self.profile)
+        for name in {name for name in self.contract.logged["hash"] if "levels" in self.bins.get(name, ())}:
+            levels = [model.log_key.hashed(name, level) for level in self.bins[name]["levels"]]
+            self.bins[name] = self.bins[name] | {"levels": levels}
         logged = [name for name in self.bins if name in self.contract.features]
         self._partitions = Partitions(model, _LOGGED | features(self.contract, logged), self._reduce)
 
@@ -58,9 +61,9 @@ class Daily:
         return Days(dict(sorted(counts.items())), quality, ranks, self._partitions.unreadable)
 
     def _reduce(self, rows: pl.DataFrame, outcomes: pl.DataFrame) -> Days:
-        rows = rows.with_columns(day=self.measures.day)
+        rows = self.measures.dated(rows)
         counts = {day: self._count(rows.filter(pl.col("day") == day)) for day in rows["day"].unique()}
-        scored = rows.select("id", "day", "model_version", "score", moment=pl.coalesce("event", "at"))
+        scored = rows.select("id", "day", "model_version", "score", "moment")
         scored = scored.filter(pl.col("score").is_finite()).join(outcomes.select("id", "value"), on="id", how="left")
         score, value = pl.col("score"), pl.col("value")
         known, by = value.is_not_null(), ("day", "model_version")
@@ -95,11 +98,6 @@ class Daily:
 
 def logged_bins(contract: Contract, profile: dict[str, Any]) -> dict[str, Any]:
     """The bins of what the log can tell: not of features that it drops, nor of numbers that it hashes."""
-    found = {}
-    for name in profile["watched"]:
-        feature, bins = contract.features[name], profile["bins"][name]
-        if feature.log == "hash" and "levels" in bins:
-            found[name] = bins | {"levels": [hashed(level) for level in bins["levels"]]}
-        elif feature.log == "keep":
-            found[name] = bins
-    return found | {"score": profile["bins"]["score"]}
+    bins, how = profile["bins"], {name: contract.features[name].log for name in profile["watched"]}
+    told = [name for name in how if how[name] == "keep" or (how[name] == "hash" and "levels" in bins[name])]
+    return {name: bins[name] for name in (*told, "score")}

@@ -22,7 +22,7 @@ from mlops import profile
 from mlops.contract import Contract, Window
 from mlops.errors import UserError
 from monitoring.daily import Counts, Daily, Days
-from monitoring.judge import MIN_DAY
+from monitoring.judge import MIN_DAY, usual_size
 
 ALARM, QUIET, UNKNOWN = "drift", "quiet", "inconclusive"
 _ALPHA = 0.05
@@ -119,7 +119,7 @@ def _windows(contract: Contract, counts: Counts, window: Window | None) -> tuple
     """The days of the window, and those before it."""
     if window is None:
         rows = {day: _rows(found) for day, found in counts.items()}
-        usual = [day for day, n in rows.items() if n >= MIN_DAY * float(np.median(list(rows.values())))]
+        usual = [day for day, n in rows.items() if n >= MIN_DAY * usual_size(np.array(list(rows.values())))]
         end = max(usual, default=date.min + timedelta(366))
         start = end - timedelta(contract.drift.window_days)
     elif isinstance(window.start, date) and isinstance(window.end, date):

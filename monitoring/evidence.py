@@ -8,12 +8,14 @@ from mlops.registered_model import RegisteredModel
 from monitoring.partitions import OUTCOMES, Partitions
 from monitoring.sums import Measures, Sums, add_up, no_entities
 
+_MAX_ENTITIES = 1_000_000
+
 
 class Evidence:
     def __init__(self, model: RegisteredModel, measures: Measures):
         self.measures = measures
         self._partitions = Partitions(model, measures.columns, self._sums)
-        self._entities = no_entities()  # never removed
+        self._entities, self._below = no_entities(), 2**64 - 1  # hashes; a sample, if there are too many
         self._first_revision, self._now = 0, datetime.min
 
     def look(self, first_revision: int, since: datetime, now: datetime) -> Sums:
@@ -25,5 +27,9 @@ class Evidence:
 
     def _sums(self, rows: pl.DataFrame, outcomes: pl.DataFrame) -> Sums:
         sums = self.measures.sums(rows, outcomes, self._first_revision, self._now)
-        self._entities = pl.concat([self._entities, sums.entities]).unique()
+        fresh = sums.entities.filter(pl.col("entity") <= self._below)
+        self._entities = pl.concat([self._entities, fresh]).unique()
+        while self._entities.height > _MAX_ENTITIES:
+            self._below //= 2
+            self._entities = self._entities.filter(pl.col("entity") <= self._below)
         return sums

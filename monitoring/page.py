@@ -8,7 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -20,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlops.access import Keys, Refused, Scope
+from mlops.protocol import limited
 from mlops.registered_model import RegisteredModel
 from mlops.releases import describe, now
 from mlops.report import render
@@ -54,8 +54,7 @@ class Site:
 
     def serve(self, host: str, port: int) -> uvicorn.Server:
         """In a thread, once the port is bound. Exits if that is impossible."""
-        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
-        config = uvicorn.Config(self.app, host, port, http="h11", loop="asyncio", **quiet)
+        config = uvicorn.Config(self.app, host, port, loop="asyncio", lifespan="off", **limited())
         server, bound = uvicorn.Server(config), config.bind_socket()
         bound.listen()  # whoever connects before the thread runs is answered too
         threading.Thread(target=server.run, args=([bound],), name="page", daemon=True).start()

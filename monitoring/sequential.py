@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special, stats
 
+_HUGE = 1e100
 _TUNED_DAYS = 14  # where the confidence sequence is narrowest
 
 
@@ -41,12 +42,17 @@ def mean_sequence(days: Sequence[float] | np.ndarray, alpha: float) -> tuple[flo
     Asymptotic confidence sequence with a normal mixture (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2024), narrowest at 14
     days; for few days its radius is widened as Student's t is to the normal.
     """
-    values = np.asarray(days, float)
+    values = _values(days)
     mean = float(values.mean()) if len(values) else math.nan
     if len(values) < 2:
         return mean, -math.inf, math.inf
     radius = radius_of_mean(len(values), alpha) * float(values.std(ddof=1))
     return mean, mean - radius, mean + radius
+
+
+def _values(days: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Whatever a caller sent: their squares are finite."""
+    return np.clip(np.asarray(days, float), -_HUGE, _HUGE)
 
 
 def radius_of_mean(n: int, alpha: float) -> float:
@@ -58,7 +64,7 @@ def radius_of_mean(n: int, alpha: float) -> float:
 
 def upper_bound(days: Sequence[float] | np.ndarray, alpha: float) -> float:
     """Of the mean of independent daily values, for one look at a number of days that was fixed before; Student's t."""
-    values = np.asarray(days, float)
+    values = _values(days)
     return float(values.mean() + stats.t.isf(alpha, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 

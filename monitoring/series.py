@@ -41,7 +41,7 @@ class Series:
         self.rollout = release.rollout
         self._store, self._key = model.store, f"{model.folder}/verdicts/{release.rollout}/series.json"
         self._saved, self._due = self.points, 0.0
-        with suppress(msgspec.DecodeError, VerificationError):  # an unreadable one counts as never written
+        with suppress(ValueError, VerificationError):  # an unreadable one counts as never written
             self.points = self._saved = tuple(
                 msgspec.json.decode(self._store.get(self._key) or b"[]", type=list[Point])
             )

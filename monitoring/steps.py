@@ -16,7 +16,9 @@ class Steps:
     def __init__(self, every: Iterable[Step], registry: CollectorRegistry):
         self._steps = {name: (seconds, run) for name, seconds, run in every}
         self._due = dict.fromkeys(self._steps, 0.0)
-        self._seconds = Gauge("mlops_controller_step_seconds", "Duration of the step's last run", ["step"], registry=registry)
+        self._seconds = Gauge(
+            "mlops_controller_step_seconds", "Duration of the step's last run", ["step"], registry=registry
+        )
         self._success = Gauge(
             "mlops_controller_last_success_timestamp_seconds", "The step's last success", ["step"], registry=registry
         )

@@ -14,19 +14,22 @@ _CLIP = 1e-6
 _CLOCK_SKEW_SECONDS = 300.0
 _NOT_ASKED = ("busy", "dropped")  # no evidence about the challenger
 _FAULTS = ("error", "nan", "died")
-_LOGGED = ["id", "at", "revision", "entity", "event", "arm", "score"]
+_LOGGED = ["id", "at", "revision", "entity", "event", "arm", "score", "caller"]
 _LOGGED += ["champion_score", "challenger_score", "challenger_seconds", "fault"]
 _ENTITIES = {"revision": pl.Int64, "arm": pl.Int64, "entity": pl.UInt64}
-_SLICES = {"day": pl.Date, "level": pl.String, "n": pl.UInt32, "d": pl.Float64, "slice": pl.String}
+_SLICES = {"caller": pl.String, "day": pl.Date, "level": pl.String, "n": pl.UInt32, "d": pl.Float64, "slice": pl.String}
+_LAST_MOMENT = 7_258_118_400.0  # 2200
+_MAX_DAYS, _MAX_LEVELS = 400, 100  # of a caller in one partition: they choose both
 
 
 @dataclass(frozen=True)
 class Sums:
-    """`revisions`, by revision and day of the event: rows, attempts (requests to the challenger), timed, slow, faults,
+    """All but `entities` by `caller` too, since one must not decide. `revisions`, by revision, day of the event and day when
+    it arrived: rows, attempts (requests to the challenger), timed, slow, faults,
     exposed (rows assigned to it), n and the moments x, y, xx, yy, xy of the champion's (x) and the challenger's scores.
     `days`, by day of the event: n, d (rows scored by both with a known outcome, and the sum of the challenger's loss less
     the champion's), n0, l0, n1, l1 (rows and losses of the answers by arm). `slices`: n, d by slice, level and day.
-    `entities`: distinct ones, by revision and arm."""
+    `entities`: distinct ones, by revision and arm; a sample if there are many."""
 
     revisions: pl.DataFrame
     days: pl.DataFrame
@@ -53,7 +56,7 @@ class Measures:
         champion, challenger, got = map(pl.col, ("champion_score", "challenger_score", "score"))
         slices = [f"feature.{name}" for name in self.contract.slices]
         losses = rows.join(outcomes.select("id", "value"), on="id", how="left").select(
-            *slices, "arm", "day", "moment",
+            *slices, "arm", "caller", "day", "moment",
             champion=self.loss(champion), challenger=self.loss(challenger), got=self.loss(got),
         )  # fmt: skip
         difference = pl.col("challenger") - pl.col("champion")
@@ -64,27 +67,37 @@ class Measures:
             answered |= {f"n{arm}": loss.count(), f"l{arm}": loss.sum()}
         by_slice = []
         for name in slices:
-            grouped = losses.group_by("day", pl.col(name).alias("level")).agg(**paired)
+            common = losses.filter(_common(losses, name, _MAX_LEVELS))
+            grouped = common.group_by("caller", "day", pl.col(name).alias("level")).agg(**paired)
             by_slice.append(grouped.with_columns(slice=pl.lit(name.removeprefix("feature."))))
         entities = rows.filter(pl.col("entity").is_not_null())
         return Sums(
             self._revisions(rows),
-            losses.group_by("day").agg(rows=pl.len(), last=pl.col("moment").max(), **paired, **answered),
+            losses.group_by("caller", "day").agg(rows=pl.len(), last=pl.col("moment").max(), **paired, **answered),
             pl.concat([pl.DataFrame(schema=_SLICES), *by_slice], how="vertical_relaxed"),
             entities.select("revision", "arm", entity=pl.col("entity").hash()).unique(),
         )
 
     def _in_rollout(self, rows: pl.DataFrame, first_revision: int, now: datetime) -> pl.DataFrame:
-        """The rows that count, with the moment and the local day of their event."""
+        """The rows that count, dated."""
         known = pl.col("arm").is_not_null() & (pl.col("revision") >= first_revision)
-        rows = rows.filter(known, pl.col("at") < now.timestamp() + _CLOCK_SKEW_SECONDS)
-        return rows.with_columns(moment=pl.coalesce("event", "at"), day=self.day)
+        return self.dated(rows.filter(known, pl.col("at").is_between(0, now.timestamp() + _CLOCK_SKEW_SECONDS)))
+
+    def dated(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """With the moment and the local day of their event, and the day when they arrived. Callers write what they like, so
+        the moment, which is the log's clock, is never after arrival, and a caller's rarest days are those of arrival."""
+        rows = rows.with_columns(
+            moment=pl.min_horizontal(_event(), "at"), day=self.day, arrived=self._date(pl.col("at"))
+        )
+        return rows.with_columns(day=pl.when(_common(rows, "day", _MAX_DAYS)).then("day").otherwise("arrived"))
 
     @property
     def day(self) -> pl.Expr:
         """The local day of a row's event."""
-        millis = (pl.coalesce("event", "at") * 1000).cast(pl.Int64)
-        utc = pl.from_epoch(millis, time_unit="ms").dt.replace_time_zone("UTC")
+        return self._date(_event())
+
+    def _date(self, seconds: pl.Expr) -> pl.Expr:
+        utc = pl.from_epoch((seconds * 1000).cast(pl.Int64), time_unit="ms").dt.replace_time_zone("UTC")
         return utc.dt.convert_time_zone(self.contract.zone).dt.date()
 
     def _revisions(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -97,7 +110,7 @@ class Measures:
         asked = ~fault.is_in(_NOT_ASKED)
         timed = asked & (pl.col("challenger_seconds").is_not_null() | (fault == "slow"))
         chosen = {"attempts": asked, "timed": timed, "slow": fault == "slow", "faults": failed}
-        return rows.group_by("revision", "day").agg(
+        return rows.group_by("revision", "caller", "day", "arrived").agg(
             rows=pl.len(), exposed=pl.col("arm").sum(), n=both.sum(),
             **{name: attempt.filter(condition).n_unique() for name, condition in chosen.items()},
             x=x.sum(), y=y.sum(), xx=(x * x).sum(), yy=(y * y).sum(), xy=(x * y).sum(),
@@ -120,12 +133,26 @@ class Measures:
         return log_loss / self.unit
 
 
+def _event() -> pl.Expr:
+    """In Unix seconds, or else the arrival."""
+    return pl.coalesce(pl.when(pl.col("event").is_between(0, _LAST_MOMENT, closed="left")).then("event"), "at")
+
+
+def _common(rows: pl.DataFrame, name: str, most: int) -> pl.Expr:
+    """Whether a row has one of its caller's `most` most frequent values."""
+    if rows[name].n_unique() <= most:
+        return pl.lit(value=True)
+    value = pl.col(name).hash()
+    often = pl.len().over("caller", name)
+    return pl.struct(often, value).rank("dense", descending=True).over("caller") <= most
+
+
 def add_up(parts: list[Sums], entities: pl.DataFrame, unreadable: int) -> Sums:
     """`entities`: revision, arm and entity of all parts."""
     return Sums(
-        added([part.revisions for part in parts], ["revision", "day"]),
-        added([part.days for part in parts], ["day"]),
-        added([part.slices for part in parts], ["slice", "level", "day"]),
+        added([part.revisions for part in parts], ["revision", "caller", "day", "arrived"]),
+        added([part.days for part in parts], ["caller", "day"]),
+        added([part.slices for part in parts], ["slice", "level", "caller", "day"]),
         entities.group_by("revision", "arm").len("entities"),
         unreadable,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -20,7 +22,9 @@ from mlops.bundle import Bundle
 from mlops.environment import Environment
 from mlops.model import Model
 from mlops.registered_model import RegisteredModel
+from mlops.store import Store
 from tests import synthetic
+from tests.ids import new_id
 from training.replay import request_rows
 
 TRAINED, KNOWN, LIVE = 60, 70, 60  # days to train on; that the champion's training knew; of the log
@@ -80,30 +84,36 @@ class Traffic:
         serving = Live(release, Model(bundle, release.champion))
         schema = serving.model.schema
         asked = [schema.row(row) for row in request_rows(self.rows, bundle.contract)]
-        ids = [log_schema.new_id() for _ in asked]
+        ids = [new_id() for _ in asked]
         batch = Batch(serving, at, ids, asked, serving.model.score(asked))
         answered, records = batch.answered(), []
         for position, batch.caller in enumerate(self.callers):
-            records.append(_record(batch, position, *answered))
+            records.append(_record(batch, position, model.log_key.hashed, *answered))
         known = [(ids[position], value) for position, value in enumerate(self.values) if value is not None]
         later = [(ids[position], value) for position, value in self.again.items()]
-        _write(model, "predictions", release.revision, at, records)
+        put(model.store, "predictions", model.name, at, release.revision, *records)
         for moment, told in ((at + 1, known), (at + 2, later)):
-            _write(
-                model, "outcomes", 0, moment, [log_schema.OutcomeRecord(each, value, moment) for each, value in told]
-            )
+            put(
+                model.store, "outcomes", model.name, moment, 0,
+                *(log_schema.OutcomeRecord(each, value, moment) for each, value in told),
+            )  # fmt: skip
         return ids
+
+
+def put(store: Store, kind: str, model: str, at: float, revision: int, *records: log_schema.Record) -> str:
+    """A segment of the hour of `at`, also of what the app would not write; returns its key."""
+    bodies = map(msgspec.json.encode, records)
+    content = b"".join(b"%08x %s\n" % (zlib.crc32(body), body) for body in bodies)
+    key = log_schema.segment_key(kind, model, at, revision, hashlib.sha256(content).hexdigest())
+    store.put(key, content)
+    return key
 
 
 def resend(model: RegisteredModel, values: dict[str, float]) -> None:
     """Outcomes, by the id of their prediction, that replace earlier ones."""
     at = time.time() + 10
-    _write(model, "outcomes", 0, at, [log_schema.OutcomeRecord(each, value, at) for each, value in values.items()])
-
-
-def _write(model: RegisteredModel, kind: str, revision: int, at: float, records: Iterable[Any]) -> None:
-    key = log_schema.segment_key(kind, model.name, at, revision, secrets.token_hex(4))
-    model.store.put(key, b"".join(map(log_schema.line, records)))
+    told = [log_schema.OutcomeRecord(each, value, at) for each, value in values.items()]
+    put(model.store, "outcomes", model.name, at, 0, *told)
 
 
 def _some(traffic: Traffic, share: float) -> list[int]:

@@ -24,7 +24,10 @@ class Refusing:
     def __init__(self, behind: str, answer: tuple[int, str]):
         self.keys: set[str] = set()
         self.everything = False
-        refusing, client = self, httpx.Client(base_url=behind, timeout=20)
+        refusing, client = (
+            self,
+            httpx.Client(base_url=behind, timeout=20, limits=httpx.Limits(max_keepalive_connections=0)),
+        )
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -44,8 +47,6 @@ class Refusing:
                 kept = {name: value for name, value in found.headers.items() if name.lower() not in _HEADERS}
                 self._answer(found.status_code, kept | length, found.content)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
-
             def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
@@ -55,9 +56,11 @@ class Refusing:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
+        for method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
+            setattr(Handler, f"do_{method}", Handler._pass)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

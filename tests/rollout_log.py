@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from mlops import log_schema
 from mlops.releases import Release
 from mlops.store import Store
+from tests.ids import new_id
+from tests.live_log import put
 from tests.synthetic import MODEL
 
 START = datetime(2024, 6, 1, 12, tzinfo=UTC)
@@ -55,14 +56,11 @@ class Log:
         scored = [self._row(release, rows, i, first_day) for i in range(len(rows.y))]
         self.ids += [row.id for row in scored]
         at = self.at.timestamp()
-        keys = [log_schema.segment_key("predictions", MODEL, at, release.revision, secrets.token_hex(4))]
-        self.store.put(keys[0], b"".join(map(log_schema.line, scored)))
+        keys = [put(self.store, "predictions", MODEL, at, release.revision, *scored)]
         if outcomes:
-            keys.append(log_schema.segment_key("outcomes", MODEL, at, 0, secrets.token_hex(4)))
-            known = [
-                log_schema.OutcomeRecord(row.id, value, at) for row, value in zip(scored, rows.y.tolist(), strict=True)
-            ]
-            self.store.put(keys[1], b"".join(map(log_schema.line, known)))
+            told = zip(scored, rows.y.tolist(), strict=True)
+            known = [log_schema.OutcomeRecord(row.id, value, at) for row, value in told]
+            keys.append(put(self.store, "outcomes", MODEL, at, 0, *known))
         return keys
 
     def _row(self, release: Release, rows: Rows, i: int, first_day: int) -> log_schema.PredictionRecord:
@@ -75,7 +73,7 @@ class Log:
             answered = {"model_version": release.challenger, "score": challenger}
         event = START + timedelta(days=first_day + int(rows.day[i]), seconds=i % rows.a_day)
         return log_schema.PredictionRecord(
-            id=log_schema.new_id(), at=self.at.timestamp() + i / 1e5, revision=release.revision, prediction=float(answered["score"] >= 0.5),
+            id=new_id(), at=self.at.timestamp() + i / 1e5, revision=release.revision, prediction=float(answered["score"] >= 0.5),
             features={"color": str(rows.color[i]), "region": "north"}, entity=f"c{i}", event=event.timestamp(), arm=arm,
             champion_score=float(rows.champion[i]), challenger_score=challenger, challenger_seconds=0.001, fault=fault, **answered,
         )  # fmt: skip

@@ -15,6 +15,8 @@ from environments.local.platform import free_port
 from mlops import access
 from mlops.environment import ROOT, Environment
 
+LOG_SECRET = "of all environments of the tests, 32 characters"
+
 
 class Service:
     """The real app in a process of its own, over an environment's bucket; polls and writes fast, for tests."""
@@ -29,7 +31,7 @@ class Service:
         self.http = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=10)
         told = {
             "env": environment.name, "model": model, "bucket": environment.bucket, "keyring": environment.keyring,
-            "spool": self.spool, "port": self.port, "poll_seconds": 0.2, "segment_seconds": 0.5,
+            "spool": self.spool, "log_key": environment.log_key, "port": self.port, "poll_seconds": 0.2, "segment_seconds": 0.5,
         }  # fmt: skip
         self._settings = {f"MLOPS_{name.upper()}": str(value) for name, value in (told | settings).items()}
         self.process: subprocess.Popen[bytes] | None = None
@@ -95,4 +97,5 @@ def environment(home: Path, bucket: str | None = None) -> Environment:
     )
     made.keys.new("build")
     made.keys.new("approve", "local")
+    (made.keyring.parent / "log.key").write_text(LOG_SECRET)
     return made

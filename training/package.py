@@ -112,7 +112,7 @@ def checks(candidate: Candidate) -> list[Check]:
     size = len(candidate.bundle.files["model.onnx"]) / 2**20
     latency, problem = None, None
     try:
-        latency = run_in_sandbox(candidate.bundle, candidate.digest)
+        latency = run_in_sandbox(candidate.bundle, candidate.digest).latency_ms
     except VerificationError as error:
         problem = error
     slow = problem is not None and problem.reason == "latency"

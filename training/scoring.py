@@ -63,9 +63,7 @@ def _load(model: RegisteredModel, digest: str | None) -> Model:
         digest = current.champion
     digest = bundles.find(model, digest)
     require_approval(model, digest)
-    bundle = bundles.read(model, digest)
-    run_in_sandbox(bundle, digest)
-    return Model(bundle, digest)
+    return Model(run_in_sandbox(bundles.read(model, digest), digest).bundle, digest)
 
 
 @contextmanager

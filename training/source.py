@@ -21,9 +21,9 @@ import pyarrow.csv
 import pyarrow.parquet
 from obstore.exceptions import BaseError
 
+from mlops import snapshot
 from mlops.contract import RESERVED
 from mlops.errors import UserError
-from mlops.registered_model import SNAPSHOT
 from mlops.store import Store
 
 _FILE = re.compile(r"\.(csv|tsv|parquet|pq)(?:\.(gz|zst|bz2))?$", re.IGNORECASE)
@@ -211,14 +211,17 @@ def put_snapshot(store: Store, model: str, content: bytes) -> str:
         pl.read_parquet_schema(BytesIO(content))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("snapshot", model, f"is not Parquet: {str(error).splitlines()[0]}") from None
-    store.put(key := SNAPSHOT.format(model), content)
-    return key
+    snapshot.put(store, model, content)
+    return snapshot.key(model)
 
 
 def read_snapshot(store: Store, model: str) -> pl.DataFrame:
-    content = store.get(key := SNAPSHOT.format(model))
+    """Raises UserError if there is none, or it is damaged."""
+    content = snapshot.get(store, model)
     if content is None:
-        raise UserError("snapshot", key, "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot")
+        raise UserError(
+            "snapshot", snapshot.key(model), "is not in the bucket; put it there: mlops --env ENVIRONMENT snapshot"
+        )
     return pl.read_parquet(BytesIO(content))
 
 

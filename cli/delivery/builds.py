@@ -11,8 +11,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from cli.delivery.road import Road
 from infra.images import released
-from mlops.envelope import payload, seal, unseal
 from mlops.bundle import canonical
+from mlops.envelope import payload, seal, unseal
 from mlops.environment import ROOT
 from mlops.errors import UserError, VerificationError, explain
 from mlops.keys import Role

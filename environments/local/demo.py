@@ -18,8 +18,6 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from environments.local.platform import Platform
 from environments.local.timeline import timeline
 from environments.local.traffic import Answer, Traffic, wait
@@ -32,12 +30,13 @@ from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
 from mlops.releases import Release, serving
 from mlops.report import image, render
+from mlops.terminal import Terminal
 
 # Fractions of the data's time, to work for any model: of a year these are January to March, January to May, and June.
 FIRST, LONGER, HOLDOUT = "0..0.247", "0..0.414", "0.414..0.496"
 _DATA_SECONDS = 21_600  # of the replay in one second: a month in two minutes
 _HERE = Path(__file__).parent
-console = Console(highlight=False)
+console = Terminal(highlight=False)
 
 
 @dataclass

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,17 +16,17 @@ from pathlib import Path
 from typing import Self, TextIO
 
 import httpx
-from rich.console import Console
 
 from mlops import access
 from mlops.client import http
 from mlops.environment import ROOT, Environment
 from mlops.errors import UserError
+from mlops.terminal import Terminal
 
 _START_SECONDS, _STOP_SECONDS = 300, 20
 # Its job runner is for language models: eight more processes, none of use here.
 _MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-console = Console()
+console = Terminal()
 
 
 def free_port(wanted: int) -> int:
@@ -152,7 +153,7 @@ class Platform:
         approver = common | {"CONTROLLER_PORT": ports["approver"]}
         app = {
             "ENV": environment.name, "MODEL": self.model, "BUCKET": environment.bucket, "KEYRING": environment.keyring,
-            "PORT": ports["app"], "REPLICA": "app", "SPOOL": self.home / "spool",
+            "PORT": ports["app"], "REPLICA": "app", "SPOOL": self.home / "spool", "LOG_KEY": environment.log_key,
         }  # fmt: skip
         return {
             "mlflow": (mlflow, _MLFLOW),
@@ -168,11 +169,9 @@ class Platform:
         for role, scope in (("build", None), ("approve", self.environment.name)):
             if (role, scope) not in roles:
                 keyring.new(role, scope)
-        file = self.home / "keys" / "client.key"
-        if not file.exists():
-            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
-                target.write(access.new_secret())
-        secret = file.read_text("utf-8").strip()
+        folder = self.home / "keys"
+        _keep(folder / "log.key", secrets.token_urlsafe(32))
+        secret = _keep(folder / "client.key", access.new_secret())
         access.ensure(self.environment.store, "client", access.CLIENT, per_second=100_000, secret=secret)
 
     def _stop_leftovers(self) -> None:
@@ -184,6 +183,14 @@ class Platform:
                 if any(module in shown for module in ("-m mlflow", "-m app", "-m monitoring")):
                     _signal(pid, signal.SIGKILL)
             self._running.unlink()
+
+
+def _keep(file: Path, secret: str) -> str:
+    """The secret that is in the file, which is this one if there is none."""
+    if not file.exists():
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
+            target.write(secret)
+    return file.read_text("utf-8").strip()
 
 
 def _variables(settings: Mapping[str, object]) -> dict[str, str]:

@@ -3,13 +3,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
+from uuid import UUID
 
 import httpx
 
 from mlops.client import Client
 from mlops.environment import Environment
 from mlops.errors import UserError
-from mlops.log_schema import id_time
 
 _PATIENCE = 600  # seconds: a busy machine is slow, not wrong
 
@@ -58,7 +58,7 @@ class Traffic:
             due = max(due, time.monotonic() - 1) + 1 / self.per_second
             try:
                 answer = client.predict([self.rows[sent % len(self.rows)]])
-                at = id_time(answer["predictions"][0]["id"]) or time.time()
+                at = (UUID(answer["predictions"][0]["id"]).int >> 80) / 1000
                 self.answers.append(Answer(at, answer["model_version"]))
             except (UserError, httpx.HTTPError) as error:
                 self.answers.append(Answer(time.time(), error=str(error)))

@@ -173,7 +173,7 @@ def train(account: Account, environment: str) -> Statements:
 
 
 def promote(account: Account, environment: str) -> Statements:
-    """It imports and releases through the controller, which verifies; from another environment it gets an archive."""
+    """It imports and releases through the approver, which verifies; from another environment it gets an archive."""
     return [_cluster(account, environment)]
 
 

@@ -5,8 +5,8 @@ from infra.workload import Workload, container, env, port, probe
 
 
 class Controller(Workload):
-    """The control loop of releases and logs, and where `mlops --env …` runs its commands. It alone holds the key that
-    approves models for this environment."""
+    """The control loop of releases and logs, and where `mlops --env …` runs what reads the log. It parses what callers sent,
+    so no key that signs is here: see the approver."""
 
     image_is_ours = True
 
@@ -18,7 +18,7 @@ class Controller(Workload):
             local["MLOPS_ALERTMANAGER"] = f"http://alertmanager:{PORTS['alertmanager']}"
         self.service("metrics", headless=True)
         self.volume("scratch", size="8Gi")
-        self.volume("keys", signing_keys("approve", {"secret": {"name": "client-key"}}))
+        self.volume("keys", keyring({"secret": {"name": "client-key"}}))
         loop = container(
             "controller",
             self.settings.images.training,
@@ -35,7 +35,12 @@ class Controller(Workload):
         self.deployment(self.pod(loop, termination_grace_period_seconds=60), strategy={"type": "Recreate"})
 
 
-def signing_keys(role: str, *more: Any) -> Any:
-    """The source of a volume with the keyring and the private half of one role."""
-    sources = [{"config_map": {"name": "keyring"}}, {"secret": {"name": f"signing-{role}"}}, *more]
+def keyring(*more: Any) -> Any:
+    """The source of a volume with the public halves of all keys."""
+    sources = [{"config_map": {"name": "keyring"}}, *more]
     return {"projected": {"sources": sources, "default_mode": 0o440}}
+
+
+def signing_keys(role: str) -> Any:
+    """The same with the private half of one role."""
+    return keyring({"secret": {"name": f"signing-{role}"}})

@@ -3,11 +3,11 @@ from typing import Any
 
 import pulumi_kubernetes as k8s
 
+from infra.settings import LOAD_BALANCER
 from infra.workload import KubernetesComponent
 
 _RBAC = "rbac.authorization.k8s.io"
 SPOT_TAINT = {"key": "mlops/spot", "value": "true", "effect": "NoSchedule"}
-INGRESS_CLASS = "mlops-alb"
 # Kinds of all that the platform may make, but Secrets: `pulumi refresh` reads them.
 KINDS = {
     "": ["configmaps", "namespaces", "serviceaccounts", "services"],
@@ -41,7 +41,7 @@ _GROUPS: dict[str, Any] = {
 }
 
 
-# What `train` may make, and what `promote` may run where. As RBAC has it, either could have a pod of the controller's: the
+# What `train` may make, and what `promote` may run where. As RBAC has it, either could have a pod of the approver's: the
 # keys that approve.
 _JOBS = {"api_groups": ["batch"], "api_versions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}
 _EXEC = {"api_groups": [""], "api_versions": ["v1"], "resources": ["pods/exec"], "operations": ["CONNECT"]}
@@ -55,7 +55,8 @@ _TRAINING = {
   && c.?envFrom.orValue([]).all(e, e.?secretRef.name.orValue('') in variables.secrets))""": "other volumes or Secrets",
 }
 _MLOPS = {
-    "request.name.startsWith('controller-')": "in another pod than the controller's",
+    """request.name.startsWith('controller-')
+|| request.name.startsWith('approver-')""": "in another pod than the controller's or approver's",
     """object.command[0] == 'env' && object.command[1].startsWith('MLOPS_BY=')
 && object.command[2].startsWith('MLOPS_COMMAND=')
 && object.command[3] == 'python' && object.command[4] == '-m' && object.command[5] == 'cli'""": "another command than mlops",
@@ -71,7 +72,7 @@ class Eks(KubernetesComponent):
             self._storage_class()
             if self.settings.nodes.spot != "none":
                 self._spot_nodes()
-            if self.settings.ingress.enabled and self.settings.ingress.class_ in ("", INGRESS_CLASS):
+            if self.settings.load_balancer:
                 self._ingress_class()
             self._admit("train", _JOBS, _TRAINING, self._of_training())
             self._admit("promote", _EXEC, _MLOPS, {})
@@ -124,12 +125,12 @@ class Eks(KubernetesComponent):
         k8s.apiextensions.CustomResource("spot", "karpenter.sh/v1", "NodePool", **about)
 
     def _ingress_class(self) -> None:
-        settings, metadata = self.settings.ingress, self._in_cluster(INGRESS_CLASS)
+        settings, metadata = self.settings.ingress, self._in_cluster(LOAD_BALANCER)
         spec: Any = {"scheme": settings.scheme}
         spec |= {"certificateARNs": [settings.certificate]} if settings.certificate else {}
         about: Any = {"metadata": metadata, "spec": spec, "opts": self.child}
         k8s.apiextensions.CustomResource("alb", "eks.amazonaws.com/v1", "IngressClassParams", **about)
-        parameters = {"api_group": "eks.amazonaws.com", "kind": "IngressClassParams", "name": INGRESS_CLASS}
+        parameters = {"api_group": "eks.amazonaws.com", "kind": "IngressClassParams", "name": LOAD_BALANCER}
         about |= {"spec": {"controller": "eks.amazonaws.com/alb", "parameters": parameters}}
         k8s.networking.v1.IngressClass("alb", **about)
 

@@ -1,3 +1,4 @@
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -6,14 +7,16 @@ from urllib.parse import urlsplit
 import pulumi_kubernetes as k8s
 
 from infra.ports import PORTS
-from infra.settings import Settings
+from infra.settings import LINK_LOCAL, Settings
 from infra.workload import NAME, KubernetesComponent, without_none
 
 ANYWHERE, API = "anywhere", "the Kubernetes API"
 DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
 _API_PORTS = (443, 6443)  # of the Service, and of the server behind it
 _POD_IDENTITY = "169.254.170.23/32"  # EKS gives a pod its AWS credentials there
-_OUTSIDE = {"ip_block": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}  # but not the node's credentials
+_OUTSIDE = "0.0.0.0/0"
+# On EKS the resolver is no pod but a service of each node, behind one of these: 10 in the range that EKS took for Services.
+_EKS_DNS = ("172.20.0.10/32", "10.100.0.10/32")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Network(KubernetesComponent):
     """Only these connections, and DNS, are allowed."""
 
     def create(self) -> None:
-        everyone = {"pod_selector": {}, "policy_types": ["Ingress", "Egress"], "egress": [{"ports": DNS}]}
+        dns = {"to": _dns(self.settings), "ports": DNS}
+        everyone = {"pod_selector": {}, "policy_types": ["Ingress", "Egress"], "egress": [dns]}
         self._policy("default-deny", everyone)
         allowed = flows(self.settings)
         ends = {end for flow in allowed for end in (flow.source, flow.target)}
@@ -54,7 +58,7 @@ def flows(settings: Settings) -> list[Flow]:
     outside = {"bucket": settings.bucket.endpoint or "https://aws", "tracking": settings.tracking.url}
     outside["database"] = f"tcp://database:{settings.database.port}"
     users = {
-        "bucket": ["serving", "training", "controller", "tracking", "setup-bucket"],
+        "bucket": ["serving", "training", "controller", "approver", "tracking", "setup-bucket"],
         "database": ["tracking", "controller", "setup-database"],
         "tracking": ["training", "controller"],
     }
@@ -70,7 +74,7 @@ def flows(settings: Settings) -> list[Flow]:
     for address in filter(None, settings.training.egress.split(",")):
         cidr, _, port = address.rpartition(":")
         found.append(Flow("training", cidr, int(port)))
-    scraped = {"serving": PORTS["serving"], "proxy": PORTS["proxy-metrics"], "controller": PORTS["controller"]}
+    scraped = {name: PORTS[name] for name in ("serving", "controller", "approver")} | {"proxy": PORTS["proxy-metrics"]}
     if settings.monitoring.kind == "operator":
         found += [Flow(f"namespace/{settings.monitoring.namespace}", *target) for target in scraped.items()]
     return found + (_monitoring(settings, scraped) if bundled["monitoring"] else [])
@@ -110,11 +114,24 @@ def _receiver_ports(settings: Settings) -> Iterable[int]:
 
 def _peers(end: str) -> list[Any]:
     if end in (ANYWHERE, API):
-        return [_OUTSIDE]
+        return [_block(_OUTSIDE)]
     if end.startswith("namespace/"):
         labels = {"kubernetes.io/metadata.name": end.removeprefix("namespace/")}
         return [{"namespace_selector": {"match_labels": labels}}]
-    return [{"ip_block": {"cidr": end}} if "/" in end else {"pod_selector": {"match_labels": {NAME: end}}}]
+    return [_block(end) if "/" in end else {"pod_selector": {"match_labels": {NAME: end}}}]
+
+
+def _block(cidr: str) -> Any:
+    """But not the node's credentials."""
+    around = ipaddress.IPv4Network(cidr).supernet_of(LINK_LOCAL)
+    return {"ip_block": {"cidr": cidr} | ({"except": [str(LINK_LOCAL)]} if around else {})}
+
+
+def _dns(settings: Settings) -> list[Any]:
+    """A question in DNS can carry data to whoever answers: only the cluster's own resolver may be asked."""
+    labels, addresses = {"k8s-app": "kube-dns"}, filter(None, settings.cluster.dns.split(","))
+    pods = {"pod_selector": {"match_labels": labels}, **_peers("namespace/kube-system")[0]}
+    return [pods, *(_block(each) for each in (*(_EKS_DNS if settings.on_aws else ()), *addresses))]
 
 
 def _ports(flow: Flow) -> list[Any]:

@@ -7,7 +7,8 @@ from infra.components.grafana import dashboards
 from infra.components.prometheus import rules
 from infra.workload import NAME, KubernetesComponent
 
-_SCRAPED = {"serving": "http", "proxy": "metrics", "controller": "metrics"}  # Service → name of its port
+# Service → name of its port
+_SCRAPED = {"serving": "http", "proxy": "metrics", "controller": "metrics", "approver": "metrics"}
 
 
 class OperatorObjects(KubernetesComponent):

@@ -4,12 +4,16 @@ from typing import Any
 
 import pulumi_kubernetes as k8s
 
-from infra.components.eks import INGRESS_CLASS
 from infra.ports import PORTS
+from infra.settings import LOAD_BALANCER
 from infra.workload import Workload, container, port, probe
 
 _CONFIG = Template((Path(__file__).parent / "haproxy.cfg").read_text("utf-8"))
 _SLOTS = 20  # pods of the app that it can know at a time
+_CALLERS, _OTHERS = 2048, 64  # connections: of callers, of probes and Prometheus
+_SHARE = 512  # of them for one address: an Ingress is one
+_BUFFER_KIB = 64  # the longest request that another pod is asked again, less 1 KiB for what HAProxy adds
+_MEMORY_MIB = 64 + 3 * (_CALLERS + _OTHERS) * _BUFFER_KIB // 1024  # each connection takes three buffers at most
 
 
 class Proxy(Workload):
@@ -21,7 +25,8 @@ class Proxy(Workload):
         number, metrics = PORTS["proxy"], PORTS["proxy-metrics"]
         service = f"serving.{self.settings.namespace}.svc.{self.settings.cluster.domain}"
         ports = {"port": number, "metrics_port": metrics, "serving_port": PORTS["serving"]}
-        config = _CONFIG.substitute(slots=_SLOTS, service=service, **ports)
+        limits = {"callers": _CALLERS, "connections": _CALLERS + _OTHERS, "share": _SHARE, "buffer": _BUFFER_KIB * 1024}
+        config = _CONFIG.substitute(slots=_SLOTS, service=service, **ports, **limits)
         self.service("http", node_port=self.settings.serving.node_port)
         self.service("metrics", "proxy-metrics", headless=True)
         self.volume("config", self.config_map(self.name, {"haproxy.cfg": config}))
@@ -30,7 +35,7 @@ class Proxy(Workload):
             "haproxy",
             self.settings.images.third_party("haproxy"),
             cpu="50m",
-            memory="256Mi",
+            memory=f"{_MEMORY_MIB}Mi",
             command=["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
             ports=[port("http", number), port("metrics", metrics)],
             mounts={"/etc/haproxy": "config", "/tmp": "scratch"},
@@ -52,9 +57,10 @@ class Proxy(Workload):
         path = {"path": "/", "path_type": "Prefix", "backend": backend}
         spec: Any = {"rules": [{"host": settings.host, "http": {"paths": [path]}}]}
         metadata, class_ = self.metadata(), settings.class_
-        if self.settings.on_aws and class_ in ("", INGRESS_CLASS):
-            prefix, class_ = "alb.ingress.kubernetes.io", INGRESS_CLASS
-            metadata["annotations"] = {f"{prefix}/target-type": "ip", f"{prefix}/healthcheck-path": "/healthz"}
+        if self.settings.load_balancer:
+            prefix, class_ = "alb.ingress.kubernetes.io", LOAD_BALANCER
+            about = {"target-type": "ip", "healthcheck-path": "/healthz", "listen-ports": '[{"HTTPS": 443}]'}
+            metadata["annotations"] = {f"{prefix}/{name}": value for name, value in about.items()}
         spec |= {"ingress_class_name": class_} if class_ else {}
         spec |= {"tls": [{"hosts": [settings.host], "secret_name": settings.tls_secret}]} if settings.tls_secret else {}
         k8s.networking.v1.Ingress(self.name, metadata=metadata, spec=spec, opts=self.child)

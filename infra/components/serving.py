@@ -33,6 +33,7 @@ class Serving(Workload):
     def _deployment(self, name: str, image: str, track: str, replicas: int | None) -> None:
         settings, connections, number = self.settings.serving, self.platform.connections, PORTS["serving"]
         local = {"MLOPS_HOST": "0.0.0.0", "MLOPS_PORT": number, "MLOPS_SPOOL": "/spool", "HOME": "/tmp"}
+        local["MLOPS_SANDBOX_MEMORY_MB"] = settings.sandbox_mb
         app = container(
             "app",
             image,

@@ -29,8 +29,9 @@ class Setup(Workload):
         ready = [self.account, *(self.role(_MAY_CREATE) if uses_api else ())]
         self.volume("scratch")
         command = ["python", "-m", "infra.provision", step]
+        authority = self.database_ca() if step == "database" else {}
         setup = container(
-            "setup", image, cpu="50m", memory="1Gi", command=command, mounts={"/tmp": "scratch"},
+            "setup", image, cpu="50m", memory="1Gi", command=command, mounts={"/tmp": "scratch", **authority},
             env=env({"HOME": "/tmp", **values}, secrets),
         )  # fmt: skip
         known = {key: value for key, value in values.items() if isinstance(value, str)}

@@ -48,7 +48,7 @@ class Tracking(Workload):
             ],
             env=env(values, connections.secrets(self.name)),
             ports=[port("http", number)],
-            mounts={"/tmp": "scratch", "/etc/mlflow": "config"},
+            mounts={"/tmp": "scratch", "/etc/mlflow": "config", **self.database_ca()},
             startup_probe=probe("/health", number, 3, 80),
             readiness_probe=probe("/health", number, 10),
             liveness_probe=probe("/health", number, 30, 5),

@@ -1,6 +1,7 @@
 """Releases that take over at an instant are loaded before it, and hold up nothing."""
 
 from datetime import timedelta
+from typing import Any
 
 import psutil
 
@@ -13,6 +14,7 @@ from tests.service import Service
 
 
 def challengers(service: Service) -> int:
+    assert service.process
     commands = [child.cmdline() for child in psutil.Process(service.process.pid).children(recursive=True)]
     return sum(Challenger.__module__ in command for command in commands)
 
@@ -28,8 +30,8 @@ def test_many_rollouts_dated_ahead_neither_delay_a_rollback_nor_stay(
         service.serves(2)
         for minute in range(12):
             at = releases.now() + timedelta(minutes=2 + minute / 10)
-            shadow = {"mode": "shadow", "challenger": first, "rollout": f"r{minute}", "activate_at": at}
-            model.releases.append(second, "ahead", **shadow)
+            shadow: dict[str, Any] = {"challenger": first, "rollout": f"r{minute}", "activate_at": at}
+            model.releases.append(second, "ahead", "shadow", **shadow)
         service.until(lambda: challengers(service) > 0)
         back = model.releases.append(first, "back")
         service.serves(back.revision)
@@ -45,9 +47,7 @@ def test_no_more_than_two_are_loaded_ahead_and_the_nearest_ones(
         promotion.release(model, digest, "now")
     instants = [releases.now() + timedelta(seconds=seconds) for seconds in (20, 60, 100, 140)]
     for at in instants:
-        model.releases.append(
-            second, "ahead", mode="shadow", challenger=first, rollout=at.isoformat(), activate_at=at
-        )
+        model.releases.append(second, "ahead", mode="shadow", challenger=first, rollout=at.isoformat(), activate_at=at)
     with Service(environment, synthetic.MODEL) as service:
         service.until(lambda: challengers(service) == 2)
         service.serves(3)

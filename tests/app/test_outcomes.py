@@ -9,11 +9,13 @@ import httpx
 import msgspec
 import pytest
 
-from mlops import log_schema, promotion
+from mlops import access, log_schema, promotion
 from mlops.bundle import Bundle
+from mlops.log_key import LogKey
 from mlops.log_schema import OutcomeRecord
 from monitoring.outcomes import join_outcomes
 from tests import synthetic
+from tests.ids import id_at, new_id
 from tests.service import Service, environment
 
 
@@ -40,9 +42,7 @@ def predicted(service: Service) -> str:
 
 def made(seconds_ago: float) -> str:
     """The id that a prediction of that time has."""
-    moment = int((time.time() - seconds_ago) * 1000)
-    text = f"{moment:012x}{log_schema.new_id().replace('-', '')[12:]}"
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+    return id_at(time.time() - seconds_ago)
 
 
 def test_an_outcome_of_a_prediction_is_accepted(service: Service) -> None:
@@ -98,12 +98,10 @@ def test_each_kind_is_counted_by_a_metric_as_often_as_it_was_answered(service: S
         (b'{"outcomes":[{"value":1}]}', ["outcomes", 0, "id"]),
         (b'{"outcomes":[{"id":"x"}]}', ["outcomes", 0, "value"]),
         (b'{"outcomes":[{"id":"x","value":"late"}]}', ["outcomes", 0, "value"]),
-        (b'{"outcomes":[{"id":"x","value":NaN}]}', ["outcomes", 0, "value"]),
-        (b'{"outcomes":[{"id":"x","value":1e999}]}', ["outcomes", 0, "value"]),
+        (b'{"outcomes":[{"id":"x","value":1e999}]}', ["outcomes"]),
+        (b'{"outcomes":[{"id":"x","value":1e39}]}', ["outcomes", 0, "value"]),
         (b'{"outcomes":[{"id":"x","value":null}]}', ["outcomes", 0, "value"]),
         (b'{"outcomes":[{"id":"x","value":1,"why":""}]}', ["outcomes", 0, "why"]),
-        (b'{"outcomes":[{"id":"\\ud800","value":1}]}', ["outcomes", 0, "id"]),
-        (b'{"outcomes":[{"\\ud800":1,"id":"x","value":1}]}', ["outcomes", 0]),
         (b'{"outcomes":[{"id":"' + b"x" * 65 + b'","value":1}]}', ["outcomes", 0, "id"]),
         (b'{"outcomes":[]}', ["outcomes"]),
         (b"{}", ["outcomes"]),
@@ -116,13 +114,23 @@ def test_a_wrong_outcome_is_refused_and_its_field_named(service: Service, body: 
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[" * 200_000, b"\xff\xfe\x00", b'{"outcomes":[{"id":"x","value":1' + b"0" * 6000 + b"}]}"]
-)
+    "body",
+    [
+        b"", b"[" * 200_000, b"\xff\xfe\x00", b'{"outcomes":[{"id":"x","value":1' + b"0" * 6000 + b"}]}",
+        b'{"outcomes":[{"id":"\\ud800","value":1}]}', b'{"outcomes":[{"\\ud800":1,"id":"x","value":1}]}',
+    ],
+)  # fmt: skip
 def test_a_body_that_cannot_be_read_is_refused(service: Service, body: bytes) -> None:
     assert service.http.post("/outcomes", content=body, headers={"content-type": "application/json"}).status_code in (
         400,
         422,
     )
+
+
+def test_a_value_that_json_has_not_is_refused_and_the_answer_says_so(service: Service) -> None:
+    answer = service.http.post("/outcomes", content=b'{"outcomes":[{"id":"x","value":NaN}]}')
+    assert answer.status_code == 422
+    assert "JSON has no NaN" in answer.json()["detail"][0]["msg"]
 
 
 def test_nobody_makes_the_service_read_outcomes_without_a_key_or_without_end(service: Service) -> None:
@@ -132,6 +140,35 @@ def test_nobody_makes_the_service_read_outcomes_without_a_key_or_without_end(ser
         "/outcomes", content=b"[" + b"1," * (10 * 2**20), headers={"content-type": "application/json"}
     )
     assert huge.status_code == 413
+
+
+def test_only_the_key_that_reported_an_outcome_corrects_it(service: Service) -> None:
+    which, (_, other) = predicted(service), access.new(service.environment.store, "other", ["outcomes"], per_second=100)
+    assert send(service, (which, 1))["results"] == {"accepted": 1}
+    body, headers = {"outcomes": [{"id": which, "value": 0}]}, {"authorization": f"Bearer {other}"}
+    service.until(lambda: service.http.post("/outcomes", json=body, headers=headers).status_code == 200)
+    assert service.http.post("/outcomes", json=body, headers=headers).json()["results"] == {"foreign": 1}
+    assert send(service, (which, 0))["results"] == {"contradictory": 1}
+    assert arrives(service, which) == [1.0, 0.0]
+
+
+def test_an_outcome_is_corrected_a_few_times_not_for_ever(service: Service) -> None:
+    which = predicted(service)
+    results = send(service, *((which, number % 2) for number in range(1000)))["results"]
+    assert results == {"accepted": 1, "contradictory": 10, "excess": 495, "duplicate": 494}
+    assert len(arrives(service, which)) == 11
+
+
+def test_an_id_that_another_environment_issued_is_unknown(service: Service) -> None:
+    which = LogKey("of another environment, 32 characters", synthetic.MODEL).new_id()
+    assert send(service, (which, 1)) == {"results": {"unknown": 1}, "unknown": [which]}
+
+
+def test_without_a_model_nobody_knows_what_an_outcome_can_be(tmp_path: Path) -> None:
+    with Service(environment(tmp_path), synthetic.MODEL) as waiting:
+        waiting.until(lambda: waiting.http.get("/model").status_code == 503)
+        answer = waiting.http.post("/outcomes", json={"outcomes": [{"id": new_id(), "value": 7}]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
 def arrives(service: Service, which: str) -> list[float]:
@@ -154,4 +191,5 @@ def test_outcomes_survive_in_the_bucket_of_a_replica_that_was_terminated(tmp_pat
         send(service, (which, 1))
     assert join_outcomes(home.model(synthetic.MODEL)).counts == {
         "predictions": 1, "matched": 1, "waiting": 0, "duplicate": 0, "contradictory": 0, "unknown": 0,
+        "unreadable": 0,
     }  # fmt: skip

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from mlops import promotion
+from mlops import access, promotion
 from mlops.bundle import Bundle
 from mlops.environment import ROOT
 from tests import synthetic
@@ -206,25 +207,87 @@ def test_the_openapi_page_describes_predict_as_the_contract_has_it(service: Serv
     assert service.http.get("/docs").status_code == 200
 
 
-def test_beyond_the_requests_in_flight_the_next_is_told_to_come_again(
-    tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle
-) -> None:
-    made = environment(tmp_path_factory.mktemp("overload"))
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory, first_bundle: Bundle) -> Iterator[tuple[Service, httpx.Client]]:
+    """A service with room for one request in flight and a body and a half, and somebody else with a key."""
+    made = environment(tmp_path_factory.mktemp("tight"))
     promotion.release(made.model(synthetic.MODEL), synthetic.publish(made, first_bundle), "test")
-    with Service(made, synthetic.MODEL, max_in_flight=1) as service:
+    _, other = access.new(made.store, "other", ["predict", "outcomes"], per_second=1e6)
+    limits = {"max_in_flight": 1, "max_body_bytes": 2**20, "max_bytes_in_flight": 3 * 2**19}
+    with Service(made, synthetic.MODEL, **limits) as service:
         service.serves(1)
-        body = rows(synthetic.request())
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\ncontent-length: {len(body)}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
-            slow.sendall(head.encode() + body[:10])
-            service.until(lambda: post(service, body).status_code == 503)
-            refused = post(service, body)
-            assert refused.json()["detail"] == "too many requests in flight"
-            assert int(refused.headers["retry-after"]) >= 1
-            assert service.http.get("/healthz").status_code == 200
-            slow.sendall(body[10:])
-            assert slow.recv(100).startswith(b"HTTP/1.1 200")
-        assert service.predict(synthetic.request())["revision"] == 1
+        with httpx.Client(base_url=service.url, headers={"authorization": f"Bearer {other}"}, timeout=20) as http:
+            yield service, http
+
+
+def half(service: Service, key: str, sent: bytes, size: int, path: str = "/predict") -> socket.socket:
+    """A connection on which a request waits for the rest of its body."""
+    method = "GET" if path == "/model" else "POST"
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=10)
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+@pytest.mark.parametrize("path", ["/predict", "/outcomes", "/model"])
+def test_a_body_that_does_not_come_holds_up_nobody_but_its_own_key(
+    tight: tuple[Service, httpx.Client], path: str
+) -> None:
+    service, other = tight
+    body = rows(synthetic.request())
+    with half(service, service.key, body[:10], len(body), path) as slow:
+        service.until(lambda: post(service, body).status_code == 429)
+        refused = post(service, body)
+        assert "at once with this API key" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert other.post("/predict", content=body).status_code == 200
+        slow.sendall(body[10:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 4" if path == "/outcomes" else b"HTTP/1.1 200")
+    service.until(lambda: post(service, body).status_code == 200)
+
+
+def test_a_body_beyond_the_bytes_in_flight_is_told_to_come_again_and_small_ones_are_answered(
+    tight: tuple[Service, httpx.Client],
+) -> None:
+    service, other = tight
+    with half(service, service.key, b" " * (2**20 - 10), 2**20):
+        service.until(lambda: other.post("/predict", content=b" " * (2**20 - 1)).status_code == 503)
+        refused = other.post("/predict", content=b" " * (2**20 - 1))
+        assert refused.json()["detail"] == "too many bytes in flight"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert other.post("/predict", content=rows(synthetic.request())).status_code == 200
+    service.until(lambda: other.post("/predict", content=b" " * (2**20 - 1)).status_code == 422)
+
+
+def test_beyond_the_predictions_in_flight_the_next_is_told_to_come_again(tight: tuple[Service, httpx.Client]) -> None:
+    service, other = tight
+    many, one = rows(*[synthetic.request()] * 5_000), rows(synthetic.request())
+    with ThreadPoolExecutor(1) as pool:
+        while not (large := pool.submit(post, service, many)).done():
+            found = other.post("/predict", content=one)
+            if found.status_code == 503:
+                break
+        assert found.status_code == 503
+        assert found.json()["detail"] == "too many requests in flight"
+        assert large.result().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/outcomes", "/model", "/nowhere", "/docs", "/healthz"])
+def test_no_body_is_read_without_a_key_nor_one_that_is_known_to_be_too_large(service: Service, path: str) -> None:
+    for key, statuses in (("nobody's", b"401 404 405 200"), (service.key, b"413 404 405 200")):
+        with half(service, key, b"", 2**40, path) as waiting:
+            assert waiting.recv(100)[9:12] in statuses.split()
+
+
+def test_an_answer_to_a_fault_is_small(service: Service) -> None:
+    names = ["x - at `$" + ".a" * 1_000_000, "x" * 5_000_000, " - at `$.rows[0]" * 100_000]
+    bodies = [json.dumps({"rows": [synthetic.request()], name: 1}).encode() for name in names]
+    bodies += [rows(synthetic.request() | {name: 1}) for name in names]
+    bodies += [b'{"rows":[' + b"NaN," * 1_000_000 + b"NaN]}", rows(synthetic.request() | {"region": "x" * 5_000_000})]
+    for body in bodies:
+        answer = post(service, body)
+        assert answer.status_code == 422
+        assert len(answer.content) < 1_000
 
 
 def test_the_service_imports_nothing_that_only_training_and_monitoring_need() -> None:

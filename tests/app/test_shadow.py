@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from pydantic import SecretStr
 
 from app.assignment import gets_challenger
 from app.batch import Live, Scores
@@ -21,11 +22,14 @@ from app.settings import Settings
 from app.shadow import Shadow
 from mlops import log_schema, releases
 from mlops.bundle import Bundle
+from mlops.keys import Keyring
 from mlops.log_schema import PredictionRecord
 from mlops.model import Model
+from mlops.registered_model import RegisteredModel
 from mlops.releases import Release
 from mlops.store import Store
 from tests import synthetic
+from tests.service import LOG_SECRET
 
 CHAMPION, CHALLENGER, SCORE = "a" * 64, "b" * 64, 0.875
 ROWS = [synthetic.request(customer=f"c{number}", size=number / 10) for number in range(12)]
@@ -62,16 +66,7 @@ class Scripted:
 
 
 async def ask(predict: Predict, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": json.dumps({"rows": rows}).encode()}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await predict({"method": "POST", "headers": []}, receive, send)
-    return json.loads(sent[-1]["body"])
+    return json.loads(await predict.answer(bytearray(json.dumps({"rows": rows}).encode()), "caller"))
 
 
 @pytest.mark.parametrize(
@@ -91,13 +86,13 @@ def test_each_row_is_answered_by_its_model_if_that_can_and_logged_once_with_what
     challenger: Any = Scripted(first_bundle, script, assigned == "breaker open")
     settings = Settings(
         env="local", model=synthetic.MODEL, bucket=str(tmp_path / "bucket"), keyring=tmp_path / "keyring.json",
-        spool=tmp_path / "spool",
+        spool=tmp_path / "spool", log_key=SecretStr(LOG_SECRET),
     )  # fmt: skip
-    log = PredictionLog(settings, store, metrics, Bins(metrics.registry))
+    registered = RegisteredModel(synthetic.MODEL, "local", store, Keyring(settings.keyring), LOG_SECRET)
+    log = PredictionLog(settings, registered, metrics, Bins(metrics.registry))
     shadow = Shadow(log, metrics)
     watcher: Any = SimpleNamespace(live=Live(RELEASE, model, challenger))
-    auth: Any = SimpleNamespace(check=lambda *_: None)
-    predict = Predict(settings, watcher, auth, log, shadow, metrics)
+    predict = Predict(settings, watcher, log, shadow, metrics, registered.log_key)
 
     async def run() -> dict[str, Any]:
         log.start()

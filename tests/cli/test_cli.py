@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from cli import main as cli
-from cli.cluster import Cluster
+from cli.cluster import APPROVING, Cluster
 from cli.terminal import Context
 from mlops import access, log_schema, replicas, rollout
 from mlops.attestations import attest
@@ -24,6 +24,7 @@ from mlops.environment import ROOT, Environment
 from mlops.errors import GateError
 from mlops.releases import Release, ReleaseLog
 from tests import synthetic
+from tests.ids import new_id
 from tests.rollout_log import Log, Rows
 from tests.service import Service
 
@@ -264,7 +265,7 @@ def test_history_says_what_was_intended_and_observed_at_a_time(result: Result, e
 def answer(environment: Environment, release: Release) -> None:
     """Write a segment of the prediction log, as the app does under that release."""
     at = time.time()
-    record = log_schema.PredictionRecord(log_schema.new_id(), at, release.revision, release.champion, 0.5, 1.0, {})
+    record = log_schema.PredictionRecord(new_id(), at, release.revision, release.champion, 0.5, 1.0, {})
     key = log_schema.segment_key("predictions", MODEL, at, release.revision, "replica")
     environment.store.put(key, log_schema.line(record))
 
@@ -514,7 +515,7 @@ def test_a_verb_reaches_the_cluster_of_its_environment(
         yield
 
     monkeypatch.delenv("MLOPS_BUCKET")
-    monkeypatch.setattr(Cluster, "run", lambda _, words: calls.append(("run", list(words))) or 7)
+    monkeypatch.setattr(Cluster, "run", lambda _, __, words: calls.append(("run", list(words))) or 7)
     monkeypatch.setattr(Cluster, "train", lambda _, words: calls.append(("train", list(words))) or 7)
     monkeypatch.setattr(Cluster, "reach", lambda _: calls.append(("reach", [])))
     monkeypatch.setattr(Cluster, "keyring", keyring)
@@ -522,6 +523,30 @@ def test_a_verb_reaches_the_cluster_of_its_environment(
     assert [name for name, _ in calls] == [goes] * bool(goes)
     if goes in ("run", "train"):  # its output and exit code are those of the command in the cluster
         assert (code, calls[0][1][-len(line.split()) :]) == (7, line.split())
+
+
+def test_what_signs_or_hands_out_keys_runs_where_the_key_is_and_nothing_else(
+    mlops: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.delenv("MLOPS_BUCKET")
+    monkeypatch.setattr(Cluster, "run", lambda _, command, __: ran.append(command) or 0)
+    groups = {each.partition(" ")[0] for each in SUBCOMMANDS}
+    elsewhere = {*cli._FROM_HERE, *cli._LOCAL, "predict", "replay", "train", "retrain"}
+    commands = {each for each in VERBS - groups | SUBCOMMANDS if each.partition(" ")[0] not in elsewhere}
+    commands -= {"signing-key new", "signing-key revoke", "signing-key trust"}  # they change the keyring from here
+    for command in commands:
+        mlops("--model", "rollout", "--env", "kind", *command.split(), "--why", "status", "list", "import")
+    assert sorted(ran) == sorted(commands)
+    # What changes an environment says so first, by its name.
+    source = "".join(file.read_text() for file in (ROOT / "cli").glob("*.py"))
+    said = {*re.findall(r'announce\("([\w -]+)"', source), *re.findall(r'"(rollout \w+)"', source)}
+    said |= {f"rollout {verb}" for verb in re.findall(r'_judged\("(\w+)"\)', source)}
+    assert (said & commands) - set(APPROVING) == {
+        "forget",
+        "experiment",
+    }  # of the log: what its rows are, how long it takes
+    assert set(APPROVING) <= said & commands
 
 
 @pytest.mark.parametrize("verb", ["run", "init x.csv --target y", "tune", "score x y"])

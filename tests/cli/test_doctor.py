@@ -214,6 +214,7 @@ def no_dns(setup: Setup) -> None:
     made(setup, named="ingress/proxy")
     setup.put("dev", "ingress.enabled", True)
     setup.put("dev", "ingress.host", "ml.example.com")
+    setup.put("dev", "ingress.certificate", "arn:aws:acm:us-east-1:123456789012:certificate/1")
     setup.monkeypatch.setattr(socket, "getaddrinfo", unknown)
 
 
@@ -271,6 +272,7 @@ BROKEN: dict[str, tuple[Callable[[Setup], Any], str, str]] = {
     "an image for other nodes": (lambda s: s.answers.update(BatchGetImage=image("arm64")), "images.app is", "is for arm64"),
     "a cluster that does not answer": (unreachable, "cluster.context is 'mlops-dev'", "i/o timeout"),
     "a Secret that is not there": (lambda s: (made(s, named=""), s.put("dev", "training.secret", "warehouse")), "training.secret is 'warehouse'", "create secret generic warehouse"),
+    "a bucket's Secret of one identity that is not there": (lambda s: (made(s, named=""), s.put("dev", "bucket.kind", "external"), s.put("dev", "bucket.secret", "s3")), "bucket.secret is 's3-approver'", "create secret generic s3-approver"),
     "no KEDA": (lambda s: (made(s, named=""), s.put("dev", "serving.scaleOn", "keda")), "serving.scaleOn is 'keda'", "no scaledobjects.keda.sh"),
     "a host without a name": (no_dns, "ingress.host is 'ml.example.com'", "no DNS record"),
 }  # fmt: skip

@@ -120,7 +120,8 @@ def test_no_identity_does_more_in_the_bucket_than_its_own(platform: Cluster) -> 
     refused = "from mlops.environment import Environment; Environment.load().store.{}"
     for workload, attempt in {
         "deploy/serving": "put('models/x', b'')",
-        "deploy/controller": "delete('models/x')",
+        "deploy/controller": "put('models/x/releases/1.json', b'')",
+        "deploy/approver": "get('predictions/x')",
         "deploy/tracking": "put('predictions/x', b'')",
     }.items():
         env = [

@@ -50,7 +50,7 @@ def test_it_is_valid_by_the_specification() -> None:
 def test_what_a_service_refers_to_is_declared_or_on_disk(name: str) -> None:
     service = SERVICES[name]
     for volume in service.get("volumes", []):
-        source = volume.split(":")[0]
+        source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
         assert (FILE.parent / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], source
     assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
     assert set(service.get("depends_on", {})) <= set(SERVICES)
@@ -76,9 +76,13 @@ def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) 
     compose_files(folder)
     for name, service in SERVICES.items():
         asked = set(re.findall(r"/secrets/([\w./-]+)", json.dumps(service)))
-        assert [path for path in asked if not (tmp_path / path).is_file()] == [], name
+        asked -= (
+            {"keyring.json"} if name.startswith("setup-") or name == "tracking" else set()
+        )  # of all, not read there
+        assert not asked or folders(name), name
+        assert [path for path in asked for own in folders(name) if not (tmp_path / own / path).is_file()] == [], name
     modules = {module for line in LINES.values() for module in re.findall(r"python -m ([\w.]+)", line)}
-    assert {"app", "infra.provision", "cli", "monitoring.controller"} == modules
+    assert {"app", "infra.provision", "cli", "monitoring.controller", "monitoring.approver"} == modules
     assert all(map(find_spec, modules))
     steps = {step for line in LINES.values() for step in re.findall(r"infra\.provision (\w+)", line)}
     with pytest.raises(UserError) as refused:
@@ -86,6 +90,27 @@ def test_every_command_exists_and_every_secret_it_reads_is_made(tmp_path: Path) 
     assert steps == {"folder", "database", "bucket"} <= set(re.findall(r"\w+", refused.value.hint))
     flags = {flag for parameter in mlflow.cli.server.params for flag in parameter.opts}
     assert set(re.findall(r"--[a-z-]+", LINES["tracking"])) <= flags
+
+
+def folders(name: str) -> list[str]:
+    """Of the volume with secrets, those that a service sees; '' is all of it."""
+    volumes = SERVICES[name].get("volumes", [])
+    whole = [""] * any(isinstance(each, str) and each.startswith("secrets:") for each in volumes)
+    return whole + [each["volume"]["subpath"] for each in volumes if isinstance(each, dict)]
+
+
+def test_a_service_sees_its_own_secrets_alone_and_who_trains_cannot_approve(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    keys(folder, "local")
+    compose_files(folder)
+    assert {each.stat().st_mode & 0o077 for each in tmp_path.rglob("*")} == {0}
+    approval = next(tmp_path.glob("signing-approve/*.pem")).name
+    reachable = {name: [file for own in folders(name) for file in (tmp_path / own).rglob("*")] for name in SERVICES}
+    holders = {name for name, files in reachable.items() if approval in {file.name for file in files}}
+    assert holders == {"keys", "approver", "approve"}  # `keys` makes them, and ends
+    assert [name for name in SERVICES if folders(name) == [""]] == ["keys"]
+    others = {"mlops": "for-controller", "approve": "for-approver"}
+    assert all(folders(name) in ([], [others.get(name, f"for-{name}")]) for name in SERVICES if name != "keys")
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH (Debian: prometheus)")

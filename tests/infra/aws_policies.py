@@ -379,19 +379,19 @@ def _arn(key: Resource) -> str:
     return f":key/{key.name}"
 
 
-def the_controller_alone_approves(resources: Resources, environment: str) -> Iterator[str]:
+def the_approver_alone_approves(resources: Resources, environment: str) -> Iterator[str]:
     deliveries = tuple(_arn(key) for key in _signs(resources, "delivery"))
     for name, statement in _rights(resources):
         if _SIGN in actions(statement):
             keys = listed(statement["Resource"])
-            if name != "controller" and not (deliveries and all(each.endswith(deliveries) for each in keys)):
+            if name != "approver" and not (deliveries and all(each.endswith(deliveries) for each in keys)):
                 yield f"{name}: may approve"
             if any(each.endswith("*") for each in keys):
                 yield f"{name}: signs with any key"
     approvals = _signs(resources, "approval")
     for key in approvals:
-        if [signer.rpartition("/")[2] for signer in _signers(key)] != [f"mlops-{key.name}-controller"]:
-            yield f"{key.name}: signs for more than its environment's controller"
+        if [signer.rpartition("/")[2] for signer in _signers(key)] != [f"mlops-{key.name}-approver"]:
+            yield f"{key.name}: signs for more than its environment's approver"
     for key in [each for each in of(resources, "kms/Key") if each.inputs.get("keyUsage") == "SIGN_VERIFY"]:
         if key.inputs.get("customerMasterKeySpec") != "ECC_NIST_P256":
             yield f"{key.name}: not the kind of key that we verify with"
@@ -559,7 +559,7 @@ EVERYWHERE = (
     buckets_are_private, buckets_speak_tls, buckets_are_versioned, models_stay, everything_is_encrypted_with_our_key,
     nothing_is_open_to_everybody, nodes_and_database_are_in_private_subnets, the_cluster_answers_who_is_listed,
     the_database_answers_the_cluster, the_cluster_is_what_we_run, logs_are_written_and_end, roles_have_a_boundary,
-    boundaries_keep_environments_apart, roles_trust_one, no_key_lives_long, rights_are_named, the_controller_alone_approves,
+    boundaries_keep_environments_apart, roles_trust_one, no_key_lives_long, rights_are_named, the_approver_alone_approves,
     pipelines_sign_their_own_deliveries, images_are_built_once, pipelines_leave_data_alone, keys_are_the_accounts,
     pods_have_their_own_role, data_is_protected, prod_survives_the_loss_of_a_zone, images_stay_what_they_are,
     somebody_is_told, programs_stay_in_their_account,

@@ -6,6 +6,8 @@ tests/infra/test_manifests.py.
 
 from __future__ import annotations
 
+import inspect
+import ipaddress
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +15,11 @@ from typing import Any
 
 from infra.components.bucket import Bucket
 from infra.components.database import Database
+from infra.identities import SECRETS
+from infra.settings import INTERPRETER_MB, amount
 from infra.workload import NAME
+from mlops.sandbox import run_in_sandbox
+from monitoring import decoder
 
 Objects = list[dict[str, Any]]
 _WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
@@ -24,8 +30,18 @@ _SCRATCH = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeCla
 _ASKS_THE_API = ("setup-keys", "kube-state-metrics")
 # What `pulumi up` waits for: a request is answered by these, or by what they created.
 _REQUEST_PATH = ("setup-keys", "setup-bucket", "bucket", "serving", "proxy")
+_OWN_MB = {"app": 512, "train": 2048, "approver": 256, "controller": 1024}  # without children
+LISTENERS = "alb.ingress.kubernetes.io/listen-ports"
 _SKIP_AWAIT = "pulumi.com/skipAwait"
-_OURS = ("mlops-app", "mlops-training", "mlops-mlflow")
+_LINK_LOCAL = "169.254.0.0/16"  # a node's credentials are there
+_RESOLVERS = ("172.20.0.10/32", "10.100.0.10/32", "169.254.20.10/32")  # no pods: of EKS; NodeLocal DNSCache
+_KUBE_DNS = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+    "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+}
+# Secrets that are mounted as files, by workload.
+_BESIDES = {"training": "signing-build", "approver": "signing-approve", "controller": "client-key"}
+_EVERY_SECRET = {secret for known in SECRETS.values() for secret, _ in known.values()} | {*_BESIDES.values()}
 _ENVIRONMENT_OF_SECRETS = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CLIENT_KEY")
 
 
@@ -149,9 +165,7 @@ def services_find_pods(objects: Objects) -> Iterator[str]:
 def images_are_exact(objects: Objects, environment: str) -> Iterator[str]:
     for name, _, _, container in _containers(objects):
         image = container["image"]
-        if not re.search(r"(:[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})$", image) and environment != "kind":
-            yield f"{name}: {image} is no exact version"
-        if any(ours in image for ours in _OURS) and environment != "kind" and "@sha256:" not in image:
+        if environment != "kind" and "@sha256:" not in image:
             yield f"{name}: {image} is not named by digest"
         if container.get("imagePullPolicy") != "IfNotPresent":
             yield f"{name}: pulls at each start, so it cannot start without the registry"
@@ -204,17 +218,79 @@ def nobody_talks_unasked(objects: Objects) -> Iterator[str]:
             for rule in policy["spec"].get(way, []):
                 if not rule.get("ports"):
                     yield f"{_title(policy)}: {way} on every port"
-                if not rule.get(ends) and policy not in deny:
+                if not rule.get(ends):
                     yield f"{_title(policy)}: {way} with everybody"
-                for peer in rule.get(ends, []):
-                    if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0" and "169.254.169.254/32" not in peer[
-                        "ipBlock"
-                    ].get("except", []):
+                for block in (peer["ipBlock"] for peer in rule.get(ends, []) if "ipBlock" in peer):
+                    around = ipaddress.IPv4Network(block["cidr"]).supernet_of(ipaddress.IPv4Network(_LINK_LOCAL))
+                    if around and _LINK_LOCAL not in block.get("except", []):
                         yield f"{_title(policy)}: reaches the credentials of the node"
+    for policy in policies:
+        for rule in policy["spec"].get("egress", []):
+            asked = [peer for peer in rule.get("to", []) if any(port.get("port", 53) == 53 for port in rule["ports"])]
+            known = [_KUBE_DNS, *({"ipBlock": {"cidr": each}} for each in _RESOLVERS)]
+            yield from (f"{_title(policy)}: asks {peer} for names" for peer in asked if peer not in known)
     covered = {policy["spec"]["podSelector"].get("matchLabels", {}).get(NAME) for policy in policies}
     for thing, _ in _pods(objects):
         if _template(thing)["metadata"]["labels"][NAME] not in covered:
             yield f"{_title(thing)}: no NetworkPolicy"
+
+
+def callers_are_encrypted(objects: Objects, environment: str) -> Iterator[str]:
+    """Outside kind: the way in has a certificate, and is the only one."""
+    if environment == "kind":
+        return
+    for thing in _of(objects, "Ingress"):
+        spec, notes = thing["spec"], thing["metadata"].get("annotations", {})
+        hosts = {host for each in spec.get("tls", []) if each.get("secretName") for host in each["hosts"]}
+        classes = [
+            c for c in _of(objects, "IngressClassParams") if c["metadata"]["name"] == spec.get("ingressClassName")
+        ]
+        by_class = any(c["spec"].get("certificateARNs") for c in classes) and 'HTTP"' not in notes.get(
+            LISTENERS, 'HTTP"'
+        )
+        if not by_class and {rule.get("host", "") for rule in spec["rules"]} - hosts:
+            yield f"{_title(thing)}: without TLS"
+    for thing in _of(objects, "Service"):
+        if thing["spec"].get("type") == "NodePort":
+            yield f"{_title(thing)}: a port of every node, without TLS"
+
+
+def databases_are_encrypted(objects: Objects) -> Iterator[str]:
+    """Where the server is not bundled, it is asked over TLS, and says who it is where its authority is known."""
+    bundled = any(thing["metadata"]["name"] == "database" for thing in _of(objects, "StatefulSet"))
+    for name, _, _, container in _containers(objects):
+        told = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
+        if bundled or "MLFLOW_BACKEND_STORE_URI" not in told:
+            continue
+        if told.get("PGSSLMODE") not in ("require", "verify-full"):
+            yield f"{name}: asks the database without TLS"
+        if told.get("PGSSLMODE") == "verify-full" and not told.get("PGSSLROOTCERT"):
+            yield f"{name}: knows no authority"
+
+
+def memory_suffices(objects: Objects) -> Iterator[str]:
+    """What a container may need at once: its own process, and each child up to its limit."""
+    sandbox = inspect.signature(run_in_sandbox).parameters["memory_mb"].default
+    for name, _, _, container in _containers(objects):
+        told = {each["name"]: each.get("value", "") for each in container.get("env", [])}
+        children = {
+            "app": [int(told.get("MLOPS_SANDBOX_MEMORY_MB", sandbox))] * 2,  # a challenger, and the sandbox of the next
+            "train": [sandbox],
+            "approver": [sandbox],
+            "controller": [decoder._MEMORY_MB],
+        }.get(container["name"], [])
+        needed = _OWN_MB.get(container["name"], 0) + sum(INTERPRETER_MB + child for child in children)
+        if container["name"] == "haproxy":
+            needed = _buffers(objects)
+        if amount(container["resources"]["limits"]["memory"]) / 2**20 < needed:
+            yield f"{name}: its parts may take {needed} MB"
+
+
+def _buffers(objects: Objects) -> int:
+    """MB that HAProxy takes if every connection uses the three buffers that it may."""
+    (text,) = (each["data"]["haproxy.cfg"] for each in _of(objects, "ConfigMap") if "haproxy.cfg" in each["data"])
+    connections, buffer = (int(re.findall(rf"^  {key} (\d+)", text, re.M)[0]) for key in ("maxconn", "tune.bufsize"))
+    return 64 + 3 * connections * buffer // 2**20
 
 
 def secrets_stay_in_the_cluster(objects: Objects) -> Iterator[str]:
@@ -228,10 +304,29 @@ def secrets_stay_in_the_cluster(objects: Objects) -> Iterator[str]:
                 yield f"{name}: {variable['name']} has a password in its address"
         workload = _template(thing)["metadata"]["labels"][NAME]
         mounted = str(pod.get("volumes", [])) + str(container.get("env", []))
-        if "signing-approve" in mounted and workload != "controller":
+        if "signing-approve" in mounted and workload != "approver":
             yield f"{name}: {workload} could approve models"
         if "signing-build" in mounted and workload != "training":
             yield f"{name}: {workload} could sign trainings"
+
+
+def secrets_are_ones_own(objects: Objects) -> Iterator[str]:
+    """A workload has the variables and Secrets of its identity alone; what was brought along is one workload's too."""
+    holders: dict[str, set[str]] = {}
+    for name, thing, pod, container in _containers(objects):
+        workload = _template(thing)["metadata"]["labels"][NAME]
+        known = SECRETS.get(workload, {})
+        ours = {secret for secret, _ in known.values()} | {_BESIDES.get(workload, workload)}
+        given = {each["name"] for each in container.get("env", []) if "secretKeyRef" in each.get("valueFrom", {})}
+        if workload in SECRETS and given - known.keys():
+            yield f"{name}: has {', '.join(sorted(given - known.keys()))} of others"
+        for secret in {*_secrets(pod)} - ours:
+            if secret in _EVERY_SECRET:
+                yield f"{name}: has {secret} of others"
+            holders.setdefault(secret, set()).add(workload)
+    for secret, several in holders.items():
+        if len(several) > 1 and several != {"tracking", "setup-database"}:  # of one user of the database
+            yield f"{secret}: shared by {', '.join(sorted(several))}"
 
 
 def what_lasts_is_outside(objects: Objects, environment: str) -> Iterator[str]:
@@ -282,7 +377,7 @@ _HELD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "promote": (
         {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]},
-        ("request.name.startsWith('controller-')", *(f"object.command[{n}]" for n in range(6)), "== 'cli'"),
+        ("request.name.startsWith('controller-')", "request.name.startsWith('approver-')", *(f"object.command[{n}]" for n in range(6)), "== 'cli'"),
     ),
 }  # fmt: skip
 
@@ -333,12 +428,15 @@ EVERYWHERE = (
     tokens_go_to_who_asks,
     rights_are_small,
     nobody_talks_unasked,
+    databases_are_encrypted,
+    memory_suffices,
     secrets_stay_in_the_cluster,
+    secrets_are_ones_own,
     everything_is_labelled,
     only_the_request_path_is_awaited,
     pipelines_are_held,
 )
-BY_ENVIRONMENT = (images_are_exact, what_lasts_is_outside)
+BY_ENVIRONMENT = (images_are_exact, callers_are_encrypted, what_lasts_is_outside)
 
 
 def violations(objects: Objects, environment: str) -> list[str]:

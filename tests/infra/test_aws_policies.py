@@ -131,7 +131,7 @@ def by(provider: str, **inputs: Any) -> Change:
 
 _POLICY, _RULE, _DEPLOY = "s3/BucketPolicy", "vpc/SecurityGroupIngressRule", "mlops-prod-deploy"
 _PROVIDER, _FILES, _KEY = "pulumi:providers:aws", "acme/ml/.github/workflows", "arn:aws:kms:us-east-1:000000000000:key"
-_OTHER = "arn:aws:iam::000000000000:role/mlops/mlops-dev-controller"
+_OTHER = "arn:aws:iam::000000000000:role/mlops/mlops-dev-approver"
 _OF_AWS = {"sseAlgorithm": "AES256"}
 # Name → the policy that is for it, and what is changed in prod.
 MUTANTS: dict[str, tuple[str, Change]] = {
@@ -200,10 +200,10 @@ MUTANTS: dict[str, tuple[str, Change]] = {
     "a role for any service": ("rights_are_named", allows("controller", "iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": "*"}})),
     "a policy of AWS": ("rights_are_named", put("iam/RolePolicyAttachment", policyArn="arn:aws:iam::aws:policy/AdministratorAccess")),
     "a policy inside a role": ("rights_are_named", put("iam/Role", managedPolicyArns=["arn:aws:iam::aws:policy/AdministratorAccess"])),
-    "training approves": ("the_controller_alone_approves", allows("training", "kms:Sign")),
-    "training approves, in lower case": ("the_controller_alone_approves", allows("training", "KMS:sign")),
-    "the controller signs with any key": ("the_controller_alone_approves", allows("controller", "kms:Sign")),
-    "a grant": ("the_controller_alone_approves", another("kms/Key", "aws:kms/grant:Grant")),
+    "training approves": ("the_approver_alone_approves", allows("training", "kms:Sign")),
+    "training approves, in lower case": ("the_approver_alone_approves", allows("training", "KMS:sign")),
+    "the approver signs with any key": ("the_approver_alone_approves", allows("approver", "kms:Sign")),
+    "a grant": ("the_approver_alone_approves", another("kms/Key", "aws:kms/grant:Grant")),
     "a key that never rotates": ("keys_are_the_accounts", put("kms/Key", enableKeyRotation=None)),
     "a key for others": ("keys_are_the_accounts", says("kms/Key", "data", lambda found: found[0].update(Principal="*"))),
     "a key for services of any account": ("keys_are_the_accounts", says("kms/Key", "data", lambda found: found[1].pop("Condition"))),
@@ -289,8 +289,8 @@ SHARED: dict[str, tuple[str, Change]] = {
     "a training signs deliveries": ("pipelines_sign_their_own_deliveries", allows("mlops-prod-train", "kms:Sign", Resource=[f"{_KEY}/prod-delivery"])),
     "a preview signs deliveries": ("pipelines_sign_their_own_deliveries", allows("mlops-dev-preview", "kms:Sign", Resource=[f"{_KEY}/dev-delivery"])),
     "no key for deliveries": ("pipelines_sign_their_own_deliveries", without("kms/Key", "prod-delivery")),
-    "no key for approvals": ("the_controller_alone_approves", without("kms/Key", "prod")),
-    "a delivery key that we do not verify": ("the_controller_alone_approves", put("kms/Key", "prod-delivery", customerMasterKeySpec="RSA_2048")),
+    "no key for approvals": ("the_approver_alone_approves", without("kms/Key", "prod")),
+    "a delivery key that we do not verify": ("the_approver_alone_approves", put("kms/Key", "prod-delivery", customerMasterKeySpec="RSA_2048")),
     "a delivery key for others": ("keys_are_the_accounts", says("kms/Key", "prod-delivery", lambda found: found[0].update(Principal={"AWS": _OTHER}))),
     "an unprotected delivery key": ("data_is_protected", unlike("kms/Key", "prod-delivery", protect=False)),
     "a build role for another environment": ("images_are_built_once", like("mlops-dev-build", "mlops-staging-build", sub="repo:acme/ml:environment:staging")),
@@ -301,13 +301,13 @@ SHARED: dict[str, tuple[str, Change]] = {
     "a training reads deliveries": ("pipelines_leave_data_alone", allows("mlops-dev-train", "s3:GetObject", Resource=["arn:aws:s3:::mlops-state-000000000000/delivery/*"])),
     "a deployment writes models": ("pipelines_leave_data_alone", allows(_DEPLOY, "s3:PutObject", Resource=["arn:aws:s3:::mlops-prod-000000000000/models/*"])),
     "the build reads any object": ("pipelines_leave_data_alone", allows("mlops-dev-build", "s3:GetObject")),
-    "a pipeline approves": ("the_controller_alone_approves", allows("mlops-prod-train", "kms:Sign")),
-    "a deployment approves": ("the_controller_alone_approves", allows(_DEPLOY, "kms:Sign", Resource=[f"{_KEY}/prod-delivery", f"{_KEY}/prod"])),
-    "a pipeline approves, too": ("the_controller_alone_approves", signed_by("prod", "mlops/mlops-prod-controller", "mlops/github-mlops-prod-deploy")),
-    "whoever approves": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found.pop())),
-    "the controller of dev approves for prod": ("the_controller_alone_approves", says("kms/Key", "prod", lambda found: found[-1]["Condition"]["ArnNotEquals"].update({"aws:PrincipalArn": _OTHER}))),
+    "a pipeline approves": ("the_approver_alone_approves", allows("mlops-prod-train", "kms:Sign")),
+    "a deployment approves": ("the_approver_alone_approves", allows(_DEPLOY, "kms:Sign", Resource=[f"{_KEY}/prod-delivery", f"{_KEY}/prod"])),
+    "a pipeline approves, too": ("the_approver_alone_approves", signed_by("prod", "mlops/mlops-prod-approver", "mlops/github-mlops-prod-deploy")),
+    "whoever approves": ("the_approver_alone_approves", says("kms/Key", "prod", lambda found: found.pop())),
+    "the approver of dev approves for prod": ("the_approver_alone_approves", says("kms/Key", "prod", lambda found: found[-1]["Condition"]["ArnNotEquals"].update({"aws:PrincipalArn": _OTHER}))),
     "a key that encrypts": ("keys_are_the_accounts", put("kms/Key", "prod", keyUsage=None)),
-    "a key that we do not verify": ("the_controller_alone_approves", put("kms/Key", "prod", customerMasterKeySpec="RSA_2048")),
+    "a key that we do not verify": ("the_approver_alone_approves", put("kms/Key", "prod", customerMasterKeySpec="RSA_2048")),
     "a policy for identities with a wildcard": ("rights_are_named", another("iam/Policy")),
 }  # fmt: skip
 

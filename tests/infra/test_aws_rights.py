@@ -114,16 +114,25 @@ CASES: list[tuple[Any, ...]] = [
     ("tracking", "s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
     ("tracking", "kms:Sign", "approval of dev", NO),
     ("controller", "s3:GetObject", "dev/outcomes/m/1", YES),
-    ("controller", "s3:PutObject", "dev/models/m/releases/2", YES, NEW),
-    ("controller", "s3:PutObject", "dev/models/m/releases/2", NO),
-    ("controller", "s3:PutObject", "dev/models/m/attestations/d/1", YES),
+    *(("controller", "s3:PutObject", f"dev/models/m/{each}/2", NO, NEW)
+      for each in ("releases", "signed", "attestations/d", "bundles/d")),
+    *(("controller", "s3:PutObject", f"dev/{each}/m/1", YES) for each in ("models/m/verdicts", "predictions", "damaged")),
+    ("controller", "s3:PutObject", "dev/access/1", NO),
     ("controller", "s3:DeleteObject", "dev/predictions/m/1", YES),
     ("controller", "s3:DeleteObject", "dev/models/m/releases/1", NO),
-    ("controller", "s3:PutObject", "staging/models/m/releases/2", NO, NEW),
-    ("controller", "kms:Sign", "approval of dev", YES),
-    ("controller", "kms:Sign", "approval of staging", NO),
-    ("controller", "kms:Sign", "approval of prod", NO),
-    ("controller", "kms:PutKeyPolicy", "approval of dev", NO),
+    *(("controller", "kms:Sign", f"approval of {stage}", NO) for stage in STAGES),
+    ("approver", "s3:GetObject", "dev/models/m/verdicts/r/1", YES),
+    *(("approver", "s3:GetObject", f"dev/{each}/m/1", NO) for each in ("predictions", "outcomes", "data", "damaged")),
+    ("approver", "s3:PutObject", "dev/models/m/releases/2", YES, NEW),
+    ("approver", "s3:PutObject", "dev/models/m/releases/2", NO),
+    ("approver", "s3:PutObject", "dev/models/m/attestations/d/1", YES),
+    ("approver", "s3:PutObject", "dev/models/m/verdicts/r/result.html", YES),
+    ("approver", "s3:DeleteObject", "dev/models/m/releases/1", NO),
+    ("approver", "s3:PutObject", "staging/models/m/releases/2", NO, NEW),
+    ("approver", "kms:Sign", "approval of dev", YES),
+    ("approver", "kms:Sign", "approval of staging", NO),
+    ("approver", "kms:Sign", "approval of prod", NO),
+    ("approver", "kms:PutKeyPolicy", "approval of dev", NO),
     ("setup-bucket", "s3:PutObject", "dev/access/keys.json", YES),
     ("setup-bucket", "s3:GetObject", "dev/access/keys.json", YES),
     ("setup-bucket", "s3:PutObject", "dev/models/m/releases/2", NO, NEW),
@@ -253,7 +262,7 @@ CASES: list[tuple[Any, ...]] = [
         "attestations/d/withdrawn-1.json", f"deployments/{stage}/00000001.json")),
     # Of each key for deliveries, the signers.
     *((role, "kms:Sign", f"delivery of {stage}", role in (f"{stage} deploy", f"{FIRST} build") and stage in role)
-      for role in (*PIPELINES, "serving", "training", "tracking", "controller", "dev boundary") for stage in STAGES),
+      for role in (*PIPELINES, "serving", "training", "tracking", "controller", "approver", "dev boundary") for stage in STAGES),
     *((role, "kms:Sign", f"approval of {stage}", NO) for role in ("dev build", "dev deploy", "prod promote") for stage in STAGES),
     ("dev build", "kms:GetPublicKey", "delivery of dev", YES),
     ("dev build", "kms:PutKeyPolicy", "delivery of dev", NO),
@@ -382,16 +391,16 @@ DENIED: list[tuple[Any, ...]] = [
     ("s3:PutObject", "dev/models/m/releases/2", YES),
     ("s3:PutObject", "dev/models/m/releases/2", NO, NEW),
     ("s3:PutObject", "dev/models/m/bundles/d/model.onnx", NO),
-    *(("kms:Sign", f"approval of {stage}", NO, {"aws:PrincipalArn": arn("iam", f"role/mlops/mlops-{stage}-controller")})
+    *(("kms:Sign", f"approval of {stage}", NO, {"aws:PrincipalArn": arn("iam", f"role/mlops/mlops-{stage}-approver")})
       for stage in STAGES),
     *(("kms:Sign", "approval of prod", YES, {"aws:PrincipalArn": arn("iam", who)}) for who in (
-        "root", "user/administrator", "role/administrator", "role/mlops/mlops-dev-controller", "role/mlops-prod-controller",
-        "role/mlops/mlops-prod-training", "role/mlops/github-mlops-prod-deploy", "role/mlops/mlops-prod-controller2")),
+        "root", "user/administrator", "role/administrator", "role/mlops/mlops-dev-approver", "role/mlops-prod-approver",
+        "role/mlops/mlops-prod-training", "role/mlops/github-mlops-prod-deploy", "role/mlops/mlops-prod-approver2")),
     ("kms:GetPublicKey", "approval of prod", NO, {"aws:PrincipalArn": arn("iam", "role/administrator")}),
     *(("kms:Sign", f"delivery of {stage}", NO, {"aws:PrincipalArn": arn("iam", f"role/mlops/github-mlops-{stage}-{purpose}")})
       for stage in STAGES for purpose in ("build", "deploy") if (stage, purpose) in {(FIRST, "build"), (stage, "deploy")}),
     *(("kms:Sign", f"delivery of {stage}", YES, {"aws:PrincipalArn": arn("iam", who)}) for stage in ("dev", "prod") for who in (
-        "root", "user/administrator", "role/administrator", f"role/mlops/mlops-{stage}-controller",
+        "root", "user/administrator", "role/administrator", f"role/mlops/mlops-{stage}-approver",
         f"role/github-mlops-{stage}-deploy", f"role/mlops/github-mlops-{stage}-deploy2", f"role/other/github-mlops-{stage}-deploy",
         f"role/mlops/github-mlops-{stage}-infrastructure", f"role/mlops/github-mlops-{stage}-promote",
         "role/mlops/github-mlops-staging-deploy", "role/mlops/github-mlops-prod-build")),
@@ -445,10 +454,12 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
         "logs:* on logs log-group:/mlops-ENV/flows:*",
     ),
     "the three images": ("ecr:* on ecr repository/mlops-*",),
-    "folders of the bucket, and all of it for the controller": (
-        *(f"s3:[GP]* on s3 mlops-ENV/{each}*" for each in ("", "access/", "models/*/bundles/", "models/*/attestations/", "models/*/reports/", "models/*/retrainings/")),
-        *(f"s3:GetObject on s3 mlops-ENV/{each}/*" for each in ("data", "models")),
-        *(f"s3:[DGP]* on s3 mlops-ENV/{each}/*" for each in ("mlflow", "outcomes", "predictions", "replicas")),
+    "folders of the bucket, and all of it for the controller to read": (
+        *(f"s3:GetObject on s3 mlops-ENV/{each}*" for each in ("", "models/")),
+        *(f"s3:PutObject on s3 mlops-ENV/models/*/{each}/*" for each in (
+            "attestations", "bundles", "forgotten", "releases", "reports", "retrainings", "signed", "verdicts")),
+        *(f"s3:[GP]* on s3 mlops-ENV/{each}/*" for each in ("access", "data")),
+        *(f"s3:[DGP]* on s3 mlops-ENV/{each}/*" for each in ("damaged", "mlflow", "outcomes", "predictions", "replicas")),
     ),
     "files of an environment in Pulumi's state, and what the account's stack exports": (
         "s3:GetObject on s3 mlops-state/.pulumi/stacks/*/ENV.json*",

@@ -91,7 +91,7 @@ def test_an_instance_without_a_price_is_an_error_that_says_where_to_add_it() -> 
 def test_what_would_be_cheaper_is_said_with_its_price() -> None:
     assert cost.cheaper("dev", {}) == []
     assert [hint.partition(" (")[0] for hint in cost.cheaper("prod", {"memory": 0.3, "cpu": 0.2})] == [
-        "serving.memory: asks for 1.00, used at most 0.30 in a week",
+        "serving.memory: asks for 2.00, used at most 0.30 in a week",
         "network.natGateways: 1 saves 73 $",  # 2 × (0.045 + 0.005) × 730
         "database.multiAz: false saves 128 $",
         "nodes.spot: all saves some 60 % of the nodes",

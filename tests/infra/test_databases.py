@@ -9,12 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from environments.local.platform import free_port
 from infra import databases
+from tests.infra.rendering import render
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin")) + [
     Path(found).parent for found in [shutil.which("initdb")] if found
@@ -63,7 +65,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "127.0.0.1",
         "-c",
         "log_statement=all",
+        *(word for key, value in _certificate(folder, data).items() for word in ("-c", f"{key}={value}")),
     ]
+    for file in data.glob("server.*"):
+        shutil.chown(file, "nobody") if user else None
     with (folder / "log").open("w") as log, subprocess.Popen(run, stdout=log, stderr=log, cwd="/", **user) as process:
         with databases.retried(lambda: psycopg.connect(f"postgresql://root:root@127.0.0.1:{port}/postgres")) as root:
             root.execute("create role administrator createdb createrole login password 'administrator'")
@@ -72,6 +77,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     text = (folder / "log").read_text()
     assert "create role" in text
     assert "first-password" not in text, "a password is in the server's log"
+
+
+def _certificate(folder: Path, data: Path) -> dict[str, str]:
+    """The server is `localhost`, says `ca.pem` in the folder, and no authority that the machine knows."""
+    here: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True}
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
+    authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=DNS:localhost"]
+    for name, more in (("ca", ["-subj", "/CN=ours"]), ("server", ["-subj", "/CN=localhost", *authority])):
+        subprocess.run(
+            ["openssl", "req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", *more], **here
+        )
+    for file in ("server.key", "server.pem"):
+        (folder / file).rename(data / file)
+    return {"ssl": "on", "ssl_cert_file": "server.pem", "ssl_key_file": "server.key"}
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, user: str, password: str, admin: bool = True) -> None:
@@ -121,3 +140,26 @@ def test_a_database_brought_along_needs_no_administrator(server: str, monkeypatc
     uri, auth = f"{server}/other", f"{server}/other_auth"
     databases.create(uri, auth)
     assert experiments(uri) == {"Default"}
+
+
+def test_what_a_pod_is_told_of_a_database_brought_along_finds_it_and_no_impostor(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = render("prod", {"database.kind": "external", "database.host": "localhost", "database.secret": "db",
+                            "database.user": "administrator", "database.ca": "ours"}).objects  # fmt: skip
+    pod = next(o for o in found if o["kind"] == "Job" and o["metadata"]["name"].startswith("setup-database"))
+    [container] = pod["spec"]["template"]["spec"]["containers"]
+    told = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    assert (told["PGSSLMODE"], told["PGUSER"]) == ("verify-full", "administrator")
+    assert told["PGSSLROOTCERT"] == f"{container['volumeMounts'][-1]['mountPath']}/ca.pem"
+    told["PGSSLROOTCERT"] = str(next(tmp_path_factory.getbasetemp().glob("postgres*/ca.pem")))
+    log_in(monkeypatch, "administrator", "administrator", admin=False)
+    for name, value in (told | {"PGPORT": str(urlsplit(server).port)}).items():
+        monkeypatch.setenv(name, value)
+    databases.create(told["MLFLOW_BACKEND_STORE_URI"], told["MLFLOW_AUTH_STORE_URI"])
+    assert "Default" in experiments(told["MLFLOW_BACKEND_STORE_URI"])
+    for name, value in (("PGHOST", "127.0.0.1"), ("PGSSLROOTCERT", "/etc/ssl/certs/ca-certificates.crt")):
+        with monkeypatch.context() as other:
+            other.setenv(name, value)
+            with pytest.raises(psycopg.OperationalError, match="certificate"):
+                psycopg.connect("postgresql:///mlflow")

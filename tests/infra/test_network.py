@@ -81,7 +81,7 @@ def test_nobody_reaches_what_is_not_theirs(choice: str) -> None:
     asking = {"namespace/keda"} if keda and monitoring == "bundled" else set()
     into = {target: {source for source, t, _ in flows if t == target} for _, target, _ in flows}
     assert into["serving"] == {"proxy"} | scraping
-    assert into.get("bucket", set()) <= {"serving", "training", "controller", "tracking", "setup-bucket"}
+    assert into.get("bucket", set()) <= {"serving", "training", "controller", "approver", "tracking", "setup-bucket"}
     assert into.get("database", set()) <= {"tracking", "controller", "setup-database"}
     assert into.get("prometheus", set()) - {"grafana"} == asking
     assert {source for source, _, _ in flows if source.startswith("namespace/")} == asking | scraping - {"prometheus"}

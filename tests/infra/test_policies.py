@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.policies import violations
+from tests.infra.policies import LISTENERS, violations
 from tests.infra.rendering import render
 
 Objects = list[dict[str, Any]]
@@ -22,6 +22,15 @@ def pod(objects: Objects, kind: str = "Deployment", name: str = "serving") -> An
 
 def app(objects: Objects) -> Any:
     return pod(objects)["containers"][0]
+
+
+def ingress(annotations: dict[str, str] | None = None, spec: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"kind": "Ingress", "metadata": {"name": "x", "annotations": annotations or {}}, "spec": spec}
+
+
+def variable(objects: Objects, name: str) -> Any:
+    """Of MLflow's server."""
+    return next(each for each in pod(objects, name="tracking")["containers"][0]["env"] if each["name"] == name)
 
 
 def without(objects: Objects, kind: str, name: str) -> None:
@@ -74,6 +83,61 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         lambda o: thing(o, "Service", "proxy")["spec"].update(type="LoadBalancer"),
     ),
     "ours by tag": ("images_are_exact", lambda o: app(o).update(image="registry.example.com/mlops-app:v1")),
+    "another's by tag": (
+        "images_are_exact",
+        lambda o: pod(o, name="proxy")["containers"][0].update(image="docker.io/library/haproxy:3.2.6"),
+    ),
+    "an Ingress without TLS": (
+        "callers_are_encrypted",
+        lambda o: o.append(
+            ingress(
+                spec={"rules": [{"host": "a.example.com"}], "tls": [{"hosts": ["b.example.com"], "secretName": "x"}]}
+            )
+        ),
+    ),
+    "a load balancer that listens without TLS": (
+        "callers_are_encrypted",
+        lambda o: o.extend(
+            [
+                ingress(
+                    {LISTENERS: '[{"HTTP": 80}, {"HTTPS": 443}]'},
+                    {"rules": [{"host": "a.example.com"}], "ingressClassName": "alb"},
+                ),
+                {"kind": "IngressClassParams", "metadata": {"name": "alb"}, "spec": {"certificateARNs": ["arn:x"]}},
+            ]
+        ),
+    ),
+    "a port of every node": (
+        "callers_are_encrypted",
+        lambda o: thing(o, "Service", "proxy")["spec"].update(type="NodePort"),
+    ),
+    "a database without TLS": ("databases_are_encrypted", lambda o: variable(o, "PGSSLMODE").update(value="prefer")),
+    "a database of any authority": (
+        "databases_are_encrypted",
+        lambda o: variable(o, "PGSSLMODE").update(value="verify-full"),
+    ),
+    "a replica that is smaller than its parts": (
+        "memory_suffices",
+        lambda o: app(o)["resources"]["limits"].update(memory="1Gi"),
+    ),
+    "a controller that is smaller than its decoder": (
+        "memory_suffices",
+        lambda o: pod(o, name="controller")["containers"][0]["resources"]["limits"].update(memory="1Gi"),
+    ),
+    "a proxy that is smaller than its buffers": (
+        "memory_suffices",
+        lambda o: pod(o, name="proxy")["containers"][0]["resources"]["limits"].update(memory="256Mi"),
+    ),
+    "names asked of anybody": (
+        "nobody_talks_unasked",
+        lambda o: thing(o, "NetworkPolicy", "default-deny")["spec"]["egress"][0].pop("to"),
+    ),
+    "names asked of another pod": (
+        "nobody_talks_unasked",
+        lambda o: thing(o, "NetworkPolicy", "default-deny")["spec"]["egress"][0]["to"].append(
+            {"namespaceSelector": {}}
+        ),
+    ),
     "a token for the app": ("tokens_go_to_who_asks", lambda o: pod(o).update(automountServiceAccountToken=True)),
     "another's identity": ("tokens_go_to_who_asks", lambda o: pod(o).update(serviceAccountName="tracking")),
     "any Secret can be read": (
@@ -180,6 +244,29 @@ MUTANTS: dict[str, tuple[str, Callable[[Objects], Any]]] = {
         lambda o: thing(o, "CronJob", "training")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["volumes"][-1][
             "projected"
         ]["sources"].append({"secret": {"name": "signing-approve"}}),
+    ),
+    "a key that signs in the controller": (
+        "secrets_are_ones_own",
+        lambda o: pod(o, name="controller")["volumes"].append(
+            {"name": "x", "secret": {"secretName": "signing-approve"}}
+        ),
+    ),
+    "credentials of another identity": (
+        "secrets_are_ones_own",
+        lambda o: app(o)["env"][-1]["valueFrom"]["secretKeyRef"].update(name="bucket-setup"),
+    ),
+    "a variable of another workload": (
+        "secrets_are_ones_own",
+        lambda o: app(o)["env"].append(
+            {"name": "PGPASSWORD", "valueFrom": {"secretKeyRef": {"name": "database-user", "key": "password"}}}
+        ),
+    ),
+    "one Secret for two workloads": (
+        "secrets_are_ones_own",
+        lambda o: [
+            pod(o, name=name)["containers"][0].update(envFrom=[{"secretRef": {"name": "mine"}}])
+            for name in ("serving", "tracking")
+        ],
     ),
     "a bundled database in prod": (
         "what_lasts_is_outside",

@@ -40,13 +40,15 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "a bucket brought along": ("kind", _EXTERNAL_BUCKET),
     "a database brought along": ("kind", _EXTERNAL_DATABASE),
     "a tracking server brought along": ("kind", {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com", "tracking.secret": "mlflow"}),
+    "a database with an authority of its own": ("prod", {"database.ca": "database-ca"}),
+    "NodeLocal DNSCache": ("kind", {"cluster.dns": "169.254.20.10/32"}),
     "everything brought along": ("prod", _ON_A_CLUSTER | _EXTERNAL_BUCKET | _EXTERNAL_DATABASE | {"tracking.kind": "external", "tracking.url": "https://mlflow.example.com"}),
     "a cluster brought along": ("dev", _ON_A_CLUSTER | _BUNDLED),
     "EKS with a load balancer for everybody": (
         "prod", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.scheme": "internet-facing", "ingress.certificate": "arn:aws:acm:us-east-1:000000000000:certificate/1"},
     ),
     "EKS with arm64 and training alone on spot nodes": ("dev", {"nodes.spot": "training", "nodes.architecture": "arm64"}),
-    "EKS with an Ingress of another class": ("dev", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.class": "nginx"}),
+    "EKS with an Ingress of another class": ("dev", {"ingress.enabled": True, "ingress.host": "ml.example.com", "ingress.class": "nginx", "ingress.tlsSecret": "tls"}),
     "EKS without spot nodes": ("prod", {"nodes.spot": "none"}),
     "EKS with everything bundled": ("dev", _BUNDLED),
     "the Prometheus Operator": ("dev", {"monitoring.kind": "operator", "monitoring.labels": "release=prom,team=ml"}),
@@ -68,7 +70,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
          "alerts.smtpHost": "smtp.example.com:587", "alerts.webhook": "https://example.com/hook", "alerts.heartbeat": "https://example.com/alive"},
     ),
     "alerts to secret addresses": ("prod", {"alerts.secret": "alerting", "alerts.webhook": "secret", "alerts.heartbeat": "secret"}),
-    "training that reaches a warehouse": ("prod", {"training.secret": "warehouse", "training.egress": "10.1.0.0/16:5439,10.2.0.1/32:443", "training.schedule": ""}),
+    "training that reaches a warehouse": ("prod", {"training.secret": "warehouse", "training.egress": "10.1.0.0/16:5439,10.2.0.1/32:443,0.0.0.0/0:5432", "training.schedule": ""}),
 }  # fmt: skip
 
 
@@ -199,7 +201,17 @@ def test_every_problem_of_the_settings_is_named_at_once() -> None:
         ("kind", {"cluster.kind": "gke"}, "cluster.kind is 'gke'", "'kubeconfig' or 'eks'"),
         ("kind", {"bucket.kind": "s3"}, "bucket.kind is s3", "needs cluster.kind eks; elsewhere use external"),
         ("kind", {"database.kind": "rds"}, "database.kind is rds", "needs cluster.kind eks; elsewhere use external"),
-        ("prod", {"ingress.enabled": True, "ingress.host": "a.example.com", "ingress.scheme": "internet-facing"}, "ingress.certificate is empty", "internet-facing load balancer needs one"),
+        ("prod", {"ingress.enabled": True, "ingress.host": "a.example.com"}, "ingress.certificate is empty", "needs one outside kind"),
+        ("dev", {"ingress.enabled": True, "ingress.host": "a.example.com", "ingress.class": "nginx"}, "ingress.tlsSecret is empty", "needs one outside kind"),
+        ("dev", {"serving.nodePort": 30080}, "serving.nodePort", "it has no TLS, use ingress"),
+        ("dev", {"images.haproxy": "docker.io/library/haproxy:3.2.6"}, "images.haproxy is docker.io/library/haproxy:3.2.6", "outside kind it must be named by digest: NAME:TAG@sha256:…"),
+        ("dev", {"serving.canaryImage": "docker.io/library/mlops-app:next"}, "serving.canaryImage is", "outside kind it must be named by digest"),
+        ("dev", {"bucket.kind": "external", "bucket.endpoint": "http://s3.example.com"}, "bucket.endpoint is http://s3.example.com", "it must be https"),
+        ("dev", {"tracking.kind": "external", "tracking.url": "http://10.0.0.7:5000"}, "tracking.url is http://10.0.0.7:5000", "it must be https"),
+        ("kind", {"database.sslmode": "prefer"}, "database.sslmode is 'prefer'", "'verify-full' or 'require'"),
+        ("kind", {"serving.memory": "700Mi"}, "serving.memory is 700Mi", "MB for a model; at least 128"),
+        ("kind", {"training.egress": "169.254.169.254/32:80"}, "training.egress is", "where a node's credentials are"),
+        ("kind", {"cluster.dns": "10.0.0.300/32"}, "cluster.dns is", "10.0.0.300"),
         ("kind", {"database.kind": "external"}, "database.kind is external", "needs database.host and database.secret"),
         ("kind", {"tracking.kind": "external"}, "tracking.kind is external", "needs tracking.url"),
         ("kind", {"serving.maxReplicas": 1}, "serving.maxReplicas is 1", "at least serving.minReplicas, 2"),
@@ -207,7 +219,7 @@ def test_every_problem_of_the_settings_is_named_at_once() -> None:
         ("dev", {"monitoring.kind": "none", "serving.scaleOn": "keda"}, "serving.scaleOn is keda", "needs monitoring.prometheus, or the bundled monitoring"),
         ("dev", {"monitoring.kind": "operator", "serving.scaleOn": "keda"}, "serving.scaleOn is keda", "needs monitoring.prometheus, or the bundled monitoring"),
         ("kind", {"ingress.enabled": True}, "ingress.enabled is true", "needs ingress.host"),
-        ("dev", {"ingress.enabled": True, "ingress.host": "a.example.com", "clusterScope": False}, "ingress.class is empty", "where clusterScope is false"),
+        ("dev", {"ingress.enabled": True, "ingress.host": "a.example.com", "ingress.certificate": "arn:aws:acm:us-east-1:000000000000:certificate/1", "clusterScope": False}, "ingress.class is empty", "where clusterScope is false"),
         ("kind", {"alerts.slackChannel": "#ml"}, "alerts.slackChannel", "need alerts.secret"),
         ("kind", {"alerts.webhook": "secret"}, "alerts.webhook", "secret needs alerts.secret"),
         ("kind", {"serving.metricsApi": "bundled"}, "serving.metricsApi", "unknown key"),
@@ -285,9 +297,9 @@ def test_on_eks_the_platform_is_the_same_but_for_what_is_listed() -> None:
     }
     assert {key for key, thing in there.items() if thing != on_eks[key]} == {
         ("CronJob", "training"),  # may run on spot nodes
-        # reach Pod Identity's agent, and Secrets Manager
+        # reach Pod Identity's agent, Secrets Manager, and a resolver that is no pod
         *(("NetworkPolicy", name) for name in (
-            "controller", "serving", "setup-bucket", "setup-database", "setup-keys", "tracking", "training")),
+            "approver", "controller", "default-deny", "serving", "setup-bucket", "setup-database", "setup-keys", "tracking", "training")),
     }  # fmt: skip
 
 
@@ -338,7 +350,7 @@ def test_what_mlops_runs_in_the_controller_is_what_a_promotion_may_run(monkeypat
         "run",
         lambda command, **_: run.extend(command) or cluster.subprocess.CompletedProcess([], 0),
     )
-    cluster.Cluster("dev", {"cluster.context": "", "namespace": "mlops"}).run(["status"])
+    cluster.Cluster("dev", {"cluster.context": "", "namespace": "mlops"}).run("status", ["status"])
     command = run[run.index("--") + 1 :]
     found = [o for o in render("dev").objects if o["metadata"]["name"] == "mlops-promote" and "spec" in o]
     (wanted,) = (
@@ -350,3 +362,6 @@ def test_what_mlops_runs_in_the_controller_is_what_a_promotion_may_run(monkeypat
     assert all(command[int(n)] == word for n, word in exactly)
     assert all(command[int(n)].startswith(word) for n, word in begins)
     assert run[run.index("exec") + 2] == "deploy/controller"
+    run.clear()
+    cluster.Cluster("dev", {"cluster.context": "", "namespace": "mlops"}).run("rollout abort", ["rollout", "abort"])
+    assert run[run.index("exec") + 2] == "deploy/approver"

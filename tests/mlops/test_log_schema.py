@@ -1,19 +1,22 @@
-import time
-import uuid
+import hashlib
+import zlib
 from datetime import UTC, datetime
-from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlops import log_schema
 from mlops.log_schema import OutcomeRecord, PredictionRecord
+from tests.ids import new_id
 
 
 def scored(number: int = 0) -> PredictionRecord:
     features = {"size": 1.5, "color": "rot\ngrün", "member": True, "heat": None}
     return PredictionRecord(
-        id=log_schema.new_id(),
+        id=new_id(),
         at=1.0,
         revision=1,
         model_version="a" * 64,
@@ -31,7 +34,7 @@ def read(segment: bytes) -> list[PredictionRecord]:
 def test_a_segment_is_read_as_written() -> None:
     rows = [scored(number) for number in range(100)]
     assert read(b"".join(map(log_schema.line, rows))) == rows
-    outcome = OutcomeRecord(log_schema.new_id(), 1.0, 2.0)
+    outcome = OutcomeRecord(new_id(), 1.0, 2.0)
     [body] = log_schema.lines(log_schema.line(outcome))
     assert msgspec.json.decode(body, type=OutcomeRecord) == outcome
 
@@ -69,39 +72,49 @@ def test_junk_contains_no_records(junk: bytes) -> None:
     assert [body for body in log_schema.lines(junk) if body] == []
 
 
-def test_ids_are_distinct_uuids_of_version_7_and_sort_by_time() -> None:
-    made = []
-    for _ in range(5):
-        made.append([log_schema.new_id() for _ in range(200)])
-        time.sleep(0.002)
-    flat = [each for batch in made for each in batch]
-    assert len(set(flat)) == 1000
-    for text in flat:
-        parsed = uuid.UUID(text)
-        assert (str(parsed), parsed.version, parsed.variant) == (text, 7, uuid.RFC_4122)
-    assert all(max(earlier) < min(later) for earlier, later in pairwise(made))
-
-
-def test_an_id_says_when_it_was_made() -> None:
-    before = time.time()
-    made = log_schema.id_time(log_schema.new_id())
-    assert made is not None
-    assert before - 0.001 <= made <= time.time()
-
-
 @pytest.mark.parametrize(
-    "text",
+    "changes",
     [
-        "",
-        "x" * 36,
-        "e4f8f8f4-b269-42dc-bd5f-b4f51615b858",  # a UUIDv4
-        "01a207ba-62be-7f15-901f-f42787e9d09",  # cut short
-        "01a207ba62be7f579394e5d6f9b757a6",  # without hyphens
-        "-" * 36,
+        {"at": -1.0}, {"at": 253370764800.0}, {"event": 1e300}, {"revision": 2**31}, {"revision": -1},
+        {"score": float("nan")}, {"score": float("inf")}, {"challenger_score": 1e39}, {"arm": 2}, {"id": "x" * 65},
+        {"entity": "x" * 1001}, {"caller": "x" * 201}, {"model_version": "x" * 65}, {"fault": "x" * 65},
+        {"features": {"size": 1e39}}, {"features": {"color": "x" * 201}}, {"features": {"size": [1.0]}},
+        {"features": {f"{number}": 1.0 for number in range(1001)}},
     ],
-)
-def test_an_id_that_is_not_ours_has_no_time(text: str) -> None:
-    assert log_schema.id_time(text) is None
+    ids=str,
+)  # fmt: skip
+def test_nothing_beyond_the_bounds_is_written_or_read(changes: dict[str, Any]) -> None:
+    record = msgspec.structs.replace(scored(), **changes)
+    with pytest.raises(msgspec.ValidationError):
+        log_schema.line(record)
+    body = msgspec.json.encode(record)
+    foreign = b"%08x %s\n" % (zlib.crc32(body), body)
+    assert log_schema.records(log_schema.line(scored()) + foreign, PredictionRecord)[1] == 1
+
+
+_SHORT, _TEXT = st.text(max_size=64), st.text(max_size=log_schema.MAX_TEXT)
+_MOMENT, _NUMBER = st.floats(0, 7e9), st.floats(-log_schema.FLOAT32, log_schema.FLOAT32)
+_FEATURES = st.dictionaries(_TEXT, _TEXT | _NUMBER | st.booleans() | st.none(), max_size=20)
+IN_BOUNDS = st.builds(
+    PredictionRecord, _SHORT, _MOMENT, st.integers(0, 2**31 - 1), _SHORT, _NUMBER, _NUMBER, _FEATURES,
+    entity=st.text(max_size=1000) | st.none(), event=_MOMENT | st.none(), caller=_TEXT | st.none(),
+)  # fmt: skip
+
+
+@given(IN_BOUNDS)
+def test_a_line_of_whatever_is_in_bounds_is_read_as_written_and_is_not_long(record: PredictionRecord) -> None:
+    line = log_schema.line(record)
+    assert log_schema.records(line, PredictionRecord) == ([record], 0)
+    assert len(line) < 10_000 + 2_600 * len(record.features)
+
+
+def test_a_file_has_the_content_that_its_name_tells() -> None:
+    content, name = b"whatever", hashlib.sha256(b"whatever").hexdigest()
+    for suffix in ("log", "parquet"):
+        key = f"predictions/m/2024-05-01/23/00000001-{name}.{suffix}"
+        assert log_schema.intact(key, content)
+        assert not log_schema.intact(key, content + b" ")
+    assert log_schema.intact("predictions/m/2024-05-01/23/00000001-before.log", b"anything")
 
 
 def test_a_segment_is_named_by_hour_and_revision() -> None:

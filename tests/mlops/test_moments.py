@@ -84,7 +84,18 @@ def test_columns_of_dates_and_of_local_times_are_read_like_their_texts(zone: str
 
 
 @pytest.mark.parametrize(
-    "text", ["noon", "05/01/2024", "2024-02-30", "1969-12-31", "2200-01-01", "9999-12-31T00:00:00Z", ""]
+    "text",
+    [
+        "noon",
+        "05/01/2024",
+        "2024-02-30",
+        "1969-12-31",
+        "2200-01-01",
+        "1970-01-01",
+        "2199-12-31T23:00:00-02:00",
+        "9999-12-31T00:00:00Z",
+        "",
+    ],
 )
 def test_what_is_no_moment_says_so(text: str) -> None:
     with pytest.raises(ValueError, match=r"ISO 8601|1970 and 2200"):

@@ -16,6 +16,7 @@ from mlops.registered_model import RegisteredModel
 from mlops.releases import Mode, Release
 from monitoring.history import observed
 from tests import synthetic
+from tests.ids import new_id
 from tests.synthetic import contract_yaml
 
 MODEL = synthetic.MODEL
@@ -32,8 +33,7 @@ def answered(
     """Write a segment of the prediction log, as the app does under that release."""
     at = at or time.time()
     scored = [
-        log_schema.PredictionRecord(log_schema.new_id(), at, release.revision, release.champion, 0.5, 1.0, {})
-        for _ in range(rows)
+        log_schema.PredictionRecord(new_id(), at, release.revision, release.champion, 0.5, 1.0, {}) for _ in range(rows)
     ]
     key = log_schema.segment_key("predictions", MODEL, at, release.revision, name)
     model.store.put(key, b"".join(map(log_schema.line, scored)))

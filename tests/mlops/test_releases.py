@@ -122,7 +122,7 @@ def test_an_unreadable_record_is_refused_and_counts_as_never_written(tmp_path: P
     assert [release.revision for release in releases.read()] == [2]
 
 
-CHALLENGED = {"mode": "shadow", "challenger": "b" * 64, "rollout": "r"}
+CHALLENGED: dict[str, Any] = {"mode": "shadow", "challenger": "b" * 64, "rollout": "r"}
 UNSIGNED: dict[str, tuple[dict[str, Any], bool]] = {
     "that ends the rollout": ({"mode": "full", "champion": "a" * 64}, True),
     "that makes the challenger the champion": ({"mode": "full", "champion": "b" * 64}, False),
@@ -154,7 +154,7 @@ FOREIGN: dict[str, Callable[[ReleaseLog, Path], bytes]] = {
     "an approval": lambda log, home: sealed(log, home, raw(), kind="approved"),
     "one that is no record": lambda log, home: sealed(log, home, b"{}"),
     "another revision's": lambda log, home: sealed(log, home, raw(revision=2)),
-    "one with a changed payload": lambda log, home: sealed(log, home, raw()).replace(b"payload\": \"e", b"payload\": \"f"),
+    "one with a changed payload": lambda log, home: sealed(log, home, raw()).replace(b'payload": "e', b'payload": "f'),
 }
 
 

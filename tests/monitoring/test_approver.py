@@ -179,4 +179,8 @@ def test_a_thread_that_dies_ends_its_process(tmp_path: Path) -> None:
         "threading.Thread(target=dies, name='judge').start(); time.sleep(60)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert (found.returncode, "thread judge died" in found.stderr, "a library panics" in found.stderr) == (70, True, True)
+    assert (found.returncode, "thread judge died" in found.stderr, "a library panics" in found.stderr) == (
+        70,
+        True,
+        True,
+    )

@@ -14,12 +14,14 @@ from sklearn.metrics import roc_auc_score
 from mlops import log_schema, profile
 from mlops.contract import Contract
 from mlops.environment import Environment
-from mlops.log_schema import OutcomeRecord, PredictionRecord, hashed
+from mlops.log_schema import OutcomeRecord, PredictionRecord
 from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 from monitoring import drift
 from monitoring.compaction import compact
 from monitoring.daily import Daily, Days
+from tests.ids import LOG_KEY, id_at, new_id
+from tests.live_log import put
 from tests.synthetic import MODEL, contract_yaml, frame
 from training import data, evaluation
 from training import profile as training_profile
@@ -50,7 +52,7 @@ class Log:
         chance = 1 / (1 + np.exp(-random.normal(size=n)))
         self.rows = rows.with_columns(
             pl.Series("at", at), color=pl.when(pl.int_range(n) % 10 == 0).then(pl.lit("violet")).otherwise("color"),
-            id=pl.Series([uuid(each) for each in at]), model_version=pl.when(pl.int_range(n) % 4 == 0).then(pl.lit(FORMER)).otherwise(pl.lit(CHAMPION)),
+            id=pl.Series([id_at(each.timestamp()) for each in at]), model_version=pl.when(pl.int_range(n) % 4 == 0).then(pl.lit(FORMER)).otherwise(pl.lit(CHAMPION)),
             score=pl.Series(np.clip(chance + 0.1 * random.normal(size=n), 0, 1)), y=pl.Series((random.random(n) < chance).astype(float)),
             known=pl.int_range(n) % 5 > 0,
         )  # fmt: skip
@@ -67,13 +69,12 @@ class Log:
     def _put(self, kind: str, hour: datetime, records: list[Any]) -> None:
         for half in range(2):
             revision = int(kind == "predictions")
-            key = log_schema.segment_key(kind, self.contract.model, hour.timestamp(), revision, f"replica{half}")
-            self.model.store.put(key, b"".join(map(log_schema.line, records[half::2])))
+            put(self.model.store, kind, self.contract.model, hour.timestamp(), revision, *records[half::2])
 
     def _record(self, row: dict[str, Any]) -> PredictionRecord:
         logged = self.contract.logged
         features = {name: row[name] for name in logged["keep"] if row[name] is not None}
-        features |= {name: hashed(row[name]) for name in logged["hash"] if row[name] is not None}
+        features |= {name: LOG_KEY.hashed(name, row[name]) for name in logged["hash"] if row[name] is not None}
         at = row["at"].timestamp()
         return PredictionRecord(row["id"], at, 1, row["model_version"], row["score"], 0.0, features, event=at + 3600)
 
@@ -101,13 +102,6 @@ class Log:
 
 def _hour(number: int, a_day: int) -> int:
     return 9 if number % a_day < a_day // 2 else 21
-
-
-def uuid(at: datetime) -> str:
-    """As `log_schema.new_id` would have made it then."""
-    text = log_schema.new_id().replace("-", "")
-    text = f"{int(at.timestamp() * 1000):012x}{text[12:]}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @pytest.fixture
@@ -175,9 +169,9 @@ def test_a_look_reads_what_came_since_the_last_one(log: Log, monkeypatch: pytest
     log.write(range(2, 3))
     read, get = [], Store.get
 
-    def counting(self: Store, key: str) -> bytes | None:
+    def counting(self: Store, key: str, limit: int | None = None) -> bytes | None:
         read.append(key)
-        return get(self, key)
+        return get(self, key, limit)
 
     monkeypatch.setattr(Store, "get", counting)
     found = log.look()
@@ -230,7 +224,7 @@ def test_a_day_is_that_of_the_event_in_the_contracts_zone(environment: Environme
 def test_another_type_of_a_logged_value_is_a_missing_one(log: Log) -> None:
     log.write()
     at = (START + timedelta(days=1, hours=9)).timestamp()
-    odd = PredictionRecord(log_schema.new_id(), at, 1, CHAMPION, 0.5, 1.0, {"size": "large", "color": "red"}, event=at)
+    odd = PredictionRecord(new_id(), at, 1, CHAMPION, 0.5, 1.0, {"size": "large", "color": "red"}, event=at)
     log.model.store.put(log_schema.segment_key("predictions", MODEL, at, 1, "odd"), log_schema.line(odd))
     missing = [found["size"][-1] for found in log.look().counts.values()]
     assert missing == [0, 1, 0]
@@ -248,7 +242,7 @@ def test_sums_by_day_and_version_are_those_of_the_rows(environment: Environment,
         known = own.filter("known")
         score, y = known["score"].to_numpy(), known["y"].to_numpy()
         assert (part["rows"], part["n"]) == (own.height, known.height)
-        assert part["last"] == pytest.approx(own["at"].to_list()[-1].timestamp() + 3600)
+        assert part["last"] == pytest.approx(own["at"].to_list()[-1].timestamp()), "no event is after its arrival"
         expected = {
             "loss": evaluation.loss(log.contract, y, score, scale).sum(), "score": score.sum(), "value": y.sum(),
             "above": np.sign(score - y).sum() / 2, "error": np.abs(score - y).sum(),

@@ -67,7 +67,7 @@ def test_rows_are_those_that_load_would_give(model: RegisteredModel) -> None:
     assert found.problems == []
     assert read(found).equals(as_loaded(FRAME))
     for kind in KINDS:
-        assert compact(model, kind, now() + timedelta(hours=2)) == FRAME.height
+        assert compact(model, kind, now() + timedelta(hours=2)).rows == FRAME.height
     assert read(fresh(model)).equals(as_loaded(FRAME)), "as Parquet too"
 
 

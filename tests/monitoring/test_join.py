@@ -4,13 +4,17 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+import polars as pl
 import pytest
 
 from mlops import log_schema
 from mlops.keys import Keyring
 from mlops.registered_model import RegisteredModel
 from mlops.store import Store
-from monitoring.outcomes import join_outcomes
+from monitoring.frames import COLUMNS
+from monitoring.outcomes import join_outcomes, settled
+from tests.ids import new_id
 
 AT = 1_700_000_000.0
 
@@ -21,9 +25,7 @@ def model(tmp_path: Path) -> RegisteredModel:
 
 
 def scored(score: float = 0.5) -> log_schema.PredictionRecord:
-    return log_schema.PredictionRecord(
-        log_schema.new_id(), AT, 1, "d" * 64, score, int(score >= 0.5), {"size": 1.0}, "c1"
-    )
+    return log_schema.PredictionRecord(new_id(), AT, 1, "d" * 64, score, int(score >= 0.5), {"size": 1.0}, "c1")
 
 
 def write(
@@ -47,6 +49,7 @@ def test_a_prediction_is_joined_with_its_outcome_and_waits_without_one(model: Re
         "duplicate": 0,
         "contradictory": 0,
         "unknown": 0,
+        "unreadable": 0,
     }
 
 
@@ -72,9 +75,29 @@ def test_of_several_outcomes_the_last_received_counts_and_the_others_are_counted
     assert {name: found.counts[name] for name in counts} == counts
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["one file", "a file each"])
+def test_the_first_caller_tells_the_outcome_and_only_the_same_corrects_it(model: RegisteredModel, split: bool) -> None:
+    prediction = scored()
+    write(model, "predictions", prediction)
+    told = [("shop", 0.0), ("stranger", 1.0), ("shop", 0.5), ("stranger", 9.0), (None, 8.0)]
+    outcomes = [
+        log_schema.OutcomeRecord(prediction.id, value, AT + second, caller)
+        for second, (caller, value) in enumerate(told)
+    ]
+    for each in [[one] for one in outcomes] if split else [outcomes[::-1]]:
+        write(model, "outcomes", *each)
+    found = join_outcomes(model)
+    assert found.rows["value"].to_list() == [0.5]
+    assert (found.counts["contradictory"], found.counts["matched"]) == (1, 1)
+    rows = list(map(msgspec.structs.astuple, outcomes))
+    for some, value, changed in ((rows, 0.5, True), (rows[:2], 0.0, False), (rows[1:2] + rows[3:], 9.0, True)):
+        table = pl.DataFrame(some, COLUMNS[log_schema.OutcomeRecord], orient="row")
+        assert settled(table).select("value", "changed").rows() == [(value, changed)]
+
+
 def test_an_outcome_of_no_logged_prediction_is_counted_and_adds_no_row(model: RegisteredModel) -> None:
     write(model, "predictions", scored())
-    write(model, "outcomes", log_schema.OutcomeRecord(log_schema.new_id(), 1.0, AT))
+    write(model, "outcomes", log_schema.OutcomeRecord(new_id(), 1.0, AT))
     found = join_outcomes(model)
     assert (found.rows.height, found.counts["unknown"], found.counts["waiting"]) == (1, 1, 1)
 

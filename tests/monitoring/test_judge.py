@@ -222,7 +222,7 @@ def test_an_honest_challenger_is_not_kept_waiting_for_months(
     first = date(2024, 6, 1)
     last = datetime.combine(first, time(), UTC).timestamp() + 86400.0 * (days + 5)  # the log goes on
     frame = pl.DataFrame({"day": [first + timedelta(days=day) for day in range(days)], "d": 100 * by_day})
-    frame = frame.with_columns(n=100, rows=100, n0=0, n1=0, l0=0.0, l1=0.0, last=last)
+    frame = frame.with_columns(caller=pl.lit(None, pl.String), n=100, rows=100, n0=0, n1=0, l0=0.0, l1=0.0, last=last)
     sums = replace(evidence_of(model).look(1, releases.now(), releases.now()), days=frame)
     verdict = judge(CONTRACT, record(weight=0.05), sums)
     found = {check.name: check for check in verdict.checks}["loss"]

@@ -27,6 +27,7 @@ from mlops.environment import Environment
 from mlops.errors import VerificationError
 from mlops.registered_model import RegisteredModel
 from mlops.retraining import RetrainingLog
+from mlops.sandbox import Checked
 from monitoring.approver import Approver
 from monitoring.fresh import read_fresh
 from monitoring.loop import Loop
@@ -283,7 +284,7 @@ def test_whoever_writes_while_it_is_verified_is_not_overruled(
     model, digest = ready(environment, champion, challenger)
     verify = promotion.run_in_sandbox
 
-    def slowly(bundle: Bundle, digest: str) -> float:
+    def slowly(bundle: Bundle, digest: str) -> Checked:
         monkeypatch.setattr(promotion, "run_in_sandbox", verify)
         promotion.release(environment.model(MODEL), digest, "the other one", mode="shadow")
         promotion.rollback(environment.model(MODEL), "no")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,19 +14,23 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from mlops import log_schema, promotion
+from mlops import log_schema, promotion, snapshot
 from mlops.attestations import attest
 from mlops.bundle import Bundle
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.errors import ConflictError
-from mlops.registered_model import SNAPSHOT, RegisteredModel
+from mlops.registered_model import RegisteredModel
 from mlops.store import Store
 from monitoring import compaction, frames, retention
 from monitoring.controller import Controller
+from monitoring.files import put as put_file
+from monitoring.files import read
 from monitoring.frames import parquet
 from monitoring.retention import Forgotten, entity_of, forget, forgotten
 from tests import synthetic
+from tests.ids import id_at, new_id
+from tests.live_log import put
 from tests.service import Service
 from tests.synthetic import MODEL, contract_yaml
 
@@ -47,7 +52,7 @@ def model(environment: Environment) -> RegisteredModel:
     rows = pl.DataFrame(
         {"customer": ["a", JANE, None, "b"], "size": [1.0, 2.0, 3.0, None], "note": ["x", "y", "z", ""]}
     )
-    made.store.put(SNAPSHOT.format(made.name), parquet(rows))
+    snapshot.put(made.store, made.name, parquet(rows))
     return made
 
 
@@ -56,14 +61,13 @@ def write(model: RegisteredModel, hour: int, entities: list[str | None], revisio
     at = (HOUR + timedelta(hours=hour)).timestamp()
     rows = [
         log_schema.PredictionRecord(
-            log_schema.new_id(), at + i, revision, "a" * 64, i / 10, 1.0, {"size": i / 3, "color": "é"}, entity
+            id_at(at), at + i, revision, "a" * 64, i / 10, 1.0, {"size": i / 3, "color": "é"}, entity
         )
         for i, entity in enumerate(entities)
     ]
     known = [log_schema.OutcomeRecord(row.id, 1.0, at + 60) for row in rows[::2]]
     for kind, records in (("predictions", rows), ("outcomes", known)):
-        key = log_schema.segment_key(kind, MODEL, at, revision, log_schema.new_id())
-        model.store.put(key, b"".join(map(log_schema.line, records)))
+        put(model.store, kind, MODEL, at, revision, *records)
     return [row.id for row in rows]
 
 
@@ -72,17 +76,18 @@ def everything(store: Store) -> dict[str, bytes]:
 
 
 def rows(model: RegisteredModel, kind: str) -> pl.DataFrame:
-    """All columns, in the order of the files."""
+    """All columns, by id."""
     schema = {**frames.COLUMNS[frames.KINDS[kind]], "feature.size": pl.Float64, "feature.color": pl.String}
     schema = schema if kind == "predictions" else frames.COLUMNS[frames.KINDS[kind]]
-    found = [frames.read(model.store, key, frames.KINDS[kind], schema) for key in model.store.keys(f"{kind}/{MODEL}")]
-    return pl.concat([pl.DataFrame(schema=schema), *(each for each in found if each is not None)])
+    found = [read(model.store, key, schema) for key in model.store.keys(f"{kind}/{MODEL}")]
+    return pl.concat([pl.DataFrame(schema=schema), *(each.rows for each in found if each)]).sort("id")
 
 
 def hers(model: RegisteredModel) -> list[str]:
     """What of her is left anywhere in the bucket, as text or in a table."""
     found = []
     for key, content in everything(model.store).items():
+        content = snapshot.get(model.store, MODEL) or b"" if key == snapshot.key(MODEL) else content
         table = pl.read_parquet(BytesIO(content)) if key.endswith(".parquet") else pl.DataFrame()
         found += [key] if JANE.encode() in content or JANE in str(table.rows()) else []
     return found
@@ -98,28 +103,29 @@ def test_her_rows_are_gone_and_all_others_are_as_they_were(
     put = Store.put
     monkeypatch.setattr(Store, "put", lambda self, key, data: written.append(key) or put(self, key, data))
     done = forget(model, CONTRACT, JANE, "she asked")
-    assert done.found == {"predictions": 12, "outcomes": 6, "snapshot": 1, "files": 5}
+    assert done.found == {"predictions": 12, "outcomes": 6, "snapshot": 1, "files": 5, "damaged": 0}
     assert hers(model) == []
     assert rows(model, "predictions").equals(tables["predictions"].filter(~mine))
     assert rows(model, "outcomes").equals(tables["outcomes"].filter(~pl.col("id").is_in(ids.to_list())))
-    snapshot = pl.read_parquet(BytesIO(model.store.get(f"data/{MODEL}.parquet") or b""))
-    assert snapshot.to_dict(as_series=False) == {
+    left = pl.read_parquet(BytesIO(snapshot.get(model.store, MODEL) or b""))
+    assert left.to_dict(as_series=False) == {
         "customer": ["a", None, "b"], "size": [1.0, 3.0, None], "note": ["x", "z", ""]
     }  # fmt: skip
-    assert len(written) == 5
-    after = everything(model.store)
-    assert {key: data for key, data in after.items() if key not in written and key in before} == {
-        key: data for key, data in before.items() if key not in written
-    }
-    assert after.keys() - before.keys() == {f"models/{MODEL}/forgotten/00000001.json"}
+    after, snapshot_key = everything(model.store), snapshot.key(MODEL)
+    assert len(before.keys() - after.keys()) == 4
+    assert after.keys() - before.keys() == {f"models/{MODEL}/forgotten/00000001.json", *written} - {snapshot_key}
+    assert all(after[key] == before[key] for key in after.keys() & before.keys() - {snapshot_key})
 
 
 def test_lines_of_others_keep_their_bytes_and_half_a_line_goes(model: RegisteredModel) -> None:
     [key] = [each for each in model.store.keys("predictions") if each.endswith(".log") and "/00000001-" in each]
     content = model.store.get(key) or b""
-    model.store.put(key, content + content.splitlines()[1][:-5])  # of her, as a crash leaves it
+    model.store.delete(key)
+    start = key[: key.rindex("/") + 9]
+    put_file(model.store, start, content + content.splitlines()[1][:-5], "log")  # of her, as a crash leaves it
     forget(model, None, JANE, "she asked")
-    assert model.store.get(key) == b"".join(line for line in content.splitlines(True) if JANE.encode() not in line)
+    kept = b"".join(line for line in content.splitlines(True) if JANE.encode() not in line)
+    assert model.store.get(f"{start}-{hashlib.sha256(kept).hexdigest()}.log") == kept
 
 
 def test_a_file_of_hers_alone_stays_as_an_empty_one(environment: Environment) -> None:
@@ -128,7 +134,7 @@ def test_a_file_of_hers_alone_stays_as_an_empty_one(environment: Environment) ->
     write(model, 0, [JANE], revision=7)
     forget(model, None, JANE, "she asked")
     assert promotion._observed_revisions(model) == {7}
-    assert compaction.compact(model, "predictions") == 0
+    assert compaction.compact(model, "predictions").rows == 0
     assert forget(model, None, JANE, "again").found["files"] == 0
     assert promotion._observed_revisions(model) == {7}
 
@@ -180,7 +186,8 @@ def test_a_run_killed_at_any_call_to_the_bucket_loses_nothing_else_and_is_comple
             except Killed:
                 pass
         for kind, kept in others.items():
-            assert rows(model, kind).filter(pl.col("id").is_in(kept["id"].to_list())).equals(kept)
+            left = rows(model, kind).unique().sort("id")
+            assert left.filter(pl.col("id").is_in(kept["id"].to_list())).equals(kept)
         forget(model, CONTRACT, JANE, "again")
         assert hers(model) == []
         for kind, kept in others.items():
@@ -209,10 +216,10 @@ def _die_at(patch: pytest.MonkeyPatch, call: int) -> None:
 def test_an_outcome_that_comes_later_goes_with_the_next_run(model: RegisteredModel) -> None:
     ids = rows(model, "predictions").filter(pl.col("entity") == JANE)["id"]
     forget(model, CONTRACT, JANE, "she asked")
-    late = [log_schema.OutcomeRecord(each, 1.0, HOUR.timestamp()) for each in (*ids, log_schema.new_id())]
+    late = [log_schema.OutcomeRecord(each, 1.0, HOUR.timestamp()) for each in (*ids, new_id())]
     model.store.put(f"outcomes/{MODEL}/2024-05-09/00/00000000-late.log", b"".join(map(log_schema.line, late)))
     assert forget(model, CONTRACT, JANE, "again").found == {
-        "predictions": 0, "outcomes": len(ids), "snapshot": 0, "files": 1
+        "predictions": 0, "outcomes": len(ids), "snapshot": 0, "files": 1, "damaged": 0
     }  # fmt: skip
     assert late[-1].id in rows(model, "outcomes")["id"]
 
@@ -257,16 +264,15 @@ def test_what_a_compaction_had_read_before_is_found_by_the_next_run(
     model: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = rows(model, "predictions").filter(~pl.col("entity").eq_missing(JANE)).sort("id")
-    table = compaction._table
+    by_hour = compaction._by_hour
 
-    def meanwhile(*given: Any) -> pl.DataFrame:
-        found = table(*given)
+    def meanwhile(*given: Any) -> Any:
         if not retention._records(model):
             forget(model, CONTRACT, JANE, "she asked")
-        return found
+        return by_hour(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compaction, "_table", meanwhile)
+        patch.setattr(compaction, "_by_hour", meanwhile)
         compaction.compact(model, "predictions")
     assert hers(model) != []
     at(monkeypatch, hours=2)
@@ -282,7 +288,7 @@ def test_a_file_that_is_compacted_before_it_is_read_is_found_where_it_went(
 ) -> None:
     read, once = retention.read, [compaction.compact]
 
-    def compacted(*given: Any) -> pl.DataFrame | None:
+    def compacted(*given: Any) -> Any:
         if once:
             once.pop()(model, "predictions")
         return read(*given)
@@ -294,13 +300,13 @@ def test_a_file_that_is_compacted_before_it_is_read_is_found_where_it_went(
 
 def test_two_runs_at_once_are_one_after_the_other(model: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each would put back what the other one took."""
-    before, snapshot, once = rows(model, "predictions"), retention._snapshot, [True]
+    before, its_rows, once = rows(model, "predictions"), retention._snapshot, [True]
 
     def another_first(*given: Any) -> Any:
         if once:
             once.clear()
             forget(model, CONTRACT, "b", "he too")
-        return snapshot(*given)
+        return its_rows(*given)
 
     monkeypatch.setattr(retention, "_snapshot", another_first)
     with pytest.raises(ConflictError, match="try again"):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from app.bins import Bins
 from app.metrics import Metrics
 from mlops.environment import ROOT
 from monitoring import controller, loop
+from monitoring.approver import Approver
+from monitoring.steps import Steps
 
 MONITORING = ROOT / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
@@ -68,7 +71,9 @@ def app_names() -> set[str]:
 def controller_names() -> set[str]:
     registry = controller.Metrics().registry
     loop.Metrics(registry)
-    return exported(registry)
+    Steps([], registry)
+    approving: Any = SimpleNamespace(store=None, folder="")
+    return exported(registry) | exported(Approver(approving).registry)
 
 
 def panels(dashboard: dict[str, Any]) -> dict[str, list[str]]:

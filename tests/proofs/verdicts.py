@@ -23,6 +23,7 @@ from monitoring.judge import judge
 from monitoring.sequential import log_e_rate, mean_sequence
 from monitoring.sums import Sums
 from tests import synthetic
+from tests.ids import new_id
 from tests.proofs.closed import Rollout
 from training import data, estimator, evaluation
 from training.definition import load_definition
@@ -223,7 +224,7 @@ def write(store: Store, given: Problem, release: Release, rows: np.ndarray, cham
     at, random = releases.now().timestamp(), np.random.default_rng(int(rows[0]))
     scored = [
         log_schema.PredictionRecord(
-            id=log_schema.new_id(), at=at, revision=release.revision, model_version=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
+            id=new_id(), at=at, revision=release.revision, model_version=release.champion, score=float(given.scores[champion][i]), prediction=0.0,
             features={name: str(levels[i]) for name, levels in given.levels.items()}, entity=str(i),
             event=(datetime(2024, 1, 1, 5, tzinfo=UTC) + timedelta(days=int(given.day[i]), seconds=int(i) % 40_000)).timestamp(),
             arm=int(random.random() < (release.weight or 0)), champion_score=float(given.scores[champion][i]),
@@ -231,7 +232,7 @@ def write(store: Store, given: Problem, release: Release, rows: np.ndarray, cham
         ) for i in rows
     ]  # fmt: skip
     told = [log_schema.OutcomeRecord(row.id, float(given.y[i]), at) for row, i in zip(scored, rows, strict=True)]
-    name, model = log_schema.new_id(), given.contract.model
+    name, model = new_id(), given.contract.model
     for kind, revision, records in (("predictions", release.revision, scored), ("outcomes", 0, told)):
         key = log_schema.segment_key(kind, model, at, revision, name)
         store.put(key, b"".join(map(log_schema.line, records)))

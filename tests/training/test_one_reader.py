@@ -17,6 +17,7 @@ from mlops import promotion
 from mlops.contract import Contract
 from mlops.environment import Environment
 from mlops.model import Model
+from mlops.sandbox import Checked
 from tests import synthetic
 from tests.proofs import batch
 from tests.service import environment as make_environment
@@ -69,7 +70,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, Mod
 def scored(
     released: tuple[Environment, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Path], tuple[dict[int, Any], dict[int, str]]]:
-    monkeypatch.setattr("training.scoring.run_in_sandbox", lambda *_: None)
+    monkeypatch.setattr("training.scoring.run_in_sandbox", lambda bundle, _: Checked(bundle, 0.0))
 
     def score(file: Path) -> tuple[dict[int, Any], dict[int, str]]:
         score_file(released[0], "parcels", file, tmp_path / "out", None, lambda _: None)

@@ -10,7 +10,8 @@ from infra.component import Component
 from infra.identities import grants
 
 # Service account → identity in the bucket.
-_BUCKET = {name: name for name in ("serving", "training", "tracking", "controller")} | {"setup-bucket": "setup"}
+_BUCKET = {name: name for name in ("serving", "training", "tracking", "controller", "approver")}
+_BUCKET |= {"setup-bucket": "setup"}
 
 
 class Identities(Component):
@@ -26,7 +27,7 @@ class Identities(Component):
 
     def create(self) -> None:
         data, approval = self.program.data_key, self.program.approval_key
-        more = {"controller": [allow("kms:Sign", approval)], "setup-keys": [allow("kms:GetPublicKey", approval)]}
+        more = {"approver": [allow("kms:Sign", approval)], "setup-keys": [allow("kms:GetPublicKey", approval)]}
         if self.secret:
             read = allow("secretsmanager:GetSecretValue", self.secret)
             more["setup-database"] = [read, allow("kms:Decrypt", data)]
