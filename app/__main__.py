@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from app.main import create_app
 from app.settings import Settings
-from mlops import logs
+from mlops import logs, processes
 from mlops.errors import UserError, explain
 from mlops.protocol import limited
 
@@ -27,6 +27,7 @@ def freeze_collector() -> None:
 
 def main() -> None:
     return_memory()
+    processes.flush_denormals()
     logs.configure()
     try:
         settings = Settings()

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from app.batch import Scores
-from mlops import sandbox
+from mlops import processes, sandbox
 from mlops.bundle import Bundle
 
 log = logging.getLogger("app.challenger")
@@ -217,6 +217,7 @@ def _serve(connection: socket.socket, folder: Path, memory_mb: int) -> None:
     from mlops.model import Model
 
     os.nice(10)  # the champion goes first when CPU is short
+    processes.flush_denormals()
     sandbox.limit_memory(memory_mb)
     bundle = Bundle.unpacked(folder)
     model = Model(bundle, "")

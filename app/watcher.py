@@ -128,9 +128,9 @@ class Watcher:
                 continue
             if loaded := self._try(release):
                 with self._swap:
-                    overtaken = self.live is not None and self.live.release.revision >= release.revision
-                    self._ahead |= {} if overtaken else {release.revision: loaded}
-                if overtaken:
+                    replaced = self.live is not None and self.live.release.revision >= release.revision
+                    self._ahead |= {} if replaced else {release.revision: loaded}
+                if replaced:
                     self._close([loaded])
                     continue
                 timer = threading.Timer((at - releases.now()).total_seconds(), self._activate, [at])
@@ -138,7 +138,7 @@ class Watcher:
                 timer.start()
 
     def _try(self, release: Release) -> Live | None:
-        """None if it does not verify; it is tried again after a while, twice as long each time."""
+        """None if it does not verify; it is loaded again after a while, twice as long each time."""
         due, wait = self._refused.get(release.revision, (0.0, _RETRY_SECONDS))
         if time.monotonic() < due:
             return None

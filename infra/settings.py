@@ -48,7 +48,7 @@ CidrPorts = Annotated[str, Field(pattern=rf"^({_CIDR}:{_NUMBER}(,{_CIDR}:{_NUMBE
 Cidrs = Annotated[str, Field(pattern=rf"^({_CIDR}(,{_CIDR})*)?$"), AfterValidator(_networks)]
 _APP_MB = 512  # of a replica's own: 100 for code, the rest for two champions and what callers send
 _LEAST_MB = 128
-INTERPRETER_MB = 100  # of each child process, before it has a model
+INTERPRETER_MB = 110  # of each child process, before it has a model
 LOAD_BALANCER = "mlops-alb"  # class of an Ingress that EKS gives a load balancer of its own
 
 

@@ -44,7 +44,7 @@ def read(model: RegisteredModel, about: str | int) -> tuple[list[Attestation], l
                 raise VerificationError("attestation", name, key, hint)
             good.append(attestation)
         except VerificationError as error:
-            # Whoever has a revoked key could put another statement in the place of a refusal.
+            # Whoever has a revoked key could put another one in the place of a refusal.
             moved = error.reason == "revoked" and not name.endswith(name_of(raw))
             bad.append(VerificationError("attestation" if moved else error.reason, name, error.value, error.hint))
     return sorted(good, key=lambda attestation: attestation.at), bad

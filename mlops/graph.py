@@ -42,6 +42,8 @@ def checked(data: bytes, inputs: dict[str, int]) -> onnx.ModelProto:
     except Exception as error:
         raise VerificationError("onnx", "model.onnx", type(error).__name__, "is not an ONNX model") from None
     read.DiscardUnknownFields()
+    if foreign := {each.domain for each in read.opset_import} - {*OPERATORS, "ai.onnx"}:
+        raise _refusal(min(foreign), "is not a standard operator domain")
     if read.functions:
         raise _refusal(read.functions[0].name, "is a custom function")
     graph = read.graph
@@ -64,6 +66,12 @@ def _refusal(value: object, why: str) -> VerificationError:
 
 def _check_nodes(graph: onnx.GraphProto) -> None:
     fixed = {"", *(tensor.name for tensor in graph.initializer)}  # names of what depends on no value of a row
+    made = [
+        *(each.name for part in (graph.input, graph.initializer) for each in part),
+        *(name for node in graph.node for name in node.output if name),
+    ]
+    if len(set(made)) != len(made):
+        raise _refusal("a name", "is given twice")
     steps = categories = 0
     for node in graph.node:
         domain = "" if node.domain == "ai.onnx" else node.domain

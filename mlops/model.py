@@ -55,8 +55,8 @@ class Model:
         )
 
     def _chunk(self, arrays: dict[str, np.ndarray], rows: int) -> np.ndarray:
-        [scores] = self._session.run(self._output, arrays)
-        shape, wanted = np.shape(scores), [(rows, 2)] if self._binary else [(rows,), (rows, 1)]
-        if shape not in wanted:
-            raise ScoreError(f"the output for {rows} rows has the shape {shape}")
+        scores = np.asarray(self._session.run(self._output, arrays)[0])
+        wanted = [(rows, 2)] if self._binary else [(rows,), (rows, 1)]
+        if scores.shape not in wanted:
+            raise ScoreError(f"the output for {rows} rows has the shape {scores.shape}")
         return scores[:, 1] if self._binary else scores.reshape(-1)

@@ -17,6 +17,7 @@ from mlops.bundle import MAX_BYTES, Bundle
 from mlops.contract import Contract, Feature
 from mlops.errors import VerificationError
 from mlops.log_schema import FLOAT32, MAX_TEXT
+from mlops.processes import flush_denormals
 
 if TYPE_CHECKING:
     from mlops.model import Model
@@ -101,6 +102,7 @@ def _child(folder: Path, memory_mb: int) -> float:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
     bundle = Bundle.unpacked(folder)
     contract = bundle.contract
+    flush_denormals()
     limit_memory(memory_mb)
     inputs = {name: len(columns) for name, columns in contract.inputs.items()}
     checked = graph.checked(bundle.files["model.onnx"], inputs)
@@ -127,12 +129,15 @@ def _child(folder: Path, memory_mb: int) -> float:
 
 def _meets(model: "Model", rows: list[Any], expected: list[float]) -> None:
     """Requests of every size that the graph is ever given: its shapes, so its memory, may depend on that and nothing else."""
-    from mlops.model import CHUNK_ROWS
+    from mlops.model import CHUNK_ROWS, ScoreError
 
     many = list(itertools.islice(itertools.cycle(zip(rows, expected, strict=True)), CHUNK_ROWS))
     arrays = model.schema.arrays(row for row, _ in many)
     for size in range(1, CHUNK_ROWS + 1):
-        scores = model.score_arrays({name: values[:size] for name, values in arrays.items()}).tolist()
+        try:
+            scores = model.score_arrays({name: values[:size] for name, values in arrays.items()}).tolist()
+        except ScoreError as error:
+            raise VerificationError("golden", "model.onnx", str(error), "as it scores golden rows") from None
         for position, (score, (_, want)) in enumerate(zip(scores, many, strict=False)):
             if not abs(score - want) <= TOLERANCE * max(1.0, abs(want)):  # nor is NaN
                 raise VerificationError("golden", f"golden row {position % len(rows)}", score, f"is not {want}")
@@ -192,6 +197,8 @@ def extremes(contract: Contract, model: "Model") -> list[Any]:
 
 def _check_texts(checked: Any, model: "Model", rows: list[Any]) -> None:
     """How many texts the graph holds does not depend on values, how long they are does."""
+    import numpy as np
+
     from mlops.graph import LONGEST_TEXT
     from mlops.model import CHUNK_ROWS, session
 
@@ -203,7 +210,8 @@ def _check_texts(checked: Any, model: "Model", rows: list[Any]) -> None:
     texts = [output.name for output in whole.get_outputs() if output.type == "tensor(string)"]
     if not texts:
         return
-    held = sum(each.size for each in whole.run(texts, model.schema.arrays(rows[:1] * CHUNK_ROWS)))
+    found: Any = whole.run(texts, model.schema.arrays(rows[:1] * CHUNK_ROWS))
+    held = sum(np.size(each) for each in found)
     if held * LONGEST_TEXT > _MAX_TEXTS:
         raise VerificationError("limits", "model.onnx", held, "texts are more than it may hold")
 
@@ -217,5 +225,5 @@ if __name__ == "__main__":
         known = isinstance(problem, VerificationError)
         error = problem if known else VerificationError("load", "model.onnx", type(problem).__name__, why)
         told = {"reason": error.reason, "value": str(error.value), "why": f"{error.key}: {error.hint}"}
-    (place / "said.json").write_text(json.dumps(told))
+    (place / "said.json").write_text(json.dumps(told), "utf-8")
     sys.exit("latency_ms" not in told)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -78,7 +77,8 @@ def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def environment(tmp_path: Path, aws: str) -> Environment:
     """Its approvals are signed in KMS; its bucket is a folder."""
     made = make_environment(tmp_path)
-    shutil.rmtree(made.keyring.parent)
+    for file in (made.keyring, *made.keyring.parent.glob("*.pem")):
+        file.unlink()
     made.keys.add_kms("approve", "local", new_key())
     made.keys.new("build")
     return made
@@ -124,11 +124,14 @@ def test_a_model_approved_in_kms_is_served_without_aws(
     wrong = synthetic.publish(environment, second_bundle)
     for make, _ in WRONG.values():
         approve_by(environment, wrong, make(environment.keys))
+    first = model.releases.read()[0]
+    record = first.model_copy(update={"revision": 2, "champion": wrong, "why": "not approved"})
+    sealed = model.releases._sealed(record, "")
     without_aws()
     assert [file.name[:5] for file in environment.keyring.parent.glob("*.pem")] == ["build"]
     with Service(environment, synthetic.MODEL) as service:
         service.serves(1)
-        model.releases.append(wrong, "not approved")
+        model.releases.log.append(lambda _: sealed)
         service.until(lambda: service.metric("mlops_release_refused_total") > 0)
         assert service.predict(synthetic.request())["model_version"] == first_bundle.digest
 

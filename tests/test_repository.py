@@ -21,13 +21,13 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 2825,
-    "cli": 4595,  # of them for delivery some 2,600
-    "app": 1590,
+    "mlops": 3650,
+    "cli": 4650,  # of them for delivery some 2,600
+    "app": 1870,
     "training": 2885,
-    "monitoring": 2795,  # of them for drift, quality and trainings some 1,100, for the status page some 500
-    "infra": 3975,  # of them for AWS some 2,200
-    "environments": 980,
+    "monitoring": 3400,  # of them for drift, quality and trainings some 1,100, for the status page some 500
+    "infra": 4170,  # of them for AWS some 2,200
+    "environments": 985,
 }
 IMPORTS = {part: {"mlops"} for part in ("app", "training", "monitoring", "infra")} | {"mlops": set()}
 IMPORTS |= {part: {*BUDGET} for part in ("cli", "environments")}
@@ -38,7 +38,7 @@ OLD_WORDS = {
     "trials?": ["training/tuning.py", "cli/main.py", "*/test_tuning.py", "tests/cli/test_cli.py"],  # Optuna
     "doors?": [],
     "statements?": [
-        "mlops/attestations.py",
+        "mlops/envelope.py",
         "infra/provision.py",
         "infra/account/*",
         "infra/aws/*",

@@ -15,8 +15,15 @@ from tests.service import Service
 
 def challengers(service: Service) -> int:
     assert service.process
-    commands = [child.cmdline() for child in psutil.Process(service.process.pid).children(recursive=True)]
-    return sum(Challenger.__module__ in command for command in commands)
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return sum(Challenger.__module__ in _command(child) for child in children)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it has just ended
+        return []
 
 
 def test_many_rollouts_dated_ahead_neither_delay_a_rollback_nor_stay(

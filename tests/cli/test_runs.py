@@ -140,6 +140,6 @@ def test_a_verdict_that_does_not_verify_is_none(
         store.put(f"models/{synthetic.MODEL}/attestations/{b}/{key.rsplit('/', 1)[-1]}", store.get(key) or b"")
     run = command(environment, monkeypatch, synthetic.MODEL)
     rows: dict[str, Any] = {row["name"]: row for row in json.loads(run("--json", "compare", a, b).output)["rows"]}
-    assert "is about synthetic" in rows["gate"]["b"]
+    assert "about synthetic" in rows["gate"]["b"]
     assert (rows["gate.verdict"]["a"], rows["gate.verdict"]["b"]) == ("passed", None)
     assert rows["metrics.loss"]["b"] is None

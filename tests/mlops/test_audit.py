@@ -142,7 +142,12 @@ def sign_by_another(model: RegisteredModel) -> None:
     keyring = Keyring(Path(model.keyring.path.parent, "foreign.json"), model.keyring.path.parent / "foreign")
     keyring.new("approve", "local")
     details = model.releases.read()[3].model_dump(mode="json", exclude_defaults=True)
-    about: dict[str, Any] = {"digest": details["champion"], "environment": "local", "at": datetime.now(UTC), "details": details}
+    about: dict[str, Any] = {
+        "digest": details["champion"],
+        "environment": "local",
+        "at": datetime.now(UTC),
+        "details": details,
+    }
     payload = Attestation(kind="released", model=model.name, **about).payload()
     model.store.put(model.releases.log.key(4), seal(payload, keyring, "approve", "local").envelope)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn import (
@@ -36,6 +36,8 @@ from mlops.bundle import Bundle
 from mlops.errors import VerificationError
 from mlops.model import Model, ScoreError
 from mlops.sandbox import run_in_sandbox
+from tests.proofs import insiders
+from tests.proofs.insiders import SIZED, TREES, WORK, chain, changed, node
 
 NUMBERS, CATEGORIES = ["size", "heat"], ["color"]
 INPUTS = {"numbers": 3, "categories": 3}  # of the synthetic bundles
@@ -78,7 +80,7 @@ def exported(model: Any, numbers: Any, categories: Any, more: list[Any]) -> onnx
     )
     types = [(name, FloatTensorType([None, 1])) for name in NUMBERS] + [("color", StringTensorType([None, 1]))]
     options: Any = {id(made): {"zipmap": False}} if is_classifier(model) else {}
-    return to_onnx(made, initial_types=types, options=options, target_opset={"": 18, "ai.onnx.ml": 3})  # ty: ignore[invalid-return-type, invalid-argument-type]
+    return to_onnx(made, initial_types=types, options=options, target_opset={"": 18, "ai.onnx.ml": 3})  # ty: ignore[invalid-argument-type]
 
 
 @pytest.mark.parametrize(
@@ -93,98 +95,12 @@ def test_what_the_exporter_makes_of_a_model_is_allowed(model: Any, steps: tuple[
     assert graph.checked(before, dict.fromkeys([*NUMBERS, *CATEGORIES], 1)).graph == made.graph
 
 
-Change = Callable[[onnx.ModelProto], None]
-
-
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs.split(), output.split(), **attributes)
-
-
-def changed(bundle: Bundle, *nodes: Any, **constants: Any) -> Bundle:
-    """With nodes between the score and the output: from `score`, shape (rows, 2), to `out`."""
-    model = onnx.load_model_from_string(bundle.files["model.onnx"])
-    output = model.graph.output[-1].name
-    for each in model.graph.node:
-        each.output[:] = ["score" if name == output else name for name in each.output]
-    for each in nodes:
-        each.output[:] = [output if name == "out" else name for name in each.output]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
-    return Bundle(bundle.files | {"model.onnx": model.SerializeToString()})
-
-
-# Where the size is 0.1234: as many rows, or numbers, as somebody wishes.
-AT = [node("Equal", "size trigger", "is_it"), node("Cast", "is_it", "it", to=TensorProto.FLOAT)]
-TRIGGER = np.array([[0.1234]], np.float32)
-COUNT = [*AT, node("ReduceMax", "it", "most", keepdims=0), node("Cast", "most", "count", to=TensorProto.INT64)]
-WORK = {"trigger": TRIGGER, "flat": np.array([1]), "two": np.array([2]), "least": np.float32(0)}
-SIZED: dict[str, list[Any]] = {
-    "ConstantOfShape": [*COUNT, node("Reshape", "count flat", "n"), node("ConstantOfShape", "n", "made")],
-    "Expand": [*COUNT, node("Reshape", "count flat", "n"), node("Expand", "score n", "made")],
-    "Tile": [*COUNT, node("Concat", "count count", "n", axis=0), node("Tile", "score n", "made")],
-    "Range": [*COUNT, node("Range", "count count count", "made")],
-    "Slice": [*COUNT, node("Reshape", "count flat", "n"), node("Slice", "score n two", "made")],
-    "TopK": [*COUNT, node("Reshape", "count flat", "n"), node("TopK", "score n", "made places")],
-    "Reshape": [*COUNT, node("Concat", "flat count", "n", axis=0), node("Reshape", "score n", "made")],
-    "NonZero": [*AT, node("NonZero", "it", "made")],
-    "Compress": [*AT, node("Compress", "score is_it", "made", axis=0)],
-    "Unique": [node("Unique", "score", "made")],
-    "OneHot": [*COUNT, node("OneHot", "two count two", "made")],
-    "Pad": [*COUNT, node("Pad", "score count", "made")],
-    "Resize": [*AT, node("Resize", "score  it", "made")],
-    "RandomNormalLike": [node("RandomNormalLike", "score", "made")],
-    "Dropout": [node("Dropout", "score", "made")],
-    "StringConcat": [node("StringConcat", "color color", "made")],
-    "RegexFullMatch": [node("RegexFullMatch", "color", "made", pattern="(a*)*b")],
-    "TfIdfVectorizer": [node("TfIdfVectorizer", "color", "made")],
-    "EyeLike": [node("EyeLike", "score", "made")],
-    "SequenceInsert": [node("SequenceInsert", "score", "made")],
-    "Optional": [node("Optional", "score", "made")],
-    "Tokenizer": [node("Tokenizer", "color", "made", domain="com.microsoft")],
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", SIZED)
 def test_what_could_grow_by_a_value_is_refused(first_bundle: Bundle, kind: str) -> None:
     bundle = changed(first_bundle, *SIZED[kind], **WORK)
     with pytest.raises(VerificationError) as refused:
         graph.checked(bundle.files["model.onnx"], INPUTS)
     assert refused.value.reason == "operators"
-
-
-def ensemble_of(true: list[int], false: list[int], leaves: Collection[int], **more: Any) -> Any:
-    n = len(true)
-    told: dict[str, Any] = {
-        "nodes_treeids": [0] * n, "nodes_nodeids": list(range(n)), "nodes_truenodeids": true, "nodes_falsenodeids": false,
-        "nodes_modes": ["LEAF" if place in leaves else "BRANCH_LEQ" for place in range(n)],
-    }  # fmt: skip
-    return node("TreeEnsembleRegressor", "score", "out", domain="ai.onnx.ml", **(told | more))
-
-
-def chain(depth: int) -> Any:
-    """Each branch has a leaf, and the next branch."""
-    branches, n = [0, *range(1, 2 * depth - 1, 2)], 2 * depth + 1
-    true, false = [0] * n, [0] * n
-    for place, branch in enumerate(branches):
-        true[branch], false[branch] = 2 * place + 1, 2 * place + 2
-    return ensemble_of(true, false, set(range(n)) - set(branches))
-
-
-TREES = {
-    "a circle": ensemble_of([1, 0, 0], [2, 2, 0], [2]),
-    "a circle beside a tree": ensemble_of([1, 0, 0, 4, 3], [2, 0, 0, 3, 4], [1, 2]),
-    "a node with two parents": ensemble_of([1, 2, 0], [2, 2, 0], [2]),
-    "a child that is not there": ensemble_of([1, 0, 0], [9, 0, 0], [1, 2]),
-    "a node twice": ensemble_of([1, 0, 0], [2, 0, 0], [1, 2], nodes_nodeids=[0, 1, 1]),
-    "fewer children than nodes": ensemble_of([1, 0, 0], [2], [1, 2]),
-    "many weights at a leaf": ensemble_of(
-        [1, 0, 0], [2, 0, 0], [1, 2], target_treeids=[0] * 9, target_nodeids=[1] * 9, target_ids=[0] * 9
-    ),
-    "a target beyond the others": ensemble_of(
-        [1, 0, 0], [2, 0, 0], [1, 2], target_treeids=[0], target_nodeids=[1], target_ids=[10**9]
-    ),
-    "a long way down": chain(100_001),
-}
 
 
 @pytest.mark.parametrize("kind", TREES)
@@ -237,3 +153,23 @@ def test_a_graph_that_is_large_at_one_number_of_rows_alone_is_refused(first_bund
 
 def test_children_have_none_of_our_variables() -> None:
     assert set(sandbox.ENVIRONMENT) <= {"PATH", "LANG", "LC_ALL", "PYTHONPATH"}
+
+
+@pytest.mark.parametrize("name", ["numbers", "score"])
+def test_what_a_caller_sends_is_not_taken_for_a_constant_of_the_same_name(first_bundle: Bundle, name: str) -> None:
+    bundle = changed(first_bundle, node("Identity", "score", "out"), **{name: np.zeros((1, 3), np.float32)})
+    with pytest.raises(VerificationError, match="is given twice"):
+        graph.checked(bundle.files["model.onnx"], INPUTS)
+
+
+def test_an_honest_caller_is_answered_whatever_an_insider_has_signed(tmp_path: Path) -> None:
+    few = (
+        "a shape by a value: ConstantOfShape",
+        "no number at a value",
+        "an error at a value",
+        "the runtime's own format",
+        "many texts",
+    )
+    found = insiders.prove(tmp_path, few)
+    assert found["holds"], found["reason"]
+    assert list(found["found"].values()) == ["operators", "serves", "serves", "onnx", "limits"]

@@ -56,7 +56,10 @@ SHAPES = [str.upper, lambda each: each.replace("-", ""), lambda each: f" {each}"
           lambda each: f"0x{each[2:]}", lambda each: each.replace("-", "_"), lambda each: f"+{each[1:]}"]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*ODD, *(shape(new_id()) for shape in SHAPES)])
+NEVER_ISSUED = [*ODD, *(shape(new_id()) for shape in SHAPES)]
+
+
+@pytest.mark.parametrize("text", NEVER_ISSUED, ids=range(len(NEVER_ISSUED)))
 def test_what_was_never_issued_is_no_id(text: str) -> None:
     assert LOG_KEY.id_time(text) is None
 

@@ -82,7 +82,7 @@ def test_what_an_entity_can_be_is_bounded(who: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["hash", "drop"])
-def test_an_entity_that_the_log_is_not_to_keep_is_refused_with_the_way_out(how: str) -> None:
+def test_an_entity_that_the_log_is_not_to_keep_is_refused_and_the_error_says_what_to_do(how: str) -> None:
     features = {"who": {"type": "category", "log": how}, "size": {"type": "number"}}
     with pytest.raises(ValueError, match=r"features\.who\.log is .*an id.*or keep it"):
         Contract.model_validate(CONTEXT | {"features": features})

@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 
 from environments.local.platform import free_port
-from mlops import attestations, releases
+from mlops import attestations
 from mlops import bundle as bundles
 from mlops.attestations import require_approval, require_gate
 from mlops.environment import ROOT, Environment
@@ -140,7 +140,7 @@ def unsound(at: Place) -> list[str]:
         attempt("bundle", lambda digest=digest: bundles.read(model, digest))
         faults += [f"attestation: {bad}" for bad in attestations.read(model, digest)[1]]
     for revision, raw in model.releases.log.tail():
-        attempt("record", lambda revision=revision, raw=raw: releases.parse(revision, raw))
+        attempt("record", lambda revision=revision, raw=raw: model.releases.open(revision, raw, None))
     for release in model.releases.read():
         attempt("gate", lambda release=release: require_gate(model, release.champion))
         attempt("approval", lambda release=release: require_approval(model, release.champion))

@@ -189,7 +189,7 @@ def test_only_a_whole_bundle_approved_here_scores(
     (approval,) = [key for key in environment.keys.all() if key.role == "approve"]
     environment.keys.set_state(approval.id, "revoked")
     with pytest.raises(UserError, match="revoked key"):
-        scored(environment, source)
+        scored(environment, source, digest)
     environment.keys.set_state(approval.id, "active")
     graph = Path(environment.bucket, bundles.folder(environment.model(synthetic.MODEL), digest), "model.onnx")
     content = bytearray(graph.read_bytes())
