@@ -10,7 +10,7 @@ _LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 # Present from the start: Prometheus sees no increase in the first value of a series.
 _PRESENT = {
     "outcomes": ("accepted", "late", "duplicate", "contradictory", "foreign", "excess", "unknown"),
-    "log_dropped": ("queue", "spool", "disk"),
+    "log_dropped": ("queue", "spool", "disk", "error"),
     "bucket_errors": ("access", "releases", "lag", "log", "state"),
     "score_failed": ("error", "nan"),
     "challenger_rows": ("scored", *FAULTS),

@@ -75,6 +75,7 @@ class Images(Group):
     training: Image | Literal[""]
     mlflow: Image | Literal[""]
     mirror: Mirror
+    digests: bool
     pull_secret: SecretName
     postgres: Image
     versitygw: Image
@@ -86,7 +87,7 @@ class Images(Group):
 
     def third_party(self, name: str) -> str:
         """From the mirror, if there is one, which replaces the registry's host."""
-        image: str = getattr(self, name)
+        image: str = getattr(self, name) if self.digests else getattr(self, name).partition("@")[0]
         return f"{self.mirror}/{image.partition('/')[2]}" if self.mirror else image
 
 
@@ -246,7 +247,7 @@ class Settings(ProgramSettings):
     def _open_to_others(self) -> dict[str, bool]:
         """Problems of an environment that is no cluster of this machine."""
         ingress, alerts, problems = self.ingress, self.alerts, dict[str, bool]()
-        named = self.images.model_dump(by_alias=True, exclude={"mirror", "pull_secret"})
+        named = self.images.model_dump(by_alias=True, exclude={"mirror", "digests", "pull_secret"})
         named = {f"images.{name}": image for name, image in named.items()}
         for name, image in (named | {"serving.canaryImage": self.serving.canary_image or "@sha256:"}).items():
             hint = "outside kind it must be named by digest"
@@ -257,6 +258,9 @@ class Settings(ProgramSettings):
         problems[f"ingress.{certificate} is empty: {missing}; without TLS API keys are read on the way"] = (
             ingress.enabled and not chosen
         )
+        problems[
+            "images.digests is false: only for kind, into which images are loaded without them"
+        ] = not self.images.digests
         problems["serving.nodePort: only for kind; it has no TLS, use ingress"] = bool(self.serving.node_port)
         addresses = {"bucket.endpoint": self.bucket.endpoint, "tracking.url": self.tracking.url}
         addresses |= {"alerts.webhook": alerts.webhook, "alerts.heartbeat": alerts.heartbeat}

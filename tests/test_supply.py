@@ -63,7 +63,8 @@ def test_uv_is_the_one_that_builds_this_project_by_itself() -> None:
 def images() -> dict[str, str]:
     """Those of others, by where they are named."""
     declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    found = {key: entry["default"] for key, entry in declared.items() if key.startswith("images.") and entry["default"]}
+    defaults = {key: entry.get("default") for key, entry in declared.items() if key.startswith("images.")}
+    found = {key: image for key, image in defaults.items() if image and isinstance(image, str)}
     found |= {f"compose {key}": each["image"] for key, each in COMPOSE["services"].items()}
     values = dict(re.findall(r"^ARG (\w+)=(\S+)", DOCKERFILE, re.MULTILINE))
     stages = {*re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.MULTILINE)}

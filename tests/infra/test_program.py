@@ -205,6 +205,7 @@ def test_every_problem_of_the_settings_is_named_at_once() -> None:
         ("dev", {"ingress.enabled": True, "ingress.host": "a.example.com", "ingress.class": "nginx"}, "ingress.tlsSecret is empty", "needs one outside kind"),
         ("dev", {"serving.nodePort": 30080}, "serving.nodePort", "it has no TLS, use ingress"),
         ("dev", {"images.haproxy": "docker.io/library/haproxy:3.2.6"}, "images.haproxy is docker.io/library/haproxy:3.2.6", "outside kind it must be named by digest: NAME:TAG@sha256:…"),
+        ("dev", {"images.digests": False}, "images.digests is false", "only for kind, into which images are loaded without them"),
         ("dev", {"serving.canaryImage": "docker.io/library/mlops-app:next"}, "serving.canaryImage is", "outside kind it must be named by digest"),
         ("dev", {"bucket.kind": "external", "bucket.endpoint": "http://s3.example.com"}, "bucket.endpoint is http://s3.example.com", "it must be https"),
         ("dev", {"tracking.kind": "external", "tracking.url": "http://10.0.0.7:5000"}, "tracking.url is http://10.0.0.7:5000", "it must be https"),
