@@ -197,15 +197,16 @@ def _shape(contract: Contract, sums: pl.DataFrame, when: str, name: str) -> Iter
     yield check(f"shift {name}", abs(shift) - half <= bound, shift, bound, why, n=int(n), low=low, high=high)
 
 
-def mature(contract: Contract, days: pl.DataFrame, known: pl.Expr = _OF_EITHER) -> pl.DataFrame:
+def mature(contract: Contract, days: pl.DataFrame, known: pl.Expr = _OF_EITHER, by_rows: bool = False) -> pl.DataFrame:
     """The days that count, of all callers: over for long enough, with as many rows as usual and enough outcomes (`known` of
     them). The clock is the log's own, so that a replay of a month in an hour is judged as the month was; a day of a few
-    made-up rows neither moves it nor counts as one."""
+    made-up rows neither moves it nor counts as one, unless days are weighed `by_rows`."""
     days = days.group_by("day").agg((numeric() - by_name("last")).sum(), pl.col("last").max()).sort("day")
-    days = days.filter(pl.col("rows") >= MIN_DAY * usual_size(days["rows"].to_numpy()))
+    usual = days.filter(pl.col("rows") >= MIN_DAY * usual_size(days["rows"].to_numpy()))
+    days = days if by_rows else usual
     if days.height == 0:
         return days
-    latest = float(days["last"].max() or 0)  # ty: ignore[invalid-argument-type]
+    latest = float(usual["last"].max() or 0)  # ty: ignore[invalid-argument-type]
     zone = ZoneInfo(contract.zone)
     ends = [datetime.combine(day + timedelta(days=1), time(), zone).timestamp() for day in days["day"]]
     over = pl.Series(ends) + 3600 * contract.judge.maturity_hours <= latest

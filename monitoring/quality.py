@@ -48,7 +48,7 @@ def all_versions(days: Days) -> pl.DataFrame:
 def quality(contract: Contract, days: Days, model_version: str, unit: float) -> Quality:
     """`unit`: of the loss (the profile's)."""
     own = days.quality.filter(pl.col("model_version") == model_version)
-    own = mature(contract, own, pl.col("n")).filter(pl.col("n") > 0)
+    own = mature(contract, own, pl.col("n"), by_rows=True).filter(pl.col("n") > 0)
     if contract.task == "binary":
         gap = pl.col("score") - pl.col("value")
     else:

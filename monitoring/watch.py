@@ -79,7 +79,7 @@ class Watch:
         if window and isinstance(window.start, date):
             since = datetime.combine(window.start, time(), UTC) - back
         days = self._daily.look(since or at - back, at)
-        matured = mature(contract, all_versions(days), pl.col("n"))["day"].to_list()
+        matured = mature(contract, all_versions(days), pl.col("n"), by_rows=True)["day"].to_list()
         found = self._analysed(self._daily, days, window)
         unit = self._daily.measures.unit
         current, serves = self._model.releases.current(), quality(contract, days, digest, unit)
