@@ -104,8 +104,7 @@ def _read(body: bytes | bytearray, binary: bool) -> list[OutcomeIn]:
     try:
         outcomes = _decode(body).outcomes
     except msgspec.ValidationError as error:
-        outside = "" if " - at `$" in str(error) else '; send {"outcomes": [{"id": …, "value": …}]}'
-        raise invalid(f"{error}{outside}") from None
+        raise invalid(str(error), '{"outcomes": [{"id": …, "value": …}]}') from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         hint = "; JSON has no NaN and no Infinity" if b"NaN" in body or b"Infinity" in body else ""
         raise invalid(f"not valid JSON: {error}{hint}") from None

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -19,6 +19,7 @@ from app.shadow import Shadow
 from app.watcher import Watcher
 from mlops.log_key import LogKey
 from mlops.model import Model
+from mlops.rows import RowSchema
 
 _INLINE_ROWS, _INLINE_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they go to a thread
 _LONGEST_PATH = 300  # characters of a path of ours; a longer one is a caller's text that looks like one
@@ -69,7 +70,7 @@ class Predict:
         if live is None:
             raise retry_after(503, self._watcher.reason or "no model released", 5)
         small = len(body) <= _INLINE_BYTES
-        request = decode(body, live.model.schema) if small else await self._aside(decode, body, live.model.schema)
+        request = _decode(body, live.model.schema) if small else await self._aside(_decode, body, live.model.schema)
         rows: list[Any] = request.rows
         small = len(rows) <= _INLINE_ROWS
         scores, ids = self._score(live.model, rows) if small else await self._aside(self._score, live.model, rows)
@@ -129,30 +130,20 @@ def _response(batch: Batch) -> Answer:
     return answer
 
 
-class Schema(Protocol):
-    """What the body of a request must be."""
-
-    @property
-    def Request(self) -> Any: ...  # noqa: N802 (it is a type)
-    @property
-    def decode(self) -> Callable[[bytearray], Any]: ...
-    def convert(self, values: Any, kind: Any) -> Any: ...
-
-
-def decode(body: bytearray, schema: Schema, example: str = '{"rows": [{…}]}') -> Any:
-    """Raises HttpError 422 that names the first field at fault."""
+def _decode(body: bytearray, schema: RowSchema) -> Any:
     try:
         return schema.decode(body)
     except msgspec.ValidationError as error:
-        outside = "" if " - at `$" in str(error) else f"; send {example}"
-        raise invalid(f"{error}{outside}") from None
+        raise invalid(str(error), '{"rows": [{…}]}') from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid(_not_a_number(body, schema) or f"not valid JSON: {error}") from None
 
 
-def invalid(message: str) -> HttpError:
-    """422 in FastAPI's form; msgspec ends its messages with the path: … - at `$.rows[0].temp`."""
+def invalid(message: str, example: str = "") -> HttpError:
+    """422 in FastAPI's form; msgspec ends its messages with the path: … - at `$.rows[0].temp`. `example`: of a body, to send
+    instead of what is not even an object."""
     text, at, path = message.rpartition(" - at `$")
+    message += f"; send {example}" if example and not at else ""
     if not at or len(path) > _LONGEST_PATH:
         text, path = message, ""
     loc = ["body", *(int(index) if index else name for index, name in _STEP.findall(path))]
@@ -161,7 +152,7 @@ def invalid(message: str) -> HttpError:
     return HttpError(422, [{"loc": loc, "msg": text[:300], "type": "value_error"}])
 
 
-def _not_a_number(body: bytearray, schema: Schema) -> str:
+def _not_a_number(body: bytearray, schema: RowSchema) -> str:
     """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither, or
     is so large that finding it out costs more than the answer is worth."""
     if len(body) <= _INLINE_BYTES and (b"NaN" in body or b"Infinity" in body):

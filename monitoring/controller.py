@@ -154,7 +154,7 @@ class Controller:
 
     def _save(self, release: Release, verdict: Verdict) -> None:
         """For the approver, who acts on it. Repeated, so that it sees that the judge still looks."""
-        new = self._saved is None or (release.revision, verdict) != self._saved[:2]
+        new = (release.revision, verdict) != self._saved
         if new or time.monotonic() > self._repeat:
             rollout.save_verdict(self._model, release, verdict)
             self._saved, self._repeat = (release.revision, verdict), time.monotonic() + _REPEAT_SECONDS

@@ -4,13 +4,12 @@ import base64
 import binascii
 import math
 import re
-import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,10 +18,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlops.access import Keys, Refused, Scope
-from mlops.protocol import limited
 from mlops.registered_model import RegisteredModel
 from mlops.releases import describe, now
 from mlops.report import render
+from monitoring import server
 from monitoring.analysis import page_of
 from monitoring.status import Snapshot, age
 
@@ -41,10 +40,10 @@ class Site:
     def __init__(self, model: RegisteredModel, registry: CollectorRegistry, ask: Callable[[], None]):
         self.keys = Keys()
         self.snapshot: Snapshot | None = None
-        self._model, self._registry, self._ask = model, registry, ask
+        self._model, self._ask = model, ask
         self._shown: tuple[Snapshot | None, bool, str] = None, False, ""
         self.app = Starlette(routes=[
-            Route("/metrics", self._metrics),
+            server.metrics(registry),
             Route("/", self._for("status", self._index)),
             Route("/reports/{digest}/{name}", self._for("status", _in_a_thread(self._report))),
             Route("/rollouts/{rollout}", self._for("status", _in_a_thread(self._rollout))),
@@ -53,12 +52,7 @@ class Site:
         self.app.router.redirect_slashes = False
 
     def serve(self, host: str, port: int) -> uvicorn.Server:
-        """In a thread, once the port is bound. Exits if that is impossible."""
-        config = uvicorn.Config(self.app, host, port, loop="asyncio", lifespan="off", **limited())
-        server, bound = uvicorn.Server(config), config.bind_socket()
-        bound.listen()  # whoever connects before the thread runs is answered too
-        threading.Thread(target=server.run, args=([bound],), name="page", daemon=True).start()
-        return server
+        return server.serve(self.app, host, port)
 
     def show(self, snapshot: Snapshot) -> None:
         if self.snapshot is None:  # no reader must wait until the templates are compiled
@@ -83,9 +77,6 @@ class Site:
             return await page(request)
 
         return checked
-
-    async def _metrics(self, _: Request) -> Response:
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _index(self, _: Request) -> Response:
         if self.snapshot is None:

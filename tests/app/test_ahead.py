@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import psutil
+import pytest
 
 from app.challenger import Challenger
 from mlops import promotion, releases
@@ -26,13 +27,19 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.fixture
+def digests(environment: Environment, first_bundle: Bundle, second_bundle: Bundle) -> list[str]:
+    """Of two models, both released."""
+    found = [synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle)]
+    for digest in found:
+        promotion.release(environment.model(synthetic.MODEL), digest, "now")
+    return found
+
+
 def test_many_rollouts_dated_ahead_neither_delay_a_rollback_nor_stay(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
+    environment: Environment, digests: list[str]
 ) -> None:
-    model = environment.model(synthetic.MODEL)
-    first, second = (synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle))
-    for digest in (first, second):
-        promotion.release(model, digest, "now")
+    model, (first, second) = environment.model(synthetic.MODEL), digests
     with Service(environment, synthetic.MODEL) as service:
         service.serves(2)
         for minute in range(12):
@@ -45,13 +52,8 @@ def test_many_rollouts_dated_ahead_neither_delay_a_rollback_nor_stay(
         service.until(lambda: challengers(service) == 0)
 
 
-def test_no_more_than_two_are_loaded_ahead_and_the_nearest_ones(
-    environment: Environment, first_bundle: Bundle, second_bundle: Bundle
-) -> None:
-    model = environment.model(synthetic.MODEL)
-    first, second = (synthetic.publish(environment, bundle) for bundle in (first_bundle, second_bundle))
-    for digest in (first, second):
-        promotion.release(model, digest, "now")
+def test_no_more_than_two_are_loaded_ahead_and_the_nearest_ones(environment: Environment, digests: list[str]) -> None:
+    model, (first, second) = environment.model(synthetic.MODEL), digests
     instants = [releases.now() + timedelta(seconds=seconds) for seconds in (20, 60, 100, 140)]
     for at in instants:
         model.releases.append(second, "ahead", mode="shadow", challenger=first, rollout=at.isoformat(), activate_at=at)

@@ -211,5 +211,5 @@ def test_every_listener_of_ours_has_these_limits() -> None:
     listens = re.compile(r"uvicorn\.(run|Config)\(|HTTPServer|start_http_server|\bstart_server\(|loop\.create_server")
     found = {path: (ROOT / path).read_text() for path in listed.stdout.split() if (ROOT / path).exists()}
     found = {path: text for path, text in found.items() if listens.search(text)}
-    assert {"app/__main__.py", "monitoring/page.py"} <= {*found}
+    assert {"app/__main__.py", "monitoring/server.py"} <= {*found}
     assert [path for path, text in found.items() if "**limit" not in text] == []

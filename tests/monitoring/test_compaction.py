@@ -63,13 +63,7 @@ def test_an_hour_that_is_not_over_stays_as_it_is(environment: Environment) -> No
     assert len(waiting(environment.model(MODEL), "predictions", HOUR + timedelta(minutes=66))) == 1
 
 
-def test_a_compaction_killed_before_it_deletes_counts_no_row_twice(
-    environment: Environment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = environment.model(MODEL)
-    logged(model.store, 10)
-    before, seen = join_outcomes(model).counts, observed(model, HOUR + timedelta(minutes=5))
-
+def killed_before_it_deletes(model: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(self: Store, key: str) -> None:
         raise KeyboardInterrupt
 
@@ -77,6 +71,16 @@ def test_a_compaction_killed_before_it_deletes_counts_no_row_twice(
         patch.setattr(Store, "delete", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(model, "predictions", LATER)
+
+
+def test_a_compaction_killed_before_it_deletes_counts_no_row_twice(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = environment.model(MODEL)
+    logged(model.store, 10)
+    before, seen = join_outcomes(model).counts, observed(model, HOUR + timedelta(minutes=5))
+
+    killed_before_it_deletes(model, monkeypatch)
     assert join_outcomes(model).counts == before
     assert observed(model, HOUR + timedelta(minutes=5)) == seen
     compact_all(model, LATER)
@@ -163,13 +167,7 @@ def test_a_set_aside_that_is_killed_between_its_two_steps_is_repeated(
     [key] = store.keys("predictions")
     rot(store, key)
 
-    def killed(self: Store, key: str) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "delete", killed)
-        with pytest.raises(KeyboardInterrupt):
-            compact(model, "predictions", LATER)
+    killed_before_it_deletes(model, monkeypatch)
     assert compact(model, "predictions", LATER).damaged == 1
     assert (store.get(key), look(model)[0].unreadable) == (None, 1)
 
