@@ -186,7 +186,7 @@ def test_beyond_its_connections_the_one_that_asked_longest_ago_goes(
         silent = []
         for number in range(100):
             silent.append(heard.connect())
-            if number % 10 == 0:
+            if number % 8 == 0:  # a busy server may accept two such groups after it has heard the honest one
                 assert honest.get("/metrics").status_code == 200
         assert len(heard.listener.open) <= 20
     for each in silent:
