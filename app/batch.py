@@ -51,6 +51,7 @@ class Batch:
     arms: list[int] | None = None
     results: list[Result | None] = field(default_factory=list)
     answers: dict[int, float] = field(default_factory=dict)
+    lines: list[bytes] | None = None  # of the log, if they are made already
 
     def pending(self) -> list[int]:
         """Positions of the rows that the challenger is still to score."""

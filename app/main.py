@@ -21,7 +21,7 @@ from app.errors import HttpError
 from app.metrics import Metrics
 from app.openapi import openapi
 from app.outcomes import Outcomes
-from app.pages import OpenPages, send_body
+from app.pages import OpenPages
 from app.predict import Predict
 from app.prediction_log import PredictionLog
 from app.settings import Settings
@@ -38,7 +38,7 @@ _REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 _SCOPES: dict[str, Scope] = {"/outcomes": "outcomes"}  # of the others: predict
 _OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
 _STATIC = "/static"  # of the page /docs
-_STRANGERS, _WAIT_SECONDS = 300, 0.25  # requests without a key in a second, and how long one more is held back
+_STRANGERS, _WAIT_SECONDS = 300, 0.25  # requests without a key in a second, one by one, and how long one waits at most
 Answers = Callable[[bytearray, str], Awaitable[bytes]]  # a body, and the id of its API key
 
 
@@ -92,7 +92,7 @@ def create_app(settings: Settings) -> "Service":
 
     pages.openapi = partial(openapi, pages, pages.openapi, watcher)
     predict = Predict(settings, watcher, prediction_log, shadow, metrics, model.log_key)
-    bare: dict[str, Answers] = {"/predict": predict.answer, "/outcomes": partial(asyncio.to_thread, outcomes.receive)}
+    bare: dict[str, Answers] = {"/predict": predict.answer, "/outcomes": outcomes.answer}
     return Service(pages, OpenPages(pages, watcher), bare, auth, Budget(settings), metrics)
 
 
@@ -110,7 +110,7 @@ class Service:
     ):
         self._pages, self._open, self._bare = pages, open_pages, bare
         self._auth, self._budget, self._metrics = auth, budget, metrics
-        self._second, self._strangers = 0, 0
+        self._next_stranger = 0.0
         metrics.bytes_held.set_function(lambda: budget.held)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -168,7 +168,8 @@ class Service:
             held.add(len(answer))
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send_body(send, answer)
+            await send({"type": "http.response.body", "body": answer, "more_body": True})  # until the peer has taken it
+            await send({"type": "http.response.body"})
 
     def _find(self, scope: Any) -> None:
         """Raises HttpError 404 or 405 at a fraction of what FastAPI takes for it."""
@@ -192,11 +193,10 @@ class Service:
         return False
 
     async def _pace(self) -> float:
-        """Seconds that a stranger had to wait: none, as long as they are few. Callers with a key never do."""
-        second = int(time.monotonic())
-        self._strangers = self._strangers + 1 if second == self._second else 1
-        self._second = second
-        wait = _WAIT_SECONDS if self._strangers > _STRANGERS else 0.0
+        """Seconds that a stranger had to wait: a crowd is not answered at once, or callers with a key would wait for it."""
+        now = time.monotonic()
+        wait = min(max(0.0, self._next_stranger - now), _WAIT_SECONDS)
+        self._next_stranger = now + wait + 1 / _STRANGERS
         if wait:
             await asyncio.sleep(wait)
         return wait

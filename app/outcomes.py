@@ -1,4 +1,4 @@
-import threading
+import asyncio
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
@@ -55,7 +55,12 @@ class Outcomes:
     def __init__(self, watcher: Watcher, log: PredictionLog, metrics: Metrics, key: LogKey):
         self._watcher, self._log, self._metrics, self._id_time = watcher, log, metrics, key.id_time
         self._recent: OrderedDict[str, _Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._one = asyncio.Lock()
+
+    async def answer(self, body: bytes | bytearray, caller: str) -> bytes:
+        """In a thread, one at a time: what takes long would hold up the predictions. Raises HttpError."""
+        async with self._one:
+            return await asyncio.to_thread(self.receive, body, caller)
 
     def receive(self, body: bytes | bytearray, caller: str) -> bytes:
         """Nothing is kept of a body with a fault. Raises HttpError 422, and 503 without a model: its contract says what
@@ -66,12 +71,11 @@ class Outcomes:
         outcomes = _read(body, binary=live.model.contract.task == "binary")
         now, unknown = time.time(), []
         results: Counter[str] = Counter()
-        with self._lock:
-            for outcome in outcomes:
-                result = self._take(outcome, caller, now)
-                results[result] += 1
-                if result == "unknown":
-                    unknown.append(outcome.id)
+        for outcome in outcomes:
+            result = self._take(outcome, caller, now)
+            results[result] += 1
+            if result == "unknown":
+                unknown.append(outcome.id)
         for result, count in results.items():
             self._metrics.outcomes.labels(result).inc(count)
         return _encode(OutcomesOut(dict(results), unknown))

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from app.watcher import Watcher
 
 _METRICS_SECONDS = 1.0
-_LARGE = 64 * 1024  # bytes
+_PIECE = 64 * 1024  # bytes: what a peer who reads nothing makes us keep
 
 
 class _Page(NamedTuple):
@@ -38,7 +38,9 @@ class OpenPages:
                 if page.start["status"] == 200 and path not in ("/healthz", "/readyz"):
                     self._kept[path] = page
         await send({**page.start, "headers": list(page.start["headers"])})
-        await send_body(send, page.body)
+        for start in range(0, len(page.body), _PIECE):
+            await send({"type": "http.response.body", "body": page.body[start : start + _PIECE], "more_body": True})
+        await send({"type": "http.response.body"})
 
     async def _make(self, scope: Any) -> _Page:
         """As for a caller who sends no headers and asks for nothing special."""
@@ -53,10 +55,3 @@ class OpenPages:
         until = time.monotonic() + _METRICS_SECONDS if scope["path"] == "/metrics" else math.inf
         await self._pages({**scope, "method": "GET", "headers": [], "query_string": b""}, receive, keep)
         return _Page(sent[0], b"".join(message.get("body", b"") for message in sent[1:]), until)
-
-
-async def send_body(send: Any, body: bytes) -> None:
-    """Returns once the peer has taken a large one, or is gone."""
-    if large := len(body) > _LARGE:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-    await send({"type": "http.response.body", "body": b"" if large else body})

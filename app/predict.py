@@ -3,7 +3,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -21,8 +23,13 @@ from mlops.log_key import LogKey
 from mlops.model import Model
 from mlops.rows import RowSchema
 
-_INLINE_ROWS, _INLINE_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they go to a thread
+_SLICE_ROWS, _SMALL_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they are answered in slices
+# A large request works for a slice, and rests after it while small ones came in lately: a fifth of the time is for large ones.
+_SLICE_SECONDS, _REST_SECONDS, _LATELY_SECONDS = 0.0005, 0.002, 0.1
 _LONGEST_PATH = 300  # characters of a path of ours; a longer one is a caller's text that looks like one
+
+
+Done = Callable[[Iterable[Any]], Awaitable[list[Any]]]  # takes work that is done as it is iterated
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
@@ -33,9 +40,17 @@ class Prediction(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(msgspec.Struct):
+    """The model version is that of the first row."""
+
     model_version: str
     revision: int
     predictions: list[Prediction]
+
+
+class _Encoded(msgspec.Struct):
+    model_version: str
+    revision: int
+    predictions: msgspec.Raw
 
 
 _encode = msgspec.json.Encoder().encode
@@ -53,7 +68,8 @@ class Predict:
         self._log, self._shadow, self._new_id = log, shadow, key.new_id
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
-        self._threads = asyncio.Semaphore(2)
+        self._small_at, self._large = 0.0, asyncio.Lock()
+        self._large_of_key: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def answer(self, body: bytearray, caller: str) -> bytes:
         """Raises HttpError."""
@@ -66,46 +82,60 @@ class Predict:
             self._in_flight -= 1
 
     async def _answer(self, body: bytearray, caller: str) -> bytes:
+        # Each row has a brace.
+        if len(body) <= _SMALL_BYTES and body.count(b"{") <= _SLICE_ROWS + 1:
+            self._small_at = time.monotonic()
+            return await self._predict(body, caller, _at_once)
+        async with self._large_of_key[caller], self._large:  # one in all, and the keys in turn
+            return await self._predict(body, caller, self._in_slices)
+
+    async def _in_slices(self, work: Iterable[Any]) -> list[Any]:
+        """Other requests are heard in between. A thread would have them wait for the interpreter, and longer."""
+        done, until = [], time.monotonic() + _SLICE_SECONDS
+        for each in work:
+            done.append(each)
+            if (now := time.monotonic()) > until:
+                await asyncio.sleep(_REST_SECONDS if now - self._small_at < _LATELY_SECONDS else 0)
+                until = time.monotonic() + _SLICE_SECONDS
+        return done
+
+    async def _predict(self, body: bytearray, caller: str, done: Done) -> bytes:
         live = self._watcher.live
         if live is None:
             raise retry_after(503, self._watcher.reason or "no model released", 5)
-        small = len(body) <= _INLINE_BYTES
-        request = _decode(body, live.model.schema) if small else await self._aside(_decode, body, live.model.schema)
-        rows: list[Any] = request.rows
-        small = len(rows) <= _INLINE_ROWS
-        scores, ids = self._score(live.model, rows) if small else await self._aside(self._score, live.model, rows)
-        batch = Batch(live, time.time(), ids, rows, scores, request.key, caller)
+        with _named(body, live.model.schema):
+            decoded, key = live.model.schema.decode(body)
+            rows = await done(decoded)
+        scores = await done(self._scores(live.model, rows))
+        ids = await done(self._new_id() for _ in rows)
+        batch = Batch(live, time.time(), ids, rows, scores, key, caller)
         self._metrics.predictions.inc(len(rows))
-        if live.challenger is None:
-            self._log.add(batch)
+        if live.challenger:
+            await self._ask_challenger(batch, live.challenger, done)
         else:
-            await self._ask_challenger(batch, live.challenger)
-        return _encoded(batch) if small else await self._aside(_encoded, batch)
+            batch.lines = None if done is _at_once else await done(self._log.lines(batch))
+            self._log.add(batch)
+        versions, scores, predictions = batch.answered()
+        others = (None if version == versions[0] else version for version in versions)
+        encoded = await done(map(_encode, map(Prediction, ids, predictions, scores, others)))
+        return _encode(_Encoded(versions[0], live.release.revision, msgspec.Raw(b"[" + b",".join(encoded) + b"]")))
 
-    async def _aside(self, work: Callable[..., Any], *told: Any) -> Any:
-        """In a thread: what takes long would hold up the other requests."""
-        async with self._threads:
-            return await asyncio.to_thread(work, *told)
+    def _scores(self, model: Model, rows: list[Any]) -> Iterator[float]:
+        for start in range(0, len(rows), _SLICE_ROWS):
+            try:
+                scores = model.score(rows[start : start + _SLICE_ROWS])
+            except Exception as error:  # whatever these rows do to the graph is their caller's alone
+                self._metrics.score_failed.labels("error").inc()
+                raise HttpError(500, f"the model failed on these rows: {type(error).__name__}") from None
+            if not all(map(math.isfinite, scores)):
+                self._metrics.score_failed.labels("nan").inc()
+                raise HttpError(500, "the model returned a non-finite score")
+            yield from scores
 
-    def _score(self, model: Model, rows: list[Any]) -> tuple[list[float], list[str]]:
-        try:
-            scores = model.score(rows)
-        except Exception as error:  # whatever these rows do to the graph is their caller's alone
-            self._metrics.score_failed.labels("error").inc()
-            raise HttpError(500, f"the model failed on these rows: {type(error).__name__}") from None
-        if not all(map(math.isfinite, scores)):
-            self._metrics.score_failed.labels("nan").inc()
-            raise HttpError(500, "the model returned a non-finite score")
-        return scores, [self._new_id() for _ in rows]
-
-    async def _ask_challenger(self, batch: Batch, challenger: Challenger) -> None:
+    async def _ask_challenger(self, batch: Batch, challenger: Challenger, done: Done) -> None:
         """The rows assigned to the challenger wait for it, as long as the budget allows; it scores the others later."""
-        contract, release = batch.live.model.contract, batch.live.release
         batch.results = [None] * len(batch.rows)
-        batch.arms = []
-        for row_id, row in zip(batch.ids, batch.rows, strict=True):
-            key = contract.entity_of(row) if contract.entity else batch.key or row_id
-            batch.arms.append(int(gets_challenger(release, row, key)))
+        batch.arms = await done(_arms(batch))
         assigned = [position for position, arm in enumerate(batch.arms) if arm]
         if assigned and not challenger.breaker.open:
             rows = [batch.rows[position] for position in assigned]
@@ -116,23 +146,22 @@ class Predict:
             self._shadow.add(batch)
 
 
-def _encoded(batch: Batch) -> bytes:
-    return _encode(_response(batch))
+def _arms(batch: Batch) -> Iterator[int]:
+    contract, release = batch.live.model.contract, batch.live.release
+    for row_id, row in zip(batch.ids, batch.rows, strict=True):
+        key = contract.entity_of(row) if contract.entity else batch.key or row_id
+        yield int(gets_challenger(release, row, key))
 
 
-def _response(batch: Batch) -> Answer:
-    """The answer's model version is that of the first row."""
-    versions, scores, predictions = batch.answered()
-    answer = Answer(versions[0], batch.live.release.revision, list(map(Prediction, batch.ids, predictions, scores)))
-    if batch.answers:
-        for prediction, version in zip(answer.predictions, versions, strict=True):
-            prediction.model_version = None if version == versions[0] else version
-    return answer
+async def _at_once(work: Iterable[Any]) -> list[Any]:
+    return list(work)
 
 
-def _decode(body: bytearray, schema: RowSchema) -> Any:
+@contextmanager
+def _named(body: bytearray, schema: RowSchema) -> Generator[None]:
+    """Raises HttpError 422 for msgspec's errors."""
     try:
-        return schema.decode(body)
+        yield
     except msgspec.ValidationError as error:
         raise invalid(str(error), '{"rows": [{…}]}') from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -155,7 +184,7 @@ def invalid(message: str, example: str = "") -> HttpError:
 def _not_a_number(body: bytearray, schema: RowSchema) -> str:
     """JSON has no NaN and no Infinity, but many clients send them: the message names the field; '' if it has neither, or
     is so large that finding it out costs more than the answer is worth."""
-    if len(body) <= _INLINE_BYTES and (b"NaN" in body or b"Infinity" in body):
+    if len(body) <= _SMALL_BYTES and (b"NaN" in body or b"Infinity" in body):
         try:
             schema.convert(json.loads(body, parse_constant=lambda name: _CONSTANTS[name]), schema.Request)
         except msgspec.ValidationError as error:

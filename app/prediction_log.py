@@ -24,8 +24,9 @@ from mlops.log_schema import OutcomeRecord, PredictionRecord
 from mlops.registered_model import RegisteredModel
 
 log = logging.getLogger("app.prediction_log")
-_QUEUED_ROWS = 200_000
-_WRITE_SECONDS = 0.05  # often: encoding a large batch holds the interpreter, and requests wait
+_QUEUED_ROWS = 50_000
+_ROWS_AT_ONCE = 1000  # what takes long in one call holds the interpreter
+_WRITE_SECONDS = 0.05  # often: encoding many rows at once keeps requests from the interpreter
 _DRAIN_SECONDS = 10.0
 _FIRST_SEGMENT_SECONDS = 1.0  # a rollback asks the log which models answered: a new release shows there at once
 
@@ -89,7 +90,7 @@ class PredictionLog:
             hint = "another replica writes there; give each its own folder"
             raise UserError("MLOPS_SPOOL", str(self._spool), hint) from None
         self._queue: deque[Batch | OutcomeRecord] = deque()
-        self._queued = 0
+        self._queued = self._writing = 0  # rows
         self._open: dict[_Place, _Segment] = {}
         self._seen: set[_Place] = set()
         for orphan in self._spool.glob("*.open"):  # of a predecessor that was killed
@@ -113,7 +114,7 @@ class PredictionLog:
 
     def add(self, item: Batch | OutcomeRecord) -> None:
         rows = _rows(item)
-        if self._queued + rows > _QUEUED_ROWS:
+        if self._queued + self._writing + rows > _QUEUED_ROWS:
             self._metrics.log_dropped.labels("queue").inc(rows)
             return
         self._queued += rows
@@ -125,18 +126,21 @@ class PredictionLog:
                 self._write()
             except Exception:  # of segments; rows are lost one by one, and counted
                 log.exception("write failed")
+            self._writing = 0
         self._write(close=True)
 
     def _write(self, close: bool = False) -> None:
         items = [self._queue.popleft() for _ in range(len(self._queue))]
-        self._queued = sum(map(_rows, list(self._queue)))
+        self._writing, self._queued = sum(map(_rows, items)), sum(map(_rows, list(self._queue)))
         lines: dict[_Place, list[bytes]] = {}
         for item in items:
             kind, revision = ("predictions", item.live.release.revision) if isinstance(item, Batch) else ("outcomes", 0)
             place = _Place(kind, int(item.at // 3600), revision)
-            lines.setdefault(place, []).extend(self._lines(item))
+            made = item.lines if isinstance(item, Batch) else None
+            lines.setdefault(place, []).extend(self.lines(item) if made is None else made)
         for place, batch in lines.items():
-            self._append(place, batch)
+            for start in range(0, len(batch), _ROWS_AT_ONCE):
+                self._append(place, batch[start : start + _ROWS_AT_ONCE])
         self._count_bins([item for item in items if isinstance(item, Batch) and len(item.scores) == len(item.rows)])
         for place, segment in list(self._open.items()):
             life = self._settings.segment_seconds if place in self._seen else _FIRST_SEGMENT_SECONDS
@@ -146,7 +150,7 @@ class PredictionLog:
                 del self._open[place]
                 segment.close()
 
-    def _lines(self, item: Batch | OutcomeRecord) -> Iterator[bytes]:
+    def lines(self, item: Batch | OutcomeRecord) -> Iterator[bytes]:
         """What cannot be written is lost alone, and counted: a row, or all of one request."""
         try:
             answered = item.answered() if isinstance(item, Batch) else ([], [], [])
@@ -202,7 +206,10 @@ class PredictionLog:
             by_model.setdefault(id(batch.live.model), []).append(batch)
         for group in by_model.values():
             rows = [msgspec.structs.astuple(row) for batch in group for row in batch.rows]
-            self._bins.observe(group[0].live.model, rows, [score for batch in group for score in batch.scores])
+            scores = [score for batch in group for score in batch.scores]
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                end = start + _ROWS_AT_ONCE
+                self._bins.observe(group[0].live.model, rows[start:end], scores[start:end])
 
     def _upload_loop(self) -> None:
         wait = 0.5

@@ -5,13 +5,15 @@ request whose response has not begun; one that has begun it can only break off.
 """
 
 import asyncio
+import socket
 from collections import OrderedDict
 from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-_FRAMING = 2  # bytes on the wire for one of a body: each chunk costs, and chunks of a byte cost most
+_FRAMING = 2  # bytes on the wire for one of a body
+_CHUNKS, _CHUNK_BYTES = 64, 64  # and beyond so many chunks how large they are on average: each costs the same
 KEY = "key"  # in the state of a request: the id of the API key that the application found for it
 _BAD, _TOO_LARGE = (STATUS_LINE[status] + b"connection: close\r\ncontent-length: 0\r\n\r\n" for status in (400, 431))
 
@@ -28,6 +30,8 @@ class Listener:
     """
 
     head_bytes = 16 * 1024  # request line and headers; as much framing of a small body
+    headers = 100
+    kernel_bytes = 128 * 1024  # that the kernel keeps of what was not read yet, for a connection
     head_seconds = 10.0  # from the connection, or the answer before, to a head that is whole
     body_seconds = 20.0
     answer_seconds = 20.0  # for a peer to read what does not fit into the buffers
@@ -92,7 +96,7 @@ class OneWrite:
 class Protocol(HttpToolsProtocol):
     def __init__(self, listener: Listener, **told: Any):
         super().__init__(**told)
-        self._listener, self._in_body, self._bytes, self._body = listener, False, 0, 0
+        self._listener, self._in_body, self._bytes, self._body, self._chunks = listener, False, 0, 0, 0
         self._seen, self._since = ("", None), self.loop.time()
         self.known = self._over = False
 
@@ -115,6 +119,7 @@ class Protocol(HttpToolsProtocol):
         return now - self._since > getattr(self._listener, f"{part}_seconds", float("inf"))
 
     def connection_made(self, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._listener.kernel_bytes)
         super().connection_made(OneWrite(transport))  # ty: ignore[invalid-argument-type]
         self._listener.add(self)
 
@@ -127,6 +132,7 @@ class Protocol(HttpToolsProtocol):
         size = self._listener.head_bytes
         for start in range(0, len(data), size):
             if self._over or self.transport.is_closing():
+                self.flow.pause_reading()
                 return
             self._bytes += min(size, len(data) - start)
             super().data_received(data if len(data) <= size else data[start : start + size])
@@ -165,14 +171,22 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= self._listener.pipelined:
             raise ValueError("too many requests at once")
         super().on_headers_complete()
-        self._in_body, self._bytes, self._body = True, 0, 0
+        self._in_body, self._bytes, self._body, self._chunks = True, 0, 0, 0
         if self in self._listener.open:
             self._listener.open.move_to_end(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             raise ValueError("trailers, which nobody reads")
+        if len(self.headers) >= self._listener.headers:
+            self._refuse(_TOO_LARGE)
+            raise ValueError("too many headers")
         super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > _CHUNKS + self._body // _CHUNK_BYTES:
+            raise ValueError("chunks too small")
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)

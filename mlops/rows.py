@@ -1,6 +1,7 @@
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
+from itertools import count
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -69,14 +70,28 @@ class RowSchema:
         rows = Annotated[list[self.Row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # ty: ignore[invalid-type-form]
         about = "keeps a caller with one model if the contract names no entity"
         key = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, description=about)]
-        fields = [("rows", rows), ("key", key | None, None)]
-        self.Request = msgspec.defstruct("PredictRequest", fields, forbid_unknown_fields=True)
+        more = ("key", key | None, None)
+        self.Request = msgspec.defstruct("PredictRequest", [("rows", rows), more], forbid_unknown_fields=True)
+        raw = Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
+        undecoded = msgspec.defstruct("PredictRequest", [("rows", raw), more], forbid_unknown_fields=True)
         self._hook = partial(_read_moment, contract.zone)
-        self.decode = self.decoder(self.Request).decode
+        self._decode, self._decode_row = self.decoder(undecoded).decode, self.decoder(self.Row).decode
 
     def decoder(self, kind: Any) -> msgspec.json.Decoder[Any]:
         """`kind`: Row, Request or lists of them."""
         return msgspec.json.Decoder(kind, dec_hook=self._hook)
+
+    def decode(self, body: bytes | bytearray) -> tuple[Iterator[Any], str | None]:
+        """A Request's rows, each decoded when it is asked for, and its key. Both raise msgspec's errors, with the path."""
+        request = self._decode(body)
+        return map(self._decode_nth, count(), request.rows), request.key
+
+    def _decode_nth(self, position: int, raw: msgspec.Raw) -> Any:
+        try:
+            return self._decode_row(raw)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `$")
+            raise msgspec.ValidationError(f"{text} - at `$.rows[{position}]{path or '`'}") from None
 
     def convert(self, values: Any, kind: Any) -> Any:
         return msgspec.convert(values, kind, dec_hook=self._hook, builtin_types=(date,))

@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx
 
+from app.settings import Settings
 from environments.local.platform import free_port
 from mlops import access
 from mlops.environment import ROOT, Environment
 
+BODY = Settings.model_fields["max_body_bytes"].default  # bytes, the largest
 LOG_SECRET = "of all environments of the tests, 32 characters"
 
 

@@ -21,9 +21,9 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 3650,
+    "mlops": 3680,
     "cli": 4650,  # of them for delivery some 2,600
-    "app": 1870,
+    "app": 1900,
     "training": 2885,
     "monitoring": 3400,  # of them for drift, quality and trainings some 1,100, for the status page some 500
     "infra": 4170,  # of them for AWS some 2,200

@@ -17,7 +17,7 @@ from mlops.bundle import Bundle
 from mlops.environment import ROOT
 from tests import synthetic
 from tests.proofs import fuzz, weight
-from tests.service import Service, environment
+from tests.service import BODY, Service, environment
 
 FOREIGN = ("mlflow", "sklearn", "pandas", "polars", "pyarrow", "scipy", "training", "matplotlib")
 
@@ -155,7 +155,7 @@ def test_a_body_beyond_the_limit_is_refused_while_it_arrives(service: Service, c
     body = (piece for _ in range(50)) if chunked else piece * 50
     answer = service.http.post("/predict", content=body)
     assert answer.status_code == 413
-    assert "8388608 bytes" in answer.json()["detail"]
+    assert f"{BODY} bytes" in answer.json()["detail"]
     assert service.predict(synthetic.request())["revision"] == 1
 
 
@@ -280,10 +280,10 @@ def test_no_body_is_read_without_a_key_nor_one_that_is_known_to_be_too_large(ser
 
 
 def test_an_answer_to_a_fault_is_small(service: Service) -> None:
-    names = ["x - at `$" + ".a" * 1_000_000, "x" * 5_000_000, " - at `$.rows[0]" * 100_000]
+    names = ["x - at `$" + ".a" * 1_000_000, "x" * 3_000_000, " - at `$.rows[0]" * 100_000]
     bodies = [json.dumps({"rows": [synthetic.request()], name: 1}).encode() for name in names]
     bodies += [rows(synthetic.request() | {name: 1}) for name in names]
-    bodies += [b'{"rows":[' + b"NaN," * 1_000_000 + b"NaN]}", rows(synthetic.request() | {"region": "x" * 5_000_000})]
+    bodies += [b'{"rows":[' + b"NaN," * 900_000 + b"NaN]}", rows(synthetic.request() | {"region": "x" * 3_000_000})]
     for body in bodies:
         answer = post(service, body)
         assert answer.status_code == 422

@@ -24,7 +24,7 @@ from mlops.environment import ROOT
 from tests import synthetic
 from tests.caller import Caller
 from tests.hostile_client import Kind
-from tests.service import Service, environment
+from tests.service import BODY, Service, environment
 
 RATE, SLOWER, GROWTH_MB, HELD_SECONDS = 200, 3.0, 100, 30
 _FLOOR = 0.005  # seconds: less than that is not told apart from the noise of two cores
@@ -80,9 +80,9 @@ def _kinds(key: str) -> dict[str, Kind]:
     }
     callers = {
         "half bodies": Kind(_request("/predict", key, b"{", size=1000), every=1, connections=300),
-        "half of large bodies": Kind(_request("/predict", key, b" " * 2**22, size=2**23), every=1, connections=20),
+        "half of large bodies": Kind(_request("/predict", key, b" " * (BODY // 2), size=BODY), every=1, connections=20),
         "a body, a byte at a time": Kind(_request("/predict", key, b"{", size=1000), b" ", 0.2, 200),
-        "bodies beyond the limit": Kind(more=_request("/predict", key, b" " * 2**23 + b"  "), connections=4, every=0.1),
+        "bodies beyond the limit": Kind(more=_request("/predict", key, b" " * (BODY + 2)), connections=4, every=0.1),
         "chunks of a byte": Kind(_request("/predict", key, b"", chunked, method="POST"), b"1\r\nx\r\n" * 10_000),
         "no JSON": Kind(more=_request("/predict", key, b"{" * 60_000), connections=8),
         "NaN": Kind(
