@@ -226,6 +226,7 @@ def half(service: Service, key: str, sent: bytes, size: int, path: str = "/predi
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=10)
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
     connection.sendall(head.encode() + sent)
+    service.until(lambda: service.metric("mlops_bytes_in_flight") >= len(sent))
     return connection
 
 
@@ -277,6 +278,41 @@ def test_no_body_is_read_without_a_key_nor_one_that_is_known_to_be_too_large(ser
     for key, statuses in (("nobody's", b"401 404 405 200"), (service.key, b"413 404 405 200")):
         with half(service, key, b"", 2**40, path) as waiting:
             assert waiting.recv(100)[9:12] in statuses.split()
+
+
+LARGE = rows(*[synthetic.request()] * 10_000)
+
+
+def _is_asked(service: Service) -> bool:
+    return service.metric("mlops_requests_in_flight") > 0
+
+
+def test_small_requests_are_answered_while_a_large_one_is_worked_on_and_its_rows_are_logged(service: Service) -> None:
+    service.until(lambda: not _is_asked(service))
+    logged = service.metric("mlops_log_rows_total", kind="predictions")
+    with ThreadPoolExecutor() as aside:
+        large = aside.submit(post, service, LARGE)
+        service.until(lambda: _is_asked(service))
+        answered = 0
+        while not large.done():
+            service.predict(synthetic.request())
+            answered += not large.done()
+    assert answered > 5
+    found = large.result().json()["predictions"]
+    assert len({each["id"] for each in found}) == 10_000
+    service.until(lambda: service.metric("mlops_log_rows_total", kind="predictions") >= logged + 10_000 + answered)
+
+
+def test_large_requests_of_one_key_keep_another_key_waiting_for_one_of_them(service: Service) -> None:
+    _, key = access.new(service.environment.store, "other", ["predict"], per_second=1e6)
+    with httpx.Client(base_url=service.url, headers={"authorization": f"Bearer {key}"}, timeout=60) as other:
+        service.until(lambda: other.get("/model").status_code == 200)
+        with ThreadPoolExecutor(8) as aside:
+            many = [aside.submit(post, service, LARGE) for _ in range(8)]
+            service.until(lambda: service.metric("mlops_requests_in_flight") == len(many))
+            assert other.post("/predict", content=LARGE).status_code == 200
+            assert sum(each.done() for each in many) < len(many) / 2
+        assert {each.result().status_code for each in many} == {200}
 
 
 def test_an_answer_to_a_fault_is_small(service: Service) -> None:

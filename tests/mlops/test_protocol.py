@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +84,11 @@ class Heard:
         return not self.listener.open
 
 
+def _told(environment: Environment) -> dict[str, Any]:
+    places = {"bucket": environment.bucket, "keyring": environment.keyring, "spool": environment.home / "spool"}
+    return {"env": environment.name, "model": "m", "log_key": "x" * 32, **places}
+
+
 @pytest.fixture(params=["app", "page"])
 def heard(request: pytest.FixtureRequest, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
     for name, seconds in {"head": 0.4, "body": 0.4, "answer": 0.4, "look": 0.05}.items():
@@ -91,13 +97,7 @@ def heard(request: pytest.FixtureRequest, environment: Environment, monkeypatch:
     if request.param == "page":
         server = Site(environment.model("m"), CollectorRegistry(), lambda: None).serve("127.0.0.1", port)
     else:
-        told = {
-            "bucket": environment.bucket,
-            "keyring": environment.keyring,
-            "spool": environment.home / "spool",
-            "log_key": "x" * 32,
-        }
-        app = create_app(Settings.model_validate({"env": environment.name, "model": "m", **told}))
+        app = create_app(Settings.model_validate(_told(environment)))
         server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, **limited(2**20)))
         threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
@@ -172,6 +172,45 @@ def test_a_head_has_16_kib_in_one_piece_or_in_many(heard: Heard) -> None:
                         connection.sendall(head[start : start + piece])
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(100)[9:12] == status
+
+
+def test_a_head_has_100_headers(heard: Heard) -> None:
+    for count, status in ((100, b"200"), (101, b"431")):
+        with heard.connect(b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * count + b"\r\n") as connection:
+            assert connection.recv(100)[9:12] == status
+
+
+@pytest.mark.parametrize("heard", ["app"], indirect=True)
+def test_chunks_may_be_few_or_large_but_not_many_and_small(heard: Heard) -> None:
+    """Who is heard is told that a key is missing."""
+    for size, count, heard_out in ((1, 60, True), (64, 2_000, True), (1, 1_000, False)):
+        body = (b"%x\r\n" % size + b" " * size + b"\r\n") * count + b"0\r\n\r\n"
+        with heard.connect() as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(_POST + b"transfer-encoding: chunked\r\n\r\n" + body)
+            assert (connection.recv(100)[9:12] == b"401") is heard_out
+    assert heard.answers()
+
+
+def test_a_crowd_without_a_key_is_answered_one_by_one(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all of it would be answered at the end of the same wait, and who has a key would wait for all of it."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def crowd(size: int) -> None:
+        service: Any = create_app(Settings.model_validate(_told(environment)))
+        monkeypatch.setattr("app.main.asyncio.sleep", sleep)
+        monkeypatch.setattr("app.main.time.monotonic", lambda: 1000.0)
+        for _ in range(size):
+            await service._pace()
+
+    asyncio.run(crowd(1000))
+    assert slept[0] < 0.01
+    assert slept[:50] == sorted({*slept[:50]})
+    assert max(slept) <= 0.25
 
 
 def test_beyond_its_connections_the_one_that_asked_longest_ago_goes(

@@ -69,6 +69,32 @@ def test_no_column_of_any_contract_takes_a_value_beyond_the_bounds_of_the_log(da
         assert len(log_schema.line(_record(batch, 0, LOG_KEY.hashed, *batch.answered()))) < LINE_BYTES
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_rows_that_are_decoded_one_by_one_are_what_they_are_in_one_piece(data: Any) -> None:
+    contract = data.draw(contracts())
+    schema = RowSchema(contract, {})
+    columns = [*contract.features, *contract.context, "odd"]
+    rows = data.draw(st.lists(st.dictionaries(st.sampled_from(columns), values) | values, max_size=3))
+    request = {"rows": rows} | data.draw(st.sampled_from([{}, {"key": "k"}]))
+    if data.draw(st.booleans()):
+        request = data.draw(st.sampled_from([{}, {"rows": 1}, {"rows": []}, {"rows": [], "odd": 1}, [], None]))
+
+    def one_by_one(body: bytes) -> Any:
+        found, key = schema.decode(body)
+        return schema.Request([*found], key)
+
+    def told(decode: Any) -> Any:
+        try:
+            return decode(json.dumps(request).encode())
+        except msgspec.ValidationError as error:
+            return str(error)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            return type(error)
+
+    assert told(one_by_one) == told(schema.decoder(schema.Request).decode)
+
+
 CONTEXT = {"model": "m", "task": "binary", "target": "y", "features": {"size": {"type": "number"}}, "entity": ["who"]}
 
 

@@ -177,6 +177,7 @@ def siege(service: Service, key: str, seconds: float, names: tuple[str, ...] = K
             "slower": slower,
             "failed": found["failed"],
             "memory_mb": found["memory_mb"],
+            "held": held,
         }
         if slower > SLOWER or found["failed"] or found["memory_mb"] - before > GROWTH_MB or held:
             faults.append(
