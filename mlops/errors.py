@@ -1,6 +1,7 @@
 import re
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
@@ -8,6 +9,11 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u2
 def visible(text: str) -> str:
     """With its control characters, and those that turn or hide what follows, as escapes that can be seen."""
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+Line = Annotated[
+    str, AfterValidator(lambda text: visible(text).replace("\n", "\\n"))
+]  # of a record: no other can be forged
 
 
 class UserError(Exception):

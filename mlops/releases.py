@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from mlops.append_log import MAX_BYTES, AppendLog
 from mlops.envelope import SIGNER, Attestation, seal, verify
-from mlops.errors import VerificationError, explain
+from mlops.errors import Line, VerificationError, explain
 from mlops.keys import Keyring
 from mlops.store import Store
 
@@ -34,8 +34,8 @@ class Release(BaseModel):
 
     revision: int = Field(ge=1)
     at: AwareDatetime
-    by: str
-    why: str
+    by: Line
+    why: Line
     mode: Mode
     champion: Digest
     challenger: Digest | None = None

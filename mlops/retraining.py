@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from mlops.append_log import AppendLog
 from mlops.contract import Retraining
-from mlops.errors import ConflictError, UserError
+from mlops.errors import ConflictError, Line, UserError
 from mlops.processes import exists
 from mlops.registered_model import RegisteredModel
 from mlops.releases import author, now
@@ -33,9 +33,9 @@ class Event(BaseModel):
     action: Action
     day: date
     at: AwareDatetime
-    by: str
-    why: str
-    host: str
+    by: Line
+    why: Line
+    host: Line
     pid: int
     digest: str | None = None
 

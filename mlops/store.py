@@ -14,8 +14,9 @@ from mlops.errors import UserError, VerificationError
 
 # Short: a poll that hangs is worse than one that fails and is repeated.
 _CLIENT = {"timeout": timedelta(seconds=5), "connect_timeout": timedelta(seconds=2)}
-# Of the object itself: it is archived, or encrypted with a key that is not ours. Not: who are you, wait, too often.
-_ABOUT_THE_OBJECT = re.compile(r"status code: 4(?!01|04|08|29)\d\d|LocalFileSystem")
+# It may be about the object: it is archived, or encrypted with a key that is not ours, or its disk is broken. Not: who are
+# you, wait, too often.
+_OF_ONE = re.compile(r"status code: (4(?!01|04|08|29)|5(?!03))\d\d|LocalFileSystem")
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=8)}
 
 
@@ -44,24 +45,26 @@ class Store:
     def get(self, key: str, limit: int | None = None) -> bytes | None:
         """None if it is absent. Raises VerificationError if it is there and cannot be read, or, before its bytes are read, if
         there are more than `limit`; obstore's exceptions if the bucket cannot be reached."""
+        found = None
         try:
             found = self._store.get(key)
+            if limit is not None and found.meta["size"] > limit:
+                name, size = key.rsplit("/", 1)[-1], found.meta["size"]
+                raise VerificationError("size", name, size, f"bytes: at most {limit} are allowed")
+            return bytes(found.bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (BaseError, OSError) as error:
-            if not _ABOUT_THE_OBJECT.search(str(error)) or not self._answers(f"{key}.absent"):
+            of_one = found or _OF_ONE.search(str(error))  # its bytes broke off, or did not begin
+            if not of_one or not self._answers(f"{key}.absent"):
                 raise
             why = str(error).partition("Debug source")[0].strip()[-200:]
             raise VerificationError("unreadable", key, why, "is there and cannot be read") from None
-        if limit is not None and found.meta["size"] > limit:
-            name, size = key.rsplit("/", 1)[-1], found.meta["size"]
-            raise VerificationError("size", name, size, f"bytes: at most {limit} are allowed")
-        return bytes(found.bytes())
 
     def _answers(self, absent: str) -> bool:
         """Whether it is allowed to say that there is no such object: then its other answers are about the object asked for."""
         try:
-            self._store.get(absent)
+            self._store.get(absent).bytes()
         except (FileNotFoundError, NotADirectoryError):
             return True
         except (BaseError, OSError):

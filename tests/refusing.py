@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ ANSWERS = {
     "archived": (403, "InvalidObjectState"),
     "encrypted with a key of KMS that is not ours": (403, "AccessDenied"),
     "encrypted with a caller's key": (400, "InvalidRequest"),
+    "on a broken disk": (500, "InternalError"),
+    "broken off": (200, "an eighth"),
 }
 _HEADERS = {"connection", "transfer-encoding", "content-encoding", "content-length", "host"}
 
@@ -39,7 +42,14 @@ class Refusing:
                     refusing.everything or ("list-type" not in path.query and path.path.endswith(tuple(refusing.keys)))
                 )
                 if refused:
-                    self._answer(answer[0], {}, f"<Error><Code>{answer[1]}</Code></Error>".encode())
+                    body = f"<Error><Code>{answer[1]}</Code></Error>".encode()
+                    broken = {
+                        "content-length": str(8 * len(body)),
+                        "etag": '"1"',
+                        "last-modified": formatdate(0, usegmt=True),
+                    }
+                    self._answer(answer[0], broken if answer[0] == 200 else {}, body)
+                    self.close_connection = True
                     return
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in _HEADERS}
                 found = client.request(self.command, self.path, content=body, headers=headers)

@@ -21,7 +21,7 @@ from tests.proofs.__main__ import index
 
 # Lines of Python at line length 120. What grows past its budget wants a better idea, or a library.
 BUDGET = {
-    "mlops": 3680,
+    "mlops": 3690,
     "cli": 4650,  # of them for delivery some 2,600
     "app": 1900,
     "training": 2885,

@@ -85,3 +85,21 @@ def test_no_command_prints_a_control_character(
         if "--json" in words and out:
             json.loads(out.splitlines()[-1])
     assert not found
+
+
+def test_a_reason_is_one_line_whoever_wrote_it(
+    tmp_path: Path, first_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = environment(tmp_path)
+    forged = "fixed\nrelease  revision 9, approved by security"
+    promotion.release(here.model(synthetic.MODEL), synthetic.publish(here, first_bundle), forged)
+    for name in ("home", "bucket", "keyring", "endpoint", "tracking"):
+        monkeypatch.setenv(f"MLOPS_{name.upper()}", str(getattr(here, name)))
+    monkeypatch.setenv("MLOPS_MODEL", synthetic.MODEL)
+    for command in ("status", "history"):
+        monkeypatch.setattr(sys, "argv", ["mlops", command])
+        with pytest.raises(SystemExit):
+            cli.main()
+        out = capsys.readouterr().out
+        assert "fixed" in out
+        assert not re.search(r"^\W*release  revision 9", out, re.MULTILINE)
