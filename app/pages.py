@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from app.watcher import Watcher
 
-_METRICS_SECONDS = 1.0
+_METRICS, _METRICS_SECONDS = "/metrics", 1.0
 _PIECE = 64 * 1024  # bytes: what a peer who reads nothing makes us keep
 
 
@@ -18,7 +18,8 @@ class _Page(NamedTuple):
 
 
 class OpenPages:
-    """Pages that need no key are the same for everybody: made once for each model served, and the metrics once a second."""
+    """Pages that need no key are the same for everybody: made once for each model served, and the metrics once a second, or
+    whenever somebody with a key asks."""
 
     def __init__(self, pages: FastAPI, watcher: Watcher):
         self._pages, self._watcher = pages, watcher
@@ -33,7 +34,7 @@ class OpenPages:
                 self._of = self._watcher.live
                 self._kept.clear()
             page = self._kept.get(path)
-            if page is None or fresh or page.until < time.monotonic():
+            if page is None or page.until < time.monotonic() or (fresh and path == _METRICS):
                 page = await self._make(scope)
                 if page.start["status"] == 200 and path not in ("/healthz", "/readyz"):
                     self._kept[path] = page
@@ -52,6 +53,6 @@ class OpenPages:
         async def keep(message: Any) -> None:
             sent.append(message)
 
-        until = time.monotonic() + _METRICS_SECONDS if scope["path"] == "/metrics" else math.inf
+        until = time.monotonic() + _METRICS_SECONDS if scope["path"] == _METRICS else math.inf
         await self._pages({**scope, "method": "GET", "headers": [], "query_string": b""}, receive, keep)
         return _Page(sent[0], b"".join(message.get("body", b"") for message in sent[1:]), until)

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,9 @@ from mlops.model import Model
 from mlops.rows import RowSchema
 
 _SLICE_ROWS, _SMALL_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they are answered in slices
-# A large request works for a slice, and rests after it while small ones came in lately: a fifth of the time is for large ones.
-_SLICE_SECONDS, _REST_SECONDS, _LATELY_SECONDS = 0.0005, 0.002, 0.1
+# While small requests came in lately, a large one rests after each slice, and 50 times as long as it took to read it.
+_SLICE_SECONDS, _REST_SECONDS, _RESTS, _LATELY_SECONDS = 0.0005, 0.002, 50, 0.1
 _LONGEST_PATH = 300  # characters of a path of ours; a longer one is a caller's text that looks like one
-
-
-Done = Callable[[Iterable[Any]], Awaitable[list[Any]]]  # takes work that is done as it is iterated
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
@@ -85,39 +82,51 @@ class Predict:
         # Each row has a brace.
         if len(body) <= _SMALL_BYTES and body.count(b"{") <= _SLICE_ROWS + 1:
             self._small_at = time.monotonic()
-            return await self._predict(body, caller, _at_once)
+            return await self._predict(body, caller, large=False)
         async with self._large_of_key[caller], self._large:  # one in all, and the keys in turn
-            return await self._predict(body, caller, self._in_slices)
+            await self._log.room()
+            return await self._predict(body, caller, large=True)
 
-    async def _in_slices(self, work: Iterable[Any]) -> list[Any]:
-        """Other requests are heard in between. A thread would have them wait for the interpreter, and longer."""
-        done, until = [], time.monotonic() + _SLICE_SECONDS
+    async def _done(self, work: Iterable[Any], large: bool) -> list[Any]:
+        """Of work that is done as it is iterated. Between the slices of a large one other requests are heard: a thread would
+        have them wait for the interpreter, and longer."""
+        if not large:
+            return list(work)
+        done, since = [], time.monotonic()
         for each in work:
             done.append(each)
-            if (now := time.monotonic()) > until:
-                await asyncio.sleep(_REST_SECONDS if now - self._small_at < _LATELY_SECONDS else 0)
-                until = time.monotonic() + _SLICE_SECONDS
+            if time.monotonic() - since > _SLICE_SECONDS:
+                await self._rest(_REST_SECONDS)
+                since = time.monotonic()
         return done
 
-    async def _predict(self, body: bytearray, caller: str, done: Done) -> bytes:
-        live = self._watcher.live
+    async def _rest(self, seconds: float) -> None:
+        lately = time.monotonic() - self._small_at < _LATELY_SECONDS
+        await asyncio.sleep(seconds if lately else 0)
+
+    async def _predict(self, body: bytearray, caller: str, large: bool) -> bytes:
+        live, since = self._watcher.live, time.monotonic()
         if live is None:
             raise retry_after(503, self._watcher.reason or "no model released", 5)
         with _named(body, live.model.schema):
-            decoded, key = live.model.schema.decode(body)
-            rows = await done(decoded)
-        scores = await done(self._scores(live.model, rows))
-        ids = await done(self._new_id() for _ in rows)
+            try:
+                decoded, key = live.model.schema.decode(body)
+            finally:
+                if large:  # this call has no slices
+                    await self._rest(_RESTS * (time.monotonic() - since))
+            rows = await self._done(decoded, large)
+        scores = await self._done(self._scores(live.model, rows), large)
+        ids = await self._done((self._new_id() for _ in rows), large)
         batch = Batch(live, time.time(), ids, rows, scores, key, caller)
         self._metrics.predictions.inc(len(rows))
         if live.challenger:
-            await self._ask_challenger(batch, live.challenger, done)
+            await self._ask_challenger(batch, live.challenger, large)
         else:
-            batch.lines = None if done is _at_once else await done(self._log.lines(batch))
+            batch.lines = await self._done(self._log.lines(batch), large) if large else None
             self._log.add(batch)
         versions, scores, predictions = batch.answered()
         others = (None if version == versions[0] else version for version in versions)
-        encoded = await done(map(_encode, map(Prediction, ids, predictions, scores, others)))
+        encoded = await self._done(map(_encode, map(Prediction, ids, predictions, scores, others)), large)
         return _encode(_Encoded(versions[0], live.release.revision, msgspec.Raw(b"[" + b",".join(encoded) + b"]")))
 
     def _scores(self, model: Model, rows: list[Any]) -> Iterator[float]:
@@ -132,10 +141,10 @@ class Predict:
                 raise HttpError(500, "the model returned a non-finite score")
             yield from scores
 
-    async def _ask_challenger(self, batch: Batch, challenger: Challenger, done: Done) -> None:
+    async def _ask_challenger(self, batch: Batch, challenger: Challenger, large: bool) -> None:
         """The rows assigned to the challenger wait for it, as long as the budget allows; it scores the others later."""
         batch.results = [None] * len(batch.rows)
-        batch.arms = await done(_arms(batch))
+        batch.arms = await self._done(_arms(batch), large)
         assigned = [position for position, arm in enumerate(batch.arms) if arm]
         if assigned and not challenger.breaker.open:
             rows = [batch.rows[position] for position in assigned]
@@ -151,10 +160,6 @@ def _arms(batch: Batch) -> Iterator[int]:
     for row_id, row in zip(batch.ids, batch.rows, strict=True):
         key = contract.entity_of(row) if contract.entity else batch.key or row_id
         yield int(gets_challenger(release, row, key))
-
-
-async def _at_once(work: Iterable[Any]) -> list[Any]:
-    return list(work)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -24,7 +25,8 @@ from mlops.log_schema import OutcomeRecord, PredictionRecord
 from mlops.registered_model import RegisteredModel
 
 log = logging.getLogger("app.prediction_log")
-_QUEUED_ROWS = 50_000
+_QUEUED_ROWS = 200_000
+_MANY_ROWS = 10_000  # a large request waits until there are fewer
 _ROWS_AT_ONCE = 1000  # what takes long in one call holds the interpreter
 _WRITE_SECONDS = 0.05  # often: encoding many rows at once keeps requests from the interpreter
 _DRAIN_SECONDS = 10.0
@@ -119,6 +121,12 @@ class PredictionLog:
             return
         self._queued += rows
         self._queue.append(item)
+
+    async def room(self) -> None:
+        """Returns once there is room for a large request, or it is clear that there will be none soon."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self._queued + self._writing > _MANY_ROWS and time.monotonic() < deadline:
+            await asyncio.sleep(_WRITE_SECONDS)
 
     def _write_loop(self) -> None:
         while not self._stop.wait(_WRITE_SECONDS):

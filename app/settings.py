@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     segment_seconds: float = 10.0
     segment_bytes: int = 8 * 2**20
     spool_bytes: int = 256 * 2**20
-    max_body_bytes: int = 4 * 2**20
+    max_body_bytes: int = 2 * 2**20
     max_bytes_in_flight: int = 64 * 2**20  # of bodies and large answers; a quarter of it for one API key
     max_in_flight: int = 256  # predictions being made; a quarter of it for one API key
     sandbox_memory_mb: int = 512

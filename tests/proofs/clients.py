@@ -1,4 +1,4 @@
-"""Hostile clients of 40 kinds, each a minute beside an honest one: nobody else waits, fails or pays for them.
+"""Hostile clients of 44 kinds, each a minute beside an honest one: nobody else waits, fails or pays for them.
 
 One process each. Beside it 200 honest requests a second: their p99 at most three times that of a quiet minute, none fails; the
 service grows by 100 MB at most; 30 s later no connection, byte or request is held.
@@ -88,6 +88,11 @@ def _kinds(key: str) -> dict[str, Kind]:
         "NaN": Kind(
             more=_request("/predict", key, b'{"rows":[' + b"NaN," * 200_000 + b"0]}"), connections=4, every=0.1
         ),
+        "a body of numbers": Kind(
+            more=_request("/predict", key, b'{"rows":[[' + b"1," * (BODY // 2 - 20) + b"1]]}"), connections=4, every=0.1
+        ),
+        "the metrics, with a key": Kind(more=_request("/metrics", key)),
+        "the model": Kind(more=_request("/model", key)),
         "names like paths": Kind(
             more=_request("/predict", key, f'{{"rows":[{row}],"- at `${".a" * 100_000}":1}}'.encode()),
             connections=4,

@@ -66,7 +66,7 @@ def nasty() -> Iterator[tuple[str, bytes, int]]:
         yield f"field {field[:10]!r}", with_value(field, "1"), 422
     for text in ("", "\u0000", "²", "🦊" * 50, "\u202e", "${jndi:x}", "%s", "a" * 200):
         yield f"category {text[:5]!r}", with_value("color", json.dumps(text)), 200
-    for depth in (100, 10_000, 500_000):
+    for depth in (100, 10_000, 250_000):
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             yield f"{depth} deep {opening}", (opening * depth + closing * depth).encode(), 422
             yield f"rows {depth} deep {opening}", ('{"rows":' + opening * depth + closing * depth + "}").encode(), 422
@@ -101,7 +101,7 @@ def nasty() -> Iterator[tuple[str, bytes, int]]:
     yield "overlong UTF-8", good.encode().replace(b"red", b"\xc0\xaf"), 422
     yield "no rows", b'{"rows":[]}', 422
     yield "too many rows", f'{{"rows":[{",".join([_ROW] * 10_001)}]}}'.encode(), 422
-    yield "many nulls", b'{"rows":[' + b"null," * 800_000 + b"null]}", 422
+    yield "many nulls", b'{"rows":[' + b"null," * 400_000 + b"null]}", 422
     yield "just over the limit", b'{"rows":["' + b"x" * BODY + b'"]}', 413
     yield "50 MB", b'{"rows":["' + b"x" * (50 * 2**20) + b'"]}', 413
 

@@ -27,6 +27,7 @@ REPLICAS, INSTANT_SECONDS, ROLLBACK_SECONDS = 4, 0.25, 5.0
 LOAD, SLOWER, SLOWER_MS, SCORED = 0.6, 1.10, 1.0, 0.99
 WEIGHTS, SPLIT, ENTITIES, ROWS = (0.01, 0.05, 0.25, 0.5), 0.01, 20_000, 100
 BODIES = [{"rows": [numbered(number)]} for number in range(2_000)]
+_AT_ONCE = 60  # rows
 
 
 def two(environment: Environment, budget_ms: float = 20, trees: tuple[int, int] = (20, 20)) -> list[str]:
@@ -145,14 +146,14 @@ def _called(service: Service, seconds: float, per_second: float | None = None) -
 
 
 def overflow(environment: Environment, seconds: float) -> dict[str, Any]:
-    """More rows than the challenger can take: those that find no place are counted, and logged with that as their fault."""
+    """More rows than the challenger can take, of small requests (a large one takes its time): those that find no place are counted, and logged with that as their fault."""
     champion, challenger = two(environment, trees=(20, 1_000))
     rollout.begin(environment.model(synthetic.MODEL), champion, challenger, "proof", mode="shadow")
     with Service(environment, synthetic.MODEL) as service:
         service.serves(3)
-        with Caller(service, [{"rows": [numbered(number) for number in range(5_000)]}], None, 4) as caller:
+        with Caller(service, [{"rows": [numbered(number) for number in range(_AT_ONCE)]}], None, 4) as caller:
             time.sleep(seconds)
-        sent = 5_000 * len(caller.answers)
+        sent = _AT_ONCE * len(caller.answers)
         _scored(service, sent)
         dropped = int(service.metric("mlops_challenger_rows_total", result="dropped"))
     decode, store = msgspec.json.Decoder(log_schema.PredictionRecord).decode, environment.store
