@@ -1,4 +1,4 @@
-"""Hostile clients of 44 kinds, each a minute beside an honest one: nobody else waits, fails or pays for them.
+"""Hostile clients of 45 kinds, each a minute beside an honest one: nobody else waits, fails or pays for them.
 
 One process each. Beside it 200 honest requests a second: their p99 at most three times that of a quiet minute, none fails; the
 service grows by 100 MB at most; 30 s later no connection, byte or request is held.
