@@ -25,7 +25,7 @@ from mlops.rows import RowSchema
 
 _SLICE_ROWS, _SMALL_BYTES = 64, 64 * 1024  # larger requests would hold up the others: they are answered in slices
 # While small requests came in lately, a large one rests after each slice, and 50 times as long as it took to read it.
-_SLICE_SECONDS, _REST_SECONDS, _RESTS, _LATELY_SECONDS = 0.0005, 0.004, 50, 0.1
+_SLICE_SECONDS, _REST_SECONDS, _RESTS, _LATELY_SECONDS = 0.0005, 0.002, 50, 0.1
 _LONGEST_PATH = 300  # characters of a path of ours; a longer one is a caller's text that looks like one
 
 
