@@ -92,7 +92,7 @@ class PredictionLog:
             hint = "another replica writes there; give each its own folder"
             raise UserError("MLOPS_SPOOL", str(self._spool), hint) from None
         self._queue: deque[Batch | OutcomeRecord] = deque()
-        self._queued = self._writing = 0  # rows
+        self._queued = 0  # rows that are not written yet
         self._open: dict[_Place, _Segment] = {}
         self._seen: set[_Place] = set()
         for orphan in self._spool.glob("*.open"):  # of a predecessor that was killed
@@ -116,7 +116,7 @@ class PredictionLog:
 
     def add(self, item: Batch | OutcomeRecord) -> None:
         rows = _rows(item)
-        if self._queued + self._writing + rows > _QUEUED_ROWS:
+        if self._queued + rows > _QUEUED_ROWS:
             self._metrics.log_dropped.labels("queue").inc(rows)
             return
         self._queued += rows
@@ -125,7 +125,7 @@ class PredictionLog:
     async def room(self) -> None:
         """Returns once there is room for a large request, or it is clear that there will be none soon."""
         deadline = time.monotonic() + _DRAIN_SECONDS
-        while self._queued + self._writing > _MANY_ROWS and time.monotonic() < deadline:
+        while self._queued > _MANY_ROWS and time.monotonic() < deadline:
             await asyncio.sleep(_WRITE_SECONDS)
 
     def _write_loop(self) -> None:
@@ -134,12 +134,11 @@ class PredictionLog:
                 self._write()
             except Exception:  # of segments; rows are lost one by one, and counted
                 log.exception("write failed")
-            self._writing = 0
+            self._queued = sum(map(_rows, list(self._queue)))
         self._write(close=True)
 
     def _write(self, close: bool = False) -> None:
         items = [self._queue.popleft() for _ in range(len(self._queue))]
-        self._writing, self._queued = sum(map(_rows, items)), sum(map(_rows, list(self._queue)))
         lines: dict[_Place, list[bytes]] = {}
         for item in items:
             kind, revision = ("predictions", item.live.release.revision) if isinstance(item, Batch) else ("outcomes", 0)

@@ -11,9 +11,8 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-Line = Annotated[
-    str, AfterValidator(lambda text: visible(text).replace("\n", "\\n"))
-]  # of a record: no other can be forged
+# A text of a record: none can look like two.
+Line = Annotated[str, AfterValidator(lambda text: visible(text).replace("\n", "\\n"))]
 
 
 class UserError(Exception):
